@@ -1,0 +1,1 @@
+"""What the parties say to each other: frozen messages, ids, canonical bytes and ports. No I/O."""

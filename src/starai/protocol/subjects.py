@@ -1,0 +1,130 @@
+"""Every NATS subject, and which role may use which: the map of who can say what to whom.
+
+A party's name is part of every subject that it may publish on, so a permission can hold it to
+its own: a node can neither read another's offers nor answer another's tasks.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from starai.protocol.identity import PartyId
+
+
+class Role(enum.Enum):
+    """What a party is in the network."""
+
+    NODE = "node"
+    DISTRIBUTOR = "distributor"
+    GATEWAY = "gateway"
+    REGISTRY = "registry"
+    OPERATOR = "operator"
+    JOINER = "joiner"
+
+
+def offer(role: Role, callee: PartyId) -> str:
+    """Where a callee hears offers and closes."""
+    return f"starai.offer.{role.value}.{callee}"
+
+
+def answer(callee: PartyId, caller: PartyId) -> str:
+    """Where a callee answers one caller."""
+    return f"starai.answer.{callee}.{caller}"
+
+
+def answers_for(caller: PartyId) -> str:
+    """Where a caller hears all its answers; the third token is the callee."""
+    return f"starai.answer.*.{caller}"
+
+
+def beat(role: Role, party: PartyId) -> str:
+    """Where a party beats."""
+    return f"starai.beat.{role.value}.{party}"
+
+
+def beats(role: Role) -> str:
+    """All beats of a role."""
+    return f"starai.beat.{role.value}.*"
+
+
+def control(node: PartyId) -> str:
+    """Where a node hears its owner's orders."""
+    return f"starai.control.node.{node}"
+
+
+def registry(verb: str, party: PartyId) -> str:
+    """Where ``party`` asks the registry: verbs are confirm, join, renew, query, keys."""
+    return f"starai.registry.{verb}.{party}"
+
+
+def registry_all(verb: str) -> str:
+    """All requests of one verb."""
+    return f"starai.registry.{verb}.*"
+
+
+#: Where the registry tells gateways about changed API keys.
+KEYS_CHANGED = "starai.keys.changed"
+
+
+def inbox(party: PartyId) -> str:
+    """The prefix of a party's reply subjects."""
+    return f"_INBOX.{party}"
+
+
+class Permissions(msgspec.Struct, frozen=True):
+    """What a party may publish and subscribe to."""
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+
+
+def permissions(role: Role, party: PartyId) -> Permissions:
+    """The subjects that a role opens to a party, and no others."""
+    own_inbox = f"{inbox(party)}.>"
+    ask = tuple(registry(verb, party) for verb in ("confirm", "renew", "query"))
+    match role:
+        case Role.NODE:
+            return Permissions(
+                publish=(f"starai.answer.{party}.*", beat(role, party), control(party), *ask[:2]),
+                subscribe=(offer(role, party), control(party), own_inbox),
+            )
+        case Role.DISTRIBUTOR:
+            return Permissions(
+                publish=(
+                    "starai.offer.node.*",
+                    f"starai.answer.{party}.*",
+                    beat(role, party),
+                    *ask[:2],
+                ),
+                subscribe=(offer(role, party), answers_for(party), beats(Role.NODE), own_inbox),
+            )
+        case Role.GATEWAY:
+            return Permissions(
+                publish=(
+                    "starai.offer.distributor.*",
+                    beat(role, party),
+                    registry("keys", party),
+                    *ask[1:],
+                ),
+                subscribe=(
+                    answers_for(party),
+                    beats(Role.DISTRIBUTOR),
+                    beats(Role.NODE),
+                    KEYS_CHANGED,
+                    own_inbox,
+                ),
+            )
+        case Role.REGISTRY:
+            return Permissions(
+                publish=("_INBOX.>", KEYS_CHANGED, beat(role, party)),
+                subscribe=("starai.registry.>", own_inbox),
+            )
+        case Role.OPERATOR:
+            return Permissions(
+                publish=("starai.control.node.*", *ask[1:]),
+                subscribe=("starai.beat.>", own_inbox),
+            )
+        case Role.JOINER:
+            return Permissions(publish=(registry("join", party),), subscribe=(own_inbox,))

@@ -1,0 +1,182 @@
+"""A task between two parties: offered by a caller, answered in sealed chunks by a callee, closed.
+
+The same four messages serve both hops: a gateway offers to a distributor, a distributor offers to
+a node. `starai.exchange` runs them; `starai.sealing` makes what is sealed in them.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import msgspec
+
+from starai.core.errors import MalformedFrame
+from starai.protocol.frames import Message, travels
+from starai.protocol.identity import PartyId, raw_public
+
+_HEADER: Final = struct.Struct("<4sB3x16sI32s32s16s32sIIQQQI32s")
+
+
+class TaskHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """What may be known of a task without opening it. Its canonical bytes bind every seal.
+
+    Times are Unix milliseconds. ``request_hash`` is the SHA-256 of the sealed plaintext (which
+    holds a random salt), ``customer`` an opaque account number, ``price_id`` a row of the
+    operator's price table (0: free). ``attempt`` counts re-offers of one task from 0.
+    """
+
+    task_id: bytes
+    attempt: int
+    caller: PartyId
+    callee: PartyId
+    session_id: bytes
+    model_root: bytes
+    prompt_tokens: int
+    max_tokens: int
+    offered_ms: int
+    deadline_ms: int
+    customer: int
+    price_id: int
+    request_hash: bytes
+
+    def canonical(self) -> bytes:
+        """Fixed-width bytes, equal on every machine.
+
+        Raises:
+            MalformedFrame: a field is outside its range.
+        """
+        widths = (16, 16, 32, 32)
+        fixed = (self.task_id, self.session_id, self.model_root, self.request_hash)
+        if any(len(value) != width for value, width in zip(fixed, widths, strict=True)):
+            raise MalformedFrame("a task header has a field of the wrong length")
+        try:
+            return _HEADER.pack(
+                b"SATH",
+                1,
+                self.task_id,
+                self.attempt,
+                raw_public(self.caller),
+                raw_public(self.callee),
+                self.session_id,
+                self.model_root,
+                self.prompt_tokens,
+                self.max_tokens,
+                self.offered_ms,
+                self.deadline_ms,
+                self.customer,
+                self.price_id,
+                self.request_hash,
+            )
+        except struct.error as error:
+            raise MalformedFrame("a task header has a number out of range") from error
+
+
+class Prekey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """A party's short-lived X25519 key, signed by its identity. Times are Unix milliseconds."""
+
+    party: PartyId
+    prekey_id: bytes
+    public: bytes
+    not_before_ms: int
+    not_after_ms: int
+    signature: bytes
+
+    def signed_bytes(self) -> bytes:
+        """The bytes under the signature."""
+        return b"starai/v1/prekey" + struct.pack(
+            "<32s16s32sQQ",
+            raw_public(self.party),
+            self.prekey_id,
+            self.public,
+            self.not_before_ms,
+            self.not_after_ms,
+        )
+
+
+class SessionOpening(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """Opens a session: a secret sealed by HPKE to the callee's prekey, signed by the caller.
+
+    ``credential`` is the caller's JWT: it shows the callee that the network gave this identity
+    the role that may offer tasks.
+    """
+
+    session_id: bytes
+    prekey_id: bytes
+    box: bytes
+    credential: str
+    signature: bytes
+
+
+@travels(1)
+class Offer(Message, frozen=True):
+    """Caller to callee: will you do this? ``sealed`` is a sealed `Generation`."""
+
+    header: TaskHeader
+    sealed: bytes
+    opening: SessionOpening | None = None
+
+
+@travels(2)
+class Answer(Message, frozen=True):
+    """Callee to caller: chunk number ``seq`` of the answer; ``sealed`` is a sealed `Part`.
+
+    Chunk 0 accepts the task. Every chunk is sealed under the code of the one before.
+    """
+
+    task_id: bytes
+    attempt: int
+    seq: int
+    sealed: bytes
+
+
+@travels(3)
+class Refusal(Message, frozen=True):
+    """Callee to caller: no, or no more. ``code`` is one of `RefusalCode`'s values."""
+
+    task_id: bytes
+    attempt: int
+    code: str
+    retry_after_ms: int = 0
+
+
+class RefusalCode:
+    """Why a task is refused. Strings, so that a newer party may add one."""
+
+    BUSY: Final = "busy"
+    DRAINING: Final = "draining"
+    UNKNOWN_SESSION: Final = "unknown_session"
+    UNKNOWN_MODEL: Final = "unknown_model"
+    CONTEXT_TOO_LONG: Final = "context_too_long"
+    BAD_REQUEST: Final = "bad_request"
+    DEADLINE: Final = "deadline"
+    NO_NODE: Final = "no_node"
+    ENGINE_FAILED: Final = "engine_failed"
+
+
+@travels(4)
+class Close(Message, frozen=True):
+    """Caller to callee: stop if you still run, and here is what I accepted of your answer.
+
+    ``accepted_seq`` counts the chunks accepted (0: none), ``accepted_tokens`` the tokens in
+    them. ``tag`` (16 bytes) is an HMAC under the task's close key, so only the caller can have
+    said it. Both sides derive the same record from the header and this message.
+    """
+
+    task_id: bytes
+    attempt: int
+    accepted_seq: int
+    accepted_tokens: int
+    closed_ms: int
+    tag: bytes
+
+    def tagged_bytes(self) -> bytes:
+        """The bytes under the tag."""
+        return b"starai/v1/close" + struct.pack(
+            "<16sIIIQ",
+            self.task_id,
+            self.attempt,
+            self.accepted_seq,
+            self.accepted_tokens,
+            self.closed_ms,
+        )
