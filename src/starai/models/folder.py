@@ -1,0 +1,201 @@
+"""Reads a Hugging Face model folder into a manifest, and refuses it when its files disagree.
+
+Looks at configuration, safetensors headers and tokenizer; loads no weight and runs no code.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from starai.core.errors import ModelFileRefused
+from starai.models.manifest import ModelManifest, merkle_root
+from starai.models.weights import TensorInfo, read_safetensors_header
+
+INDEX_FILE: Final = "model.safetensors.index.json"
+SINGLE_FILE: Final = "model.safetensors"
+#: Files beside the weights that decide what the model answers.
+_DEFINING_FILES: Final = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+#: A tokenizer.json of a 256k vocabulary has about 35 MB.
+_JSON_BYTES_MAX: Final = 256 << 20
+_EMBEDDINGS: Final = (
+    "model.embed_tokens.weight",
+    "model.language_model.embed_tokens.weight",
+    "language_model.model.embed_tokens.weight",
+    "transformer.wte.weight",
+    "wte.weight",
+    "gpt_neox.embed_in.weight",
+)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of the model.
+
+    Raises:
+        ModelFileRefused: it cannot be read, is too large or is not a JSON object.
+    """
+    try:
+        if path.stat().st_size > _JSON_BYTES_MAX:
+            raise ModelFileRefused(f"{path.name}: larger than {_JSON_BYTES_MAX} bytes")
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except OSError as error:
+        raise ModelFileRefused(f"{path.name}: cannot be read: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ModelFileRefused(f"{path.name}: not a JSON object ({error})") from error
+
+
+def read_optional_json(path: Path) -> dict[str, Any]:
+    """Like `read_json`; an absent file is an empty object."""
+    return read_json(path) if path.is_file() else {}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The language model's configuration; a multimodal model's ``text_config`` comes forward."""
+    config = read_json(folder / "config.json")
+    nested = config.get("text_config")
+    return {**config, **nested} if isinstance(nested, dict) else config
+
+
+def read_folder(folder: Path, name: str) -> ModelManifest:
+    """The manifest of a folder with config.json, safetensors and a tokenizer.
+
+    Raises:
+        ModelFileRefused: a file is missing, truncated or contradicts another; says which.
+    """
+    config = read_config(folder)
+    weight_files = list_weight_files(folder)
+    tensors: dict[str, TensorInfo] = {}
+    for file in weight_files:
+        tensors.update(read_safetensors_header(folder / file))
+    vocab_size = _number(config, "vocab_size")
+    _check_shapes(config, tensors, vocab_size)
+    check_vocabulary(folder, vocab_size)
+    files = [file for file in _DEFINING_FILES if (folder / file).is_file()]
+    indexed = [INDEX_FILE] if (folder / INDEX_FILE).is_file() else []
+    architectures = config.get("architectures")
+    if not (isinstance(architectures, list) and architectures):
+        raise ModelFileRefused("config.json: has no 'architectures'")
+    return ModelManifest(
+        name=name,
+        root=merkle_root({file: folder / file for file in (*files, *indexed, *weight_files)}),
+        kind="huggingface",
+        path=str(folder),
+        context_length=_number(config, "max_position_embeddings", "n_positions", "n_ctx"),
+        vocab_size=vocab_size,
+        eos_token_ids=_eos_token_ids(folder, config, vocab_size),
+        bos_token_id=_bos_token_id(config, vocab_size),
+        num_parameters=sum(tensor.num_elements for tensor in tensors.values()),
+        architecture=str(architectures[0]),
+    )
+
+
+def list_weight_files(folder: Path) -> list[str]:
+    """The safetensors files of the folder, relative and sorted; every indexed tensor is in one.
+
+    Raises:
+        ModelFileRefused: there are none, or the index names what is not there.
+    """
+    if not (folder / INDEX_FILE).is_file():
+        if not (folder / SINGLE_FILE).is_file():
+            raise ModelFileRefused(f"the folder has neither {SINGLE_FILE} nor {INDEX_FILE}")
+        return [SINGLE_FILE]
+    weight_map = read_json(folder / INDEX_FILE).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelFileRefused(f"{INDEX_FILE}: has no 'weight_map'")
+    files = sorted({str(file) for file in weight_map.values()})
+    for file in files:
+        # A hostile index must not reach outside the folder.
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise ModelFileRefused(f"{INDEX_FILE}: {file[:80]!r} is not a file of this folder")
+        if not (folder / file).is_file():
+            raise ModelFileRefused(f"{INDEX_FILE}: names {file}, which is missing")
+        present = read_safetensors_header(folder / file)
+        for tensor in (name for name, home in weight_map.items() if home == file):
+            if tensor not in present:
+                raise ModelFileRefused(f"{file}: lacks tensor {tensor[:80]!r} of the index")
+    return files
+
+
+def check_vocabulary(folder: Path, vocab_size: int) -> None:
+    """Refuse a tokenizer whose ids exceed the model's vocabulary; smaller ones are padding.
+
+    Raises:
+        ModelFileRefused: the tokenizer is malformed or knows more ids than the model.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        if not (folder / "tokenizer.model").is_file():
+            raise ModelFileRefused("the folder has neither tokenizer.json nor tokenizer.model")
+        return  # `open_codec` compares a sentencepiece model with the manifest
+    tokenizer = read_json(path)
+    try:
+        vocabulary = tokenizer["model"]["vocab"]
+        ids = vocabulary.values() if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+        added = [token["id"] for token in tokenizer.get("added_tokens") or []]
+        highest = max((*ids, *added))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileRefused("tokenizer.json: has no usable vocabulary") from error
+    if highest >= vocab_size:
+        raise ModelFileRefused(
+            f"tokenizer.json: its ids reach {highest}, the model's vocabulary ends at "
+            f"{vocab_size - 1}"
+        )
+
+
+def _check_shapes(config: dict[str, Any], tensors: dict[str, TensorInfo], vocab_size: int) -> None:
+    hidden = _number(config, "hidden_size", "n_embd", "d_model")
+    for name in (*_EMBEDDINGS, "lm_head.weight"):
+        found = tensors.get(name)
+        if found and found.shape != (vocab_size, hidden):
+            raise ModelFileRefused(
+                f"tensor {name!r} has shape {list(found.shape)}, config.json says "
+                f"{[vocab_size, hidden]}"
+            )
+    layers = _number(config, "num_hidden_layers", "n_layer")
+    present = {
+        int(part)
+        for name in tensors
+        for part in name.split(".")[:5]
+        if part.isascii() and part.isdigit()
+    }
+    # Some models carry layers behind the last one (multi-token prediction), none may lack one.
+    missing = set(range(layers)) - present if present else set()
+    if missing:
+        raise ModelFileRefused(
+            f"config.json says {layers} layers, the weights lack layer {min(missing)}"
+        )
+
+
+def _number(config: dict[str, Any], *keys: str) -> int:
+    for key in keys:
+        value = config.get(key)
+        if isinstance(value, int) and 0 < value < 1 << 31:
+            return value
+    raise ModelFileRefused(f"config.json: lacks a positive {' or '.join(map(repr, keys))}")
+
+
+def _eos_token_ids(folder: Path, config: dict[str, Any], vocab_size: int) -> tuple[int, ...]:
+    generation = read_optional_json(folder / "generation_config.json")
+    ids: set[int] = set()
+    for source in (generation, config):
+        value = source.get("eos_token_id")
+        ids.update(value if isinstance(value, list) else [] if value is None else [value])
+    if not ids:
+        raise ModelFileRefused("neither generation_config.json nor config.json has 'eos_token_id'")
+    if not all(isinstance(value, int) and 0 <= value < vocab_size for value in ids):
+        raise ModelFileRefused(f"'eos_token_id' {sorted(map(str, ids))} is outside the vocabulary")
+    return tuple(sorted(ids))
+
+
+def _bos_token_id(config: dict[str, Any], vocab_size: int) -> int | None:
+    value = config.get("bos_token_id")
+    return value if isinstance(value, int) and 0 <= value < vocab_size else None
