@@ -1,0 +1,1 @@
+"""The registry: hears both sides of each task, keeps what they signed, and admits parties."""
