@@ -1,0 +1,1 @@
+"""The embedded model: its generated corpus, its tokenizer and its training."""
