@@ -88,7 +88,7 @@ def permissions(role: Role, party: PartyId) -> Permissions:
         case Role.NODE:
             return Permissions(
                 publish=(f"starai.answer.{party}.*", beat(role, party), control(party), *ask[:2]),
-                subscribe=(offer(role, party), control(party), own_inbox),
+                subscribe=(offer(role, party), control(party), beats(Role.DISTRIBUTOR), own_inbox),
             )
         case Role.DISTRIBUTOR:
             return Permissions(
@@ -98,7 +98,13 @@ def permissions(role: Role, party: PartyId) -> Permissions:
                     beat(role, party),
                     *ask[:2],
                 ),
-                subscribe=(offer(role, party), answers_for(party), beats(Role.NODE), own_inbox),
+                subscribe=(
+                    offer(role, party),
+                    answers_for(party),
+                    beats(Role.NODE),
+                    beats(Role.GATEWAY),
+                    own_inbox,
+                ),
             )
         case Role.GATEWAY:
             return Permissions(

@@ -1,0 +1,127 @@
+"""Who is there: the last beat of every party of a role, and when a party counts as gone.
+
+A party is there while its beats come; a higher ``boot`` supersedes the party's old self. What
+the beats mean for matching is not known here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import anyio
+import msgspec
+
+from starai.core.clock import Clock
+from starai.core.errors import MalformedFrame
+from starai.core.limits import BEAT_INTERVAL_S, BEAT_LEASE_S
+from starai.core.logging import event
+from starai.exchange.base import short
+from starai.protocol.frames import decode, encode
+from starai.protocol.identity import PartyId
+from starai.protocol.ports import Delivery, Wire
+from starai.protocol.presence import Beat
+from starai.protocol.subjects import Role, beat, beats
+
+_LOG = logging.getLogger(__name__)
+
+#: Parties of one role that are kept track of; a network of more needs regions.
+PARTIES_MAX = 10_000
+
+
+class Sighting(msgspec.Struct):
+    """A party's last beat and when it came, in monotonic seconds."""
+
+    beat: Beat
+    seen_s: float
+
+
+class Presence:
+    """The parties of one role that are there now."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        role: Role,
+        clock: Clock,
+        on_gone: Callable[[PartyId], None] | None = None,
+        on_beat: Callable[[Beat], None] | None = None,
+    ) -> None:
+        """Watch the beats of ``role``; ``on_gone`` is told once when a party falls silent."""
+        self._wire = wire
+        self._role = role
+        self._clock = clock
+        self._on_gone = on_gone
+        self._on_beat = on_beat
+        self._sightings: dict[PartyId, Sighting] = {}
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Watch inside the context."""
+        async with (
+            self._wire.subscribe(beats(self._role), self._on_delivery),
+            anyio.create_task_group() as group,
+        ):
+            group.start_soon(self._sweep)
+            yield
+            group.cancel_scope.cancel()
+
+    def __iter__(self) -> Iterator[Beat]:
+        return iter([sighting.beat for sighting in self._sightings.values()])
+
+    def __len__(self) -> int:
+        return len(self._sightings)
+
+    def get(self, party: PartyId) -> Beat | None:
+        """A party's last beat, if it is there."""
+        sighting = self._sightings.get(party)
+        return sighting.beat if sighting else None
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        try:
+            message = decode(delivery.payload, Beat)
+        except MalformedFrame:
+            return
+        if delivery.subject != beat(self._role, message.party):
+            return
+        known = self._sightings.get(message.party)
+        if known is not None and (message.boot, message.seq) <= (known.beat.boot, known.beat.seq):
+            return
+        if known is None and len(self._sightings) >= PARTIES_MAX:
+            return
+        if known is None:
+            event(_LOG, "party_here", role=self._role.value, party=short(message.party))
+        elif message.boot > known.beat.boot and self._on_gone is not None:
+            self._on_gone(message.party)  # its old self is gone, with all it was doing
+        self._sightings[message.party] = Sighting(message, self._clock.monotonic_s())
+        if self._on_beat is not None:
+            self._on_beat(message)
+
+    async def _sweep(self) -> None:
+        while True:
+            await anyio.sleep(BEAT_INTERVAL_S)
+            self._drop_silent(self._clock.monotonic_s())
+
+    def _drop_silent(self, now_s: float) -> None:
+        if not self._wire.connected:
+            # We hear nobody: it is our own line. Give everybody a fresh lease.
+            for sighting in self._sightings.values():
+                sighting.seen_s = now_s
+            return
+        gone = [p for p, s in self._sightings.items() if now_s - s.seen_s > BEAT_LEASE_S]
+        for party in gone:
+            del self._sightings[party]
+            event(_LOG, "party_gone", role=self._role.value, party=short(party))
+            if self._on_gone is not None:
+                self._on_gone(party)
+
+
+async def keep_beating(wire: Wire, role: Role, make: Callable[[int], Beat]) -> None:
+    """Publish the beats that ``make`` builds from a rising number, until cancelled."""
+    seq = 0
+    while True:
+        seq += 1
+        message = make(seq)
+        wire.publish_soon(beat(role, message.party), encode(message))
+        await anyio.sleep(BEAT_INTERVAL_S)

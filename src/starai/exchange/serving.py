@@ -1,0 +1,334 @@
+"""The callee's side: open offered tasks, run a handler for each, send its answer, hear the close.
+
+::
+
+    serving = Serving(..., handler=run_one)
+    async with anyio.create_task_group() as tasks:
+        await serving.run(tasks)
+
+It does not know what a task is for: the handler does. A node's handler runs an engine, a
+distributor's handler offers the task on to a node.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Collection
+
+import anyio
+from anyio.abc import TaskGroup
+
+from starai.core.errors import MalformedFrame, PartyRefused, SealBroken, Unavailable
+from starai.core.logging import event
+from starai.exchange.base import SIGN_OF_LIFE_S, Settled, TaskKey, short
+from starai.exchange.member import Member
+from starai.protocol.frames import decode, encode, peek
+from starai.protocol.generation import Finish, Generation, TokenLogprobs
+from starai.protocol.identity import PartyId
+from starai.protocol.ports import Delivery, Wire
+from starai.protocol.subjects import Role, answer, offer
+from starai.protocol.tasks import (
+    Answer,
+    Close,
+    Offer,
+    Prekey,
+    Refusal,
+    RefusalCode,
+    TaskHeader,
+)
+from starai.sealing import (
+    AnswerSealer,
+    PrekeyRing,
+    Session,
+    TaskKeys,
+    accept_session,
+    close_tag,
+    derive_keys,
+    open_request,
+)
+
+_LOG = logging.getLogger(__name__)
+
+#: Sessions kept: one caller has one a prekey, so this is many callers.
+SESSIONS_MAX = 1024
+#: Offers remembered, so that a repeated one is not run twice.
+OFFERS_REMEMBERED_MAX = 8192
+#: How long a finished answer waits for its close, and how often it asks for it.
+CLOSE_WAIT_S = 10.0
+CLOSE_ASK_S = 1.0
+
+
+class Refused(Exception):
+    """A handler's way to refuse the task, before or during the answer."""
+
+    def __init__(self, code: str, retry_after_ms: int = 0) -> None:
+        """Refuse with a `RefusalCode`."""
+        super().__init__(code)
+        self.code = code
+        self.retry_after_ms = retry_after_ms
+
+
+class ServedTask:
+    """One offered task, opened. The handler sends the answer's parts through it."""
+
+    def __init__(
+        self, header: TaskHeader, generation: Generation, keys: TaskKeys, wire: Wire
+    ) -> None:
+        """Made by `Serving`."""
+        self.header = header
+        self.generation = generation
+        self.keys = keys
+        self.finished = False
+        #: Whether the work gets on; a handler may put its own test here.
+        self.is_alive: Callable[[], bool] = lambda: True
+        self.close: Close | None = None
+        self.closed = anyio.Event()
+        self.scope = anyio.CancelScope()
+        self._sealer = AnswerSealer(keys)
+        self._wire = wire
+        self._subject = answer(header.callee, header.caller)
+        self._ids = bytearray()
+        # Where the chain stood after each chunk: (tokens so far, code). Index 0 is the start.
+        self._marks: list[tuple[int, bytes]] = [(0, self._sealer.code)]
+        self._last_frame = b""
+
+    async def send(
+        self,
+        ids: bytes = b"",
+        finish: Finish | None = None,
+        logprobs: tuple[TokenLogprobs, ...] = (),
+        sketch: bytes = b"",
+        spots: bytes = b"",
+    ) -> None:
+        """Send the next part; an empty one is a sign of life."""
+        seq = self._sealer.seq
+        sealed = self._sealer.seal(ids, finish, logprobs, sketch, spots)
+        self._ids += ids
+        self._marks.append((len(self._ids) // 4, self._sealer.code))
+        self.finished = finish is not None
+        self._last_frame = encode(Answer(self.header.task_id, self.header.attempt, seq, sealed))
+        await self._wire.publish(self._subject, self._last_frame)
+
+    def refuse(self, code: str, retry_after_ms: int = 0) -> None:
+        """Say no, or no more."""
+        message = Refusal(self.header.task_id, self.header.attempt, code, retry_after_ms)
+        self._last_frame = encode(message)
+        self._wire.publish_soon(self._subject, self._last_frame)
+
+    def repeat(self) -> None:
+        """Send the last chunk again: the caller answers with its close."""
+        self._wire.publish_soon(self._subject, self._last_frame)
+
+    def settled(self) -> Settled | None:
+        """What the caller accepted, as its close says; None when nothing or not yet closed.
+
+        Raises:
+            SealBroken: the close claims chunks that were never sent, or other tokens.
+        """
+        close = self.close
+        if close is None or not close.accepted_tokens:
+            return None
+        if close.accepted_seq >= len(self._marks):
+            raise SealBroken("a close claims chunks that were never sent")
+        num_tokens, code = self._marks[close.accepted_seq]
+        if num_tokens != close.accepted_tokens:
+            raise SealBroken("a close claims other tokens than its chunks hold")
+        return Settled(self.header, bytes(self._ids[: num_tokens * 4]), code, close.closed_ms)
+
+
+class Serving:
+    """A callee's end of all its exchanges."""
+
+    def __init__(
+        self,
+        member: Member,
+        role: Role,
+        caller_roles: Collection[Role],
+        handler: Callable[[ServedTask], Awaitable[None]],
+        on_settled: Callable[[Settled], Awaitable[None]] | None = None,
+    ) -> None:
+        """Serve in ``role`` whoever has one of ``caller_roles``.
+
+        ``handler`` answers one task and raises `Refused` to refuse; ``on_settled`` is told how
+        each attempt with accepted tokens ended.
+        """
+        self._member = member
+        self._wire = member.wire
+        self._identity = member.identity
+        self._clock = member.clock
+        self._role = role
+        self._caller_roles = caller_roles
+        self._ring = PrekeyRing(member.identity, member.clock, member.randomness)
+        self._handler = handler
+        self._on_settled = on_settled
+        self._sessions: OrderedDict[bytes, Session] = OrderedDict()
+        self._seen: OrderedDict[TaskKey, None] = OrderedDict()
+        self._tasks: dict[TaskKey, ServedTask] = {}
+        self._group: TaskGroup | None = None
+
+    @property
+    def prekey(self) -> Prekey:
+        """The prekey to announce in beats."""
+        return self._ring.current()
+
+    @property
+    def num_running(self) -> int:
+        """Tasks whose handler is at work."""
+        return sum(not task.finished for task in self._tasks.values())
+
+    async def run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        """Hear offers until cancelled; each task runs in this call's own task group."""
+        subject = offer(self._role, self._identity.party)
+        async with anyio.create_task_group() as group:
+            self._group = group
+            async with self._wire.subscribe(subject, self._on_delivery):
+                task_status.started()
+                await anyio.sleep_forever()
+
+    def abandon(self, caller: PartyId) -> None:
+        """Stop all work for a caller that is gone."""
+        for task in self._tasks.values():
+            if task.header.caller == caller:
+                task.scope.cancel()
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        try:
+            if peek(delivery.payload) is Close:
+                self._on_close(decode(delivery.payload, Close))
+            else:
+                self._on_offer(decode(delivery.payload, Offer))
+        except MalformedFrame:
+            event(_LOG, "malformed_frame", logging.WARNING, bytes=len(delivery.payload))
+
+    def _on_close(self, close: Close) -> None:
+        task = self._tasks.get((close.task_id, close.attempt))
+        if task is None or task.close is not None:
+            return
+        if not hmac.compare_digest(close_tag(task.keys, close), close.tag):
+            event(_LOG, "forged_close", logging.WARNING, task=close.task_id.hex())
+            return
+        task.close = close
+        task.closed.set()
+        if not task.finished:
+            task.scope.cancel()
+
+    def _on_offer(self, message: Offer) -> None:
+        header = message.header
+        key = (header.task_id, header.attempt)
+        if key in self._seen or header.callee != self._identity.party or self._group is None:
+            return
+        self._seen[key] = None
+        while len(self._seen) > OFFERS_REMEMBERED_MAX:
+            self._seen.popitem(last=False)
+        try:
+            session = self._session(message)
+            if session is None:
+                self._say_no(header, RefusalCode.UNKNOWN_SESSION)
+                return
+            keys = derive_keys(session.secret, header)
+            generation = open_request(keys, header, message.sealed)
+        except (SealBroken, MalformedFrame, PartyRefused) as error:
+            event(
+                _LOG,
+                "offer_not_opened",
+                logging.WARNING,
+                caller=short(header.caller),
+                code=error.code,
+            )
+            self._say_no(header, RefusalCode.BAD_REQUEST)
+            return
+        task = self._tasks[key] = ServedTask(header, generation, keys, self._wire)
+        self._group.start_soon(self._serve, key, task)
+
+    def _session(self, message: Offer) -> Session | None:
+        now_ms = self._clock.now_ms()
+        session = self._sessions.get(message.header.session_id)
+        if session is None and message.opening is not None:
+            session = accept_session(
+                message.opening,
+                self._ring,
+                self._identity.party,
+                self._member.account,
+                self._caller_roles,
+                now_ms,
+            )
+            self._sessions[session.session_id] = session
+            while len(self._sessions) > SESSIONS_MAX:
+                self._sessions.popitem(last=False)
+        if session is None or session.session_id != message.header.session_id:
+            return None
+        if session.caller != message.header.caller:
+            raise SealBroken("a task's caller is not its session's")
+        if session.expires_ms <= now_ms:
+            del self._sessions[session.session_id]
+            return None
+        return session
+
+    def _say_no(self, header: TaskHeader, code: str) -> None:
+        subject = answer(self._identity.party, header.caller)
+        self._wire.publish_soon(subject, encode(Refusal(header.task_id, header.attempt, code)))
+
+    async def _serve(self, key: TaskKey, task: ServedTask) -> None:
+        try:
+            with task.scope:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(_keep_alive, task)
+                    await self._work(task)
+                    group.cancel_scope.cancel()
+            with anyio.CancelScope(shield=task.close is not None):
+                await self._settle(task)
+        finally:
+            del self._tasks[key]
+
+    async def _work(self, task: ServedTask) -> None:
+        """Answer one task; what goes wrong in it stays in it."""
+        try:
+            await self._handle(task)
+        except Refused as refusal:
+            task.refuse(refusal.code, refusal.retry_after_ms)
+        except Unavailable:
+            # The wire is down and its buffer full: the caller re-offers the task elsewhere.
+            event(_LOG, "answer_not_sent", logging.WARNING, task=task.header.task_id.hex())
+        except Exception:  # noqa: BLE001 - a boundary, see below
+            # A boundary: our mistake in one task must not end the others. The caller hears a
+            # refusal and re-offers; the log has the class and the place of the fault.
+            _LOG.exception("task_handler_failed")
+            task.refuse(RefusalCode.ENGINE_FAILED)
+
+    async def _handle(self, task: ServedTask) -> None:
+        left_s = (task.header.deadline_ms - self._clock.now_ms()) / 1000
+        try:
+            with anyio.fail_after(max(left_s, 0.0)):
+                await task.send()  # chunk 0 accepts the task
+                await self._handler(task)
+        except TimeoutError:
+            raise Refused(RefusalCode.DEADLINE) from None
+
+    async def _settle(self, task: ServedTask) -> None:
+        if task.close is None:
+            with anyio.move_on_after(CLOSE_WAIT_S):
+                while not task.closed.is_set():
+                    with anyio.move_on_after(CLOSE_ASK_S):
+                        await task.closed.wait()
+                    if not task.closed.is_set():
+                        task.repeat()
+        try:
+            settled = task.settled()
+        except SealBroken:
+            event(_LOG, "false_close", logging.WARNING, task=task.header.task_id.hex())
+            return
+        if settled is not None and self._on_settled is not None:
+            await self._on_settled(settled)
+
+
+async def _keep_alive(task: ServedTask) -> None:
+    """Send signs of life while the handler works and says that it gets on."""
+    while not task.finished:
+        await anyio.sleep(SIGN_OF_LIFE_S)
+        if task.is_alive() and not task.finished:
+            try:
+                await task.send()
+            except Unavailable:
+                return  # the handler's own next part meets the same fault and ends the task

@@ -1,0 +1,1 @@
+"""Fakes and builders that users of StarAI's parts may build their own tests on."""
