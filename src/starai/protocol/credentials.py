@@ -15,12 +15,20 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from starai.core.errors import InternalFault, MalformedFrame, PartyRefused, SealBroken
+from starai.core.errors import (
+    ConfigurationRefused,
+    InternalFault,
+    MalformedFrame,
+    PartyRefused,
+    SealBroken,
+)
 from starai.protocol.identity import Identity, KeyKind, PartyId, party_id, verify
 from starai.protocol.subjects import Role, permissions
 
 #: A credential of ours is about 1.2 KB; what is far longer is not read at all.
 CREDENTIAL_CHARS_MAX: Final = 16_384
+#: No credential lives longer, so that a list of revoked ones can forget.
+LIFETIME_MS_MAX: Final = 30 * 86_400_000
 #: Subscriptions of one party: a service holds about ten; the server stops a runaway.
 SUBSCRIPTIONS_MAX: Final = 1_024
 
@@ -117,7 +125,12 @@ def issue_credential(
 
     NATS counts whole seconds: the credential lives at least ``lifetime_ms`` and at most a second
     longer.
+
+    Raises:
+        ConfigurationRefused: ``lifetime_ms`` is longer than 30 days, or no time at all.
     """
+    if not 0 < lifetime_ms <= LIFETIME_MS_MAX:
+        raise ConfigurationRefused("a credential lives for at most 30 days")
     opened = permissions(role, party)
     if not (opened.publish and opened.subscribe):
         # NATS would read an empty list as "everything".

@@ -1,0 +1,539 @@
+"""The real wire: a party's lasting connection to NATS, over one `Link` at a time.
+
+It dials until it is in, hears again what was subscribed after every break, keeps a bounded buffer
+of what is published meanwhile, and swaps its credential without losing or doubling a message.
+Knows nothing of how credentials are issued: it asks ``credential()`` for the current one at each
+dial, and tells its owner through ``refused`` when the network no longer lets the party in.
+"""
+
+from __future__ import annotations
+
+import asyncio  # noqa: TID251 - the wire's edge
+import base64
+import logging
+import ssl
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+import anyio
+import msgspec
+
+from starai.core.concurrency import task_group
+from starai.core.errors import (
+    ConfigurationRefused,
+    DeadlinePassed,
+    PartyRefused,
+    RequestTooLarge,
+    Unavailable,
+)
+from starai.core.logging import event
+from starai.core.randomness import Randomness, SystemRandomness
+from starai.protocol.identity import Identity, PartyId
+from starai.protocol.ports import Delivery, Handler
+from starai.protocol.subjects import inbox
+from starai.wire.delivering import hand_over
+from starai.wire.link import Link, LinkLost, Receive, ServerInfo, open_link
+from starai.wire.patterns import check_pattern, check_subject
+
+_LOG = logging.getLogger(__name__)
+
+#: One attempt to connect and log in.
+CONNECT_TIMEOUT_S: Final = 5.0
+#: The pause between dials grows from the first to the last of these: a restarted server is found
+#: within half a second, and a thousand nodes do not storm it.
+RETRY_FIRST_S: Final = 0.05
+RETRY_LAST_S: Final = 0.5
+#: A refused party may be let in again (or renew), but has no reason to hurry.
+RETRY_REFUSED_S: Final = 5.0
+#: A connection that says nothing for an interval and then not even "PONG" is dead.
+PING_INTERVAL_S: Final = 5.0
+PING_TIMEOUT_S: Final = 5.0
+#: What is published while disconnected: some seconds of a busy gateway.
+BUFFER_BYTES_MAX: Final = 8 << 20
+#: What `publish_soon` may pile up on a connection that takes no more.
+BACKLOG_BYTES_MAX: Final = 16 << 20
+#: How long both connections may live side by side while the credential is swapped.
+HANDOVER_S: Final = 5.0
+#: Messages held back during that time.
+HELD_MAX: Final = 65_536
+
+
+@dataclass(frozen=True)
+class NatsSettings:
+    """Where and as whom to connect.
+
+    Attributes:
+        urls: ``nats://host:port`` or ``tls://host:port``, tried in turn.
+        identity: the party's key; it signs the server's nonce.
+        credential: gives the current user JWT; called at each dial, must not block.
+        tls: trust for ``tls://`` URLs, the system's if none.
+        first_connect_s: how long to look for a server before giving up the first time.
+    """
+
+    urls: tuple[str, ...]
+    identity: Identity
+    credential: Callable[[], str]
+    tls: ssl.SSLContext | None = None
+    first_connect_s: float = 10.0
+
+
+@dataclass(frozen=True)
+class _Subscription:
+    pattern: str
+    queue: str
+    handler: Handler
+
+    def command(self, sid: int) -> bytes:
+        return f"SUB {self.pattern} {self.queue} {sid}\r\n".encode()
+
+
+@asynccontextmanager
+async def connect_nats(
+    settings: NatsSettings, *, randomness: Randomness | None = None
+) -> AsyncIterator[NatsWire]:
+    """Be connected as ``settings.identity`` inside the context.
+
+    Raises:
+        PartyRefused: the server does not accept the credential or the key.
+        Unavailable: no server could be reached within ``settings.first_connect_s``.
+        ConfigurationRefused: a URL is malformed, or this is not an asyncio program.
+    """
+    wire = NatsWire(settings, randomness or SystemRandomness())
+    async with task_group() as tasks:
+        tasks.start_soon(wire._keep)
+        try:
+            await wire._wait_first()
+            yield wire
+        finally:
+            tasks.cancel_scope.cancel()
+            wire._end()
+
+
+class NatsWire:
+    """A `starai.protocol.ports.Wire` over NATS; open one with `connect_nats`."""
+
+    def __init__(self, settings: NatsSettings, randomness: Randomness) -> None:
+        self._settings = settings
+        self._servers = [_address(url) for url in settings.urls]
+        self._randomness = randomness
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise ConfigurationRefused("NATS needs asyncio; under trio use MemoryWire") from error
+        self._link: Link | None = None
+        self._next: Link | None = None
+        self._switching = False
+        self._swap = anyio.Lock()
+        self._hurry = anyio.Event()
+        self._first = anyio.Event()
+        self._first_failure: PartyRefused | Unavailable | None = None
+        self._refused = anyio.Event()
+        self._buffer: list[bytes] = []
+        self._buffer_bytes = 0
+        self._answers = f"{inbox(self.party)}.{randomness.take(6).hex()}"
+        self._pending: dict[str, tuple[str, asyncio.Future[bytes]]] = {}
+        self._last_sid = 1
+        self._subscriptions = {1: _Subscription(f"{self._answers}.*", "", self._answered)}
+        self._asked = 0
+        #: Why the network no longer lets this party in, while it does not.
+        self.refused: PartyRefused | None = None
+        #: Messages that the server dropped because this party may not send them.
+        self.num_forbidden = 0
+
+    @property
+    def party(self) -> PartyId:
+        """Who is connected."""
+        return self._settings.identity.party
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages flow right now."""
+        return self._link is not None and not self._link.closed.is_set()
+
+    async def wait_refused(self) -> PartyRefused:
+        """Wait until the network no longer lets this party in; returns why.
+
+        The wire keeps trying, slowly, and at once after `renew`.
+        """
+        while self.refused is None:
+            await self._refused.wait()
+        return self.refused
+
+    # -- the port ---------------------------------------------------------------------------
+
+    async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
+        """Send; see `starai.protocol.ports.Wire.publish`.
+
+        A message that this party may not send is dropped by the server and counted here.
+
+        Raises:
+            RequestTooLarge: the server takes no message of that size.
+            MalformedFrame: ``subject`` or ``reply`` is no subject.
+            Unavailable: the connection is down and its buffer is full.
+        """
+        if reply:
+            check_subject(reply)
+        command = self._command(subject, payload, reply)
+        link = self._link
+        if link is None or self._switching:
+            self._keep_for_later(command)
+            return
+        link.send(command)
+        if link.congested:
+            await link.wait_drained()
+
+    def publish_soon(self, subject: str, payload: bytes) -> None:
+        """Send from a place that cannot wait; see `starai.protocol.ports.Wire.publish_soon`."""
+        command = self._command(subject, payload, "")
+        link = self._link
+        if self._switching:
+            self._keep_for_later(command)
+        elif link is None or (link.congested and link.backlog_bytes > BACKLOG_BYTES_MAX):
+            event(_LOG, "wire.dropped", logging.DEBUG, party=self.party, subject=subject)
+        else:
+            link.send(command)
+
+    @asynccontextmanager
+    async def subscribe(
+        self, subject: str, handler: Handler, *, queue: str = ""
+    ) -> AsyncIterator[None]:
+        """Hear ``subject`` inside the context; see `starai.protocol.ports.Wire.subscribe`.
+
+        When it is entered, the server has taken note, if it is connected at all.
+
+        Raises:
+            PartyRefused: this party may not hear that.
+        """
+        check_pattern(subject)
+        if queue:
+            check_subject(queue)
+        self._last_sid += 1
+        sid = self._last_sid
+        subscription = self._subscriptions[sid] = _Subscription(subject, queue, handler)
+        try:
+            await self._announce(sid, subscription)
+            yield
+        finally:
+            del self._subscriptions[sid]
+            self._send_all(f"UNSUB {sid}\r\n".encode())
+
+    async def request(self, subject: str, payload: bytes, *, timeout_s: float) -> bytes:
+        """Ask and await one answer; see `starai.protocol.ports.Wire.request`.
+
+        Raises:
+            PartyRefused: this party may not ask there.
+            Unavailable: nobody listens there, or the connection broke before the answer came;
+                the question may have been heard.
+            DeadlinePassed: no answer within ``timeout_s``.
+        """
+        self._asked += 1
+        reply = f"{self._answers}.{self._asked}"
+        answer: asyncio.Future[bytes] = self._loop.create_future()
+        late = DeadlinePassed(f"no answer within {timeout_s:g} s")
+        timer = self._loop.call_later(timeout_s, _fail, answer, late)
+        self._pending[reply] = (subject, answer)
+        try:
+            await self.publish(subject, payload, reply)
+            return await answer
+        finally:
+            timer.cancel()
+            del self._pending[reply]
+
+    async def renew(self) -> None:
+        """Go over to the credential that ``credential()`` gives now, losing no message.
+
+        Call it well before the old one expires (at three quarters of its life): a second
+        connection is opened beside the first and takes over.
+
+        Raises:
+            PartyRefused: the new credential is not accepted; the old connection stays.
+            Unavailable: no second connection could be made; the old one stays.
+        """
+        async with self._swap:
+            old = self._link
+            if old is None:
+                self._hurry.set()
+                return
+            new = await self._dial_once()
+            if self._link is not old or old.closed.is_set():
+                new.abort()  # the old one broke meanwhile; its successor has the new credential
+                return
+            await self._hand_over(old, new)
+
+    # -- sending ----------------------------------------------------------------------------
+
+    def _command(self, subject: str, payload: bytes, reply: str) -> bytes:
+        check_subject(subject)
+        link = self._link
+        if link is not None and len(payload) > link.info.max_payload:
+            raise RequestTooLarge(f"a message has at most {link.info.max_payload} bytes")
+        to = f"{subject} {reply}" if reply else subject
+        return b"PUB %b %d\r\n%b\r\n" % (to.encode(), len(payload), payload)
+
+    def _keep_for_later(self, command: bytes) -> None:
+        if self._buffer_bytes + len(command) > BUFFER_BYTES_MAX:
+            raise Unavailable("the connection is down and its buffer is full; try again shortly")
+        self._buffer.append(command)
+        self._buffer_bytes += len(command)
+
+    def _send_buffer(self, link: Link) -> None:
+        for command in self._buffer:
+            link.send(command)
+        self._buffer.clear()
+        self._buffer_bytes = 0
+
+    def _send_all(self, command: bytes) -> None:
+        for link in (self._link, self._next):
+            if link is not None:
+                link.send(command)
+
+    async def _announce(self, sid: int, subscription: _Subscription) -> None:
+        link = self._link
+        if link is None:
+            return  # said at the next connection
+        self._send_all(subscription.command(sid))
+        try:
+            await link.round_trip()
+        except LinkLost:
+            return
+        if subscription.pattern in link.denied:
+            raise PartyRefused(f"this party may not listen to {subscription.pattern}")
+
+    # -- receiving --------------------------------------------------------------------------
+
+    def _deliver(self, sid: int, delivery: Delivery, absent: bool) -> None:
+        if absent:
+            pending = self._pending.get(delivery.subject)
+            if pending is not None:
+                _fail(pending[1], Unavailable("nobody answers there right now; try again shortly"))
+            return
+        subscription = self._subscriptions.get(sid)
+        if subscription is not None:
+            hand_over(subscription.handler, delivery)
+
+    def _answered(self, delivery: Delivery) -> None:
+        pending = self._pending.get(delivery.subject)
+        if pending is not None and not pending[1].done():
+            pending[1].set_result(delivery.payload)
+
+    def _complain(self, link: Link, fault: str) -> None:
+        """Hear what the server refuses (ADR-less but stable: "permissions violation for …")."""
+        if not fault.startswith("permissions violation"):
+            event(_LOG, "wire.fault", logging.WARNING, party=self.party, fault=fault)
+            return
+        subject = fault.partition('"')[2].partition('"')[0]
+        if "subscription to" in fault:
+            link.denied.update(
+                one.pattern
+                for one in self._subscriptions.values()
+                if one.pattern.lower() == subject
+            )
+        else:
+            self.num_forbidden += 1
+            for asked, answer in self._pending.values():
+                if asked.lower() == subject:
+                    _fail(answer, PartyRefused(f"this party may not send to {asked}"))
+        event(_LOG, "wire.forbidden", logging.WARNING, party=self.party, fault=fault)
+
+    # -- connecting -------------------------------------------------------------------------
+
+    async def _wait_first(self) -> None:
+        with anyio.move_on_after(self._settings.first_connect_s):
+            await self._first.wait()
+        if self.connected:
+            return
+        raise self._first_failure or Unavailable(
+            f"no NATS server answers at {', '.join(self._settings.urls)}; is it running?"
+        )
+
+    async def _keep(self) -> None:
+        """Be connected, for ever."""
+        while True:
+            if self._link is None:
+                self._adopt(await self._dial())
+            link = self._link
+            if link is None:
+                continue
+            await _watch(link)
+            async with self._swap:
+                if self._link is link:
+                    self._lose(link)
+
+    async def _dial(self) -> Link:
+        """A link, however long it takes."""
+        pause_s = RETRY_FIRST_S
+        while True:
+            self._hurry = anyio.Event()
+            try:
+                return await self._dial_once()
+            except PartyRefused as refusal:
+                self._surface(refusal)
+                pause_s = RETRY_REFUSED_S
+            except Unavailable as failure:
+                self._first_failure = failure
+                pause_s = min(pause_s * 1.5, RETRY_LAST_S)
+            with anyio.move_on_after(pause_s * (0.5 + 0.5 * self._randomness.fraction())):
+                await self._hurry.wait()
+
+    async def _dial_once(self) -> Link:
+        """A link to the first server that takes us.
+
+        Raises:
+            PartyRefused: one of them said that we may not.
+            Unavailable: none of them answers.
+        """
+        failure = ""
+        for host, port, secure in self._servers:
+            link = Link(self._deliver, lambda fault: self._complain(link, fault))  # noqa: B023
+            tls = (self._settings.tls or ssl.create_default_context()) if secure else None
+            try:
+                with anyio.fail_after(CONNECT_TIMEOUT_S):
+                    await open_link(host, port, link, self._greet, tls)
+            except LinkLost:
+                if "authorization" in link.fault or "authentication" in link.fault:
+                    raise PartyRefused(
+                        "the network refused this credential: it has expired, was revoked, or "
+                        "does not belong to this key; join again with a new token"
+                    ) from None
+                failure = link.fault or "it hung up"
+            except (OSError, TimeoutError) as error:
+                failure = type(error).__name__
+            else:
+                return link
+        raise Unavailable(f"no NATS server at {', '.join(self._settings.urls)} ({failure})")
+
+    def _greet(self, info: ServerInfo) -> bytes:
+        signature = self._settings.identity.sign(info.nonce.encode())
+        options = {
+            "verbose": False,
+            "pedantic": False,
+            "lang": "python",
+            "version": "starai",
+            "name": self.party[:12],
+            "protocol": 1,
+            "headers": True,
+            "no_responders": True,
+            "jwt": self._settings.credential(),
+            "sig": base64.urlsafe_b64encode(signature).decode().rstrip("="),
+        }
+        return b"CONNECT " + msgspec.json.encode(options) + b"\r\n"
+
+    def _adopt(self, link: Link) -> None:
+        """Make ``link`` the connection: say again what is heard, and what was kept."""
+        for sid, subscription in self._subscriptions.items():
+            link.send(subscription.command(sid))
+        self._link = link
+        self._send_buffer(link)
+        self.refused = None
+        self._refused = anyio.Event()
+        self._first.set()
+        event(_LOG, "wire.connected", party=self.party)
+
+    def _lose(self, link: Link) -> None:
+        self._link = None
+        for _, answer in self._pending.values():
+            _fail(answer, Unavailable("the connection broke before the answer came; try again"))
+        if "expired" in link.fault or "revoked" in link.fault:
+            event(_LOG, "wire.cut_off", logging.WARNING, party=self.party, fault=link.fault)
+        else:
+            event(_LOG, "wire.disconnected", logging.WARNING, party=self.party, fault=link.fault)
+
+    def _surface(self, refusal: PartyRefused) -> None:
+        if self.refused is None:
+            event(_LOG, "wire.refused", logging.ERROR, party=self.party)
+        self.refused = self._first_failure = refusal
+        self._refused.set()
+        self._first.set()
+
+    def _end(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        gone = Unavailable("the connection was closed")
+        for _, answer in self._pending.values():
+            _fail(answer, gone)
+
+    async def _hand_over(self, old: Link, new: Link) -> None:
+        """Let ``new`` take over from ``old`` without losing or doubling a message.
+
+        While both hear, what ``new`` brings is held back; once ``old`` has brought all that it
+        ever will, what it brought meanwhile is struck from what was held, and the rest follows.
+        """
+        brought: Counter[tuple[int, Delivery]] = Counter()
+        held: list[tuple[int, Delivery, bool]] = []
+        old.receive = self._bringing(brought)
+        new.receive = _holding(held)
+        self._next = new
+        try:
+            with anyio.move_on_after(HANDOVER_S):
+                for sid, subscription in self._subscriptions.items():
+                    new.send(subscription.command(sid))
+                await new.round_trip()
+                # From here until the old connection is done, what is published waits: else a
+                # later message on the new connection could overtake an earlier one on the old.
+                self._switching = True
+                for sid in self._subscriptions:
+                    old.send(f"UNSUB {sid}\r\n".encode())
+                await old.round_trip()
+        except LinkLost:
+            pass  # whichever broke: the new one goes on, or the keeper finds it broken and dials
+        finally:
+            self._link, self._next, self._switching = new, None, False
+            old.close()
+            new.receive = self._deliver
+            for sid, delivery, absent in held:
+                if brought[(sid, delivery)]:
+                    brought[(sid, delivery)] -= 1
+                else:
+                    self._deliver(sid, delivery, absent)
+            self._send_buffer(new)
+        event(_LOG, "wire.renewed", party=self.party, num_held=len(held))
+
+    def _bringing(self, brought: Counter[tuple[int, Delivery]]) -> Receive:
+        def receive(sid: int, delivery: Delivery, absent: bool) -> None:
+            brought[(sid, delivery)] += 1
+            self._deliver(sid, delivery, absent)
+
+        return receive
+
+
+def _holding(held: list[tuple[int, Delivery, bool]]) -> Receive:
+    def receive(sid: int, delivery: Delivery, absent: bool) -> None:
+        if len(held) < HELD_MAX:
+            held.append((sid, delivery, absent))
+
+    return receive
+
+
+def _fail(answer: asyncio.Future[bytes], why: Exception) -> None:
+    if not answer.done():
+        answer.set_exception(why)
+
+
+def _address(url: str) -> tuple[str, int, bool]:
+    """Host, port and whether to speak TLS."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("nats", "tls") or not parts.hostname:
+        raise ConfigurationRefused(f"not a NATS address: {url!r}; expected nats://host:port")
+    return parts.hostname, parts.port or 4222, parts.scheme == "tls"
+
+
+async def _watch(link: Link) -> None:
+    """Return once ``link`` has ended; end it when the other side no longer answers."""
+    while not link.closed.is_set():
+        with anyio.move_on_after(PING_INTERVAL_S):
+            await link.closed.wait()
+            return
+        with anyio.move_on_after(PING_TIMEOUT_S) as patience:
+            try:
+                await link.round_trip()
+            except LinkLost:
+                return
+        if patience.cancelled_caught:
+            link.fault = "it no longer answers"
+            link.abort()
+            return
