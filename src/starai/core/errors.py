@@ -17,6 +17,7 @@
     ├── InternalFault             500
     ├── Unavailable               503  retryable
     ├── DeadlinePassed            504  retryable
+    ├── EngineDied                502  retryable; the worker process of an engine ended
     ├── MalformedFrame            502  bytes that are not a message of ours
     ├── SealBroken                502  a seal, signature or chain does not verify
     ├── ModelFileRefused          400  a model file is wrong or truncated
@@ -151,6 +152,14 @@ class DeadlinePassed(StarAIError):
 
     code = "deadline_exceeded"
     http_status = 504
+    retryable = True
+
+
+class EngineDied(StarAIError):
+    """The process that ran the model ended."""
+
+    code = "engine_died"
+    http_status = 502
     retryable = True
 
 

@@ -1,0 +1,1 @@
+"""The native text engine: transformers' model definitions on our own attention and KV memory."""

@@ -1,0 +1,116 @@
+"""Finds out whether a model is computed rightly by the packed attention, before it serves anyone.
+
+Some architectures never call a registered attention function (bloom, falcon), keep state outside
+of it (Mamba, linear attention) or hide masks from it (llama4's chunks). transformers then answers
+wrongly without a word, so every model is compared with transformers' own eager attention once.
+Knows nothing about requests.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from starai.core.errors import ModelFileRefused
+from starai.engines.text.attention import CURRENT, NAME, KeyValueStore, Pass, Span
+
+#: Two sequences in two passes: prompts side by side, then a piece with a past beside one token.
+_LENGTHS: Final = (7, 4)
+_FIRST_PASS: Final = (5, 3)
+#: Largest difference of logits, relative to the largest logit. A wrong mask is off by 0.1 to 1.
+_TOLERANCE: Final = {torch.float32: 1e-3, torch.bfloat16: 6e-2}
+_ATTENTION_KINDS: Final = frozenset({"full_attention", "sliding_attention"})
+
+
+def forward(model: Any, run: Pass, packed: list[int], keep: list[int]) -> Tensor:
+    """One packed forward pass.
+
+    Args:
+        model: a causal language model with the packed attention.
+        run: the spans of ``packed``.
+        packed: the token ids of all spans, one after another.
+        keep: rows of ``packed`` whose logits are wanted.
+
+    Returns:
+        Logits [rows, vocabulary].
+    """
+    at = model.device
+    positions = [p for span in run.spans for p in range(span.start, span.end)]
+    token = CURRENT.set(run)
+    try:
+        logits: Tensor = model(
+            input_ids=torch.tensor([packed], device=at),
+            position_ids=torch.tensor([positions], device=at),
+            use_cache=False,
+            logits_to_keep=torch.tensor(keep, device=at),
+        ).logits[0]
+    finally:
+        CURRENT.reset(token)
+    return logits
+
+
+@torch.inference_mode()
+def probe(model: Any) -> int:
+    """Check that packed and eager attention agree; returns the KV bytes of one token.
+
+    Raises:
+        ModelFileRefused: they differ, or the model cannot run here at all; says why.
+    """
+    name = type(model).__name__
+    config = model.config.get_text_config()
+    kinds = list(getattr(config, "layer_types", None) or ())
+    strange = set(kinds) - _ATTENTION_KINDS
+    if strange:
+        raise ModelFileRefused(f"{name}: layers of kind {min(strange)!r} are not supported")
+    sequences = [_some_ids(length, config.vocab_size) for length in _LENGTHS]
+    store = KeyValueStore(len(sequences), max(_LENGTHS))
+    try:
+        expected = _eager(model, sequences)
+        found, run = _packed(model, sequences, store)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ModelFileRefused(f"{name} does not run here: {str(error)[:200]}") from error
+    if sorted(run.windows) != list(range(config.num_hidden_layers)):
+        raise ModelFileRefused(
+            f"{name}: {len(run.windows)} of {config.num_hidden_layers} layers use the attention "
+            "interface; the others would be wrong"
+        )
+    windowless = [i for i, kind in enumerate(kinds) if "sliding" in kind and not run.windows[i]]
+    if windowless:
+        raise ModelFileRefused(f"{name}: layer {windowless[0]} does not tell its sliding window")
+    off = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
+    if not off <= _TOLERANCE.get(model.dtype, 1e-3):
+        raise ModelFileRefused(
+            f"{name}: packed attention is off by {off:.2g}; it keeps state that cannot be packed"
+        )
+    return store.bytes_per_token
+
+
+def _some_ids(count: int, vocab_size: int) -> list[int]:
+    return [(7919 * n + 13 * count) % vocab_size for n in range(count)]
+
+
+def _eager(model: Any, sequences: list[list[int]]) -> Tensor:
+    model.set_attn_implementation("eager")
+    try:
+        rows = [
+            model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0]
+            for ids in sequences
+        ]
+    finally:
+        model.set_attn_implementation(NAME)
+    return torch.cat([row[first:] for row, first in zip(rows, _FIRST_PASS, strict=True)]).float()
+
+
+def _packed(model: Any, sequences: list[list[int]], store: KeyValueStore) -> tuple[Tensor, Pass]:
+    begun = Pass(store, [Span(slot, 0, first) for slot, first in enumerate(_FIRST_PASS)])
+    heads = [id_ for ids, n in zip(sequences, _FIRST_PASS, strict=True) for id_ in ids[:n]]
+    forward(model, begun, heads, [0])
+    tails = [id_ for ids, n in zip(sequences, _FIRST_PASS, strict=True) for id_ in ids[n:]]
+    spans = [
+        Span(slot, first, len(ids) - first)
+        for slot, (ids, first) in enumerate(zip(sequences, _FIRST_PASS, strict=True))
+    ]
+    run = Pass(store, spans)
+    return forward(model, run, tails, list(range(len(tails)))).float(), run
