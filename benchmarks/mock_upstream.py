@@ -1,0 +1,114 @@
+"""An OpenAI-compatible server that costs next to nothing: what every peer is measured in front of.
+
+A raw protocol on uvloop: it finds ``content-length``, and answers a chat completion with fixed
+bytes, or with ``--tokens`` server-sent events when the body asks for a stream. It knows nothing of
+models; run it as ``python benchmarks/mock_upstream.py --port 9101``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+
+import uvloop
+
+WORD = " word"
+
+
+def _head(kind: str, length: int | None) -> bytes:
+    body = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
+    return f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\n{body}\r\n\r\n".encode()
+
+
+def whole(tokens: int) -> bytes:
+    """The body of an answer that is not streamed."""
+    answer = {
+        "id": "chatcmpl-mock",
+        "object": "chat.completion",
+        "created": 1_800_000_000,
+        "model": "mock",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": WORD * tokens},
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 9, "completion_tokens": tokens, "total_tokens": 9 + tokens},
+    }
+    return json.dumps(answer).encode()
+
+
+def events(tokens: int) -> list[bytes]:
+    """The server-sent events of a streamed answer, one a token."""
+    base = {
+        "id": "chatcmpl-mock",
+        "object": "chat.completion.chunk",
+        "created": 1_800_000_000,
+        "model": "mock",
+    }
+    first = {"role": "assistant", "content": WORD}
+    deltas = [first, *({"content": WORD} for _ in range(tokens - 1)), {}]
+    lines = []
+    for number, delta in enumerate(deltas):
+        finish = "stop" if number == tokens else None
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        lines.append(b"data: " + json.dumps({**base, "choices": [choice]}).encode() + b"\n\n")
+    return [*lines, b"data: [DONE]\n\n"]
+
+
+class Mock(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self, tokens: int) -> None:
+        """Prepare both answers once."""
+        body = whole(tokens)
+        self.whole = _head("application/json", len(body)) + body
+        self.stream_head = _head("text/event-stream", None)
+        self.chunks = [b"%x\r\n%b\r\n" % (len(event), event) for event in events(tokens)]
+        self.buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Answer each complete request in the buffer."""
+        self.buffer += data
+        while (split := self.buffer.find(b"\r\n\r\n")) >= 0:
+            head = self.buffer[:split].lower()
+            at = head.find(b"content-length:")
+            length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
+            if len(self.buffer) < split + 4 + length:
+                return
+            body = self.buffer[split + 4 : split + 4 + length]
+            self.buffer = self.buffer[split + 4 + length :]
+            self.answer(b'"stream":true' in body.replace(b" ", b""))
+
+    def answer(self, stream: bool) -> None:
+        """Write the whole answer, or its events one write each."""
+        write = self.transport.write
+        if not stream:
+            write(self.whole)
+            return
+        write(self.stream_head)
+        for chunk in self.chunks:
+            write(chunk)
+        write(b"0\r\n\r\n")
+
+
+async def serve(port: int, tokens: int) -> None:
+    """Serve until killed."""
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Mock(tokens), "127.0.0.1", port, backlog=256
+    )
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--tokens", type=int, default=20)
+    options = parser.parse_args()
+    uvloop.run(serve(options.port, options.tokens))
