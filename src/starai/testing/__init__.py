@@ -1,1 +1,1 @@
-"""Fakes and builders that users of StarAI's parts may build their own tests on."""
+"""Fakes as a product: parts of a network that do exactly what a test tells them."""

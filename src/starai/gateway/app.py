@@ -1,0 +1,275 @@
+"""The gateway as an ASGI application: who calls, what for, and what they are told.
+
+The hot routes go straight to their handler. Every answer, of every route, leaves through one
+`Reply`, and every error through one place, `GatewayApp._guarded`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+import anyio
+from anyio.abc import TaskGroup
+
+from starai.core.clock import Clock
+from starai.core.errors import (
+    DeadlinePassed,
+    InternalFault,
+    NotFound,
+    Overloaded,
+    StarAIError,
+)
+from starai.core.logging import event
+from starai.core.randomness import Randomness, uuid7
+from starai.gateway.answering import answer_stream, answer_whole
+from starai.gateway.asgi import ClientGone, Head, Receive, Reply, Scope, Send, read_body, read_head
+from starai.gateway.catalogue import Catalogue
+from starai.gateway.chat import CHAT
+from starai.gateway.completions import COMPLETIONS
+from starai.gateway.config import GatewayConfig
+from starai.gateway.cors import Cors
+from starai.gateway.endpoints import Endpoint
+from starai.gateway.errors import RequestRefused, body_of, headers_of, status_of
+from starai.gateway.idempotency import KEY_BYTES_MAX, Name, Recording, Recordings
+from starai.gateway.jobs import JobMaker
+from starai.gateway.keys import ANYONE, Account, KeyRing
+from starai.gateway.metrics import GatewayMetrics
+from starai.gateway.plain import PlainRoutes
+from starai.protocol.ports import TaskPort
+
+_LOG: Final = logging.getLogger(__name__)
+_HOT: Final = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS}
+_HEARTBEAT: Final = b": still working\n\n"
+_REPLAYED: Final = (b"idempotent-replayed", b"true")
+#: Who calls when there are no keys.
+_ANYONE: Final = Account(ANYONE)
+
+
+class GatewayApp:
+    """The application; its `running` context must be open while it serves."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        port: TaskPort,
+        keys: KeyRing | None,
+        clock: Clock,
+        randomness: Randomness,
+    ) -> None:
+        """Serve the models of ``config`` through ``port`` to whoever ``keys`` admits (None: all).
+
+        Raises:
+            ModelFileRefused: the tokenizer of a model cannot be used.
+        """
+        self._config = config
+        self._port = port
+        self._keys = keys
+        self._clock = clock
+        self._randomness = randomness
+        self._catalogue = Catalogue(config.models, port)
+        self._cors = Cors(config.cors_origins, keyless=keys is None)
+        self._jobs = JobMaker(
+            clock,
+            randomness,
+            default_max_tokens=config.default_max_tokens,
+            deadline_s=config.request_deadline_s,
+        )
+        self._recordings = Recordings(
+            clock, ttl_s=config.idempotency_ttl_s, bytes_max=config.idempotency_bytes_max
+        )
+        self.metrics = GatewayMetrics()
+        self._plain = PlainRoutes(self._catalogue, keys, self.metrics, clock.now_ms() // 1000)
+        self._group: TaskGroup | None = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Own the work that outlives a single request; leaving cancels it."""
+        async with anyio.create_task_group() as group:
+            self._group = group
+            try:
+                yield
+            finally:
+                self._group = None
+                group.cancel_scope.cancel()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request (ASGI)."""
+        if scope["type"] != "http":
+            raise AssertionError(f"the gateway does not speak {scope['type']}")
+        request_id = b"req_" + uuid7(self._clock, self._randomness).hex().encode()
+        reply = Reply(send, self._clock, [(b"x-request-id", request_id)])
+        endpoint = _HOT.get(scope["path"])
+        if endpoint is not None and scope["method"] == "POST":
+            route = endpoint.name
+            await self._guarded(lambda: self._hot(endpoint, scope, receive, reply), reply)
+        else:
+            route = "plain"
+            await self._guarded(lambda: self._other(scope, reply), reply)
+        self.metrics.request(
+            route, reply.status or 499, self._clock.monotonic_s() - reply.started_s
+        )
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]], reply: Reply) -> None:
+        """Do the work of one request; whatever goes wrong becomes its reply."""
+        try:
+            await work()
+        except (ClientGone, OSError):
+            return
+        except StarAIError as error:
+            if error.http_status >= 500:
+                event(_LOG, "request_failed", logging.WARNING, code=error.code)
+            await self._fail(error, reply)
+        except Exception:  # noqa: BLE001
+            # The boundary: a mistake of ours must cost one request, not the service.
+            _LOG.exception("request_fault")
+            fault = InternalFault("The server had an error while processing your request. Sorry!")
+            await self._fail(fault, reply)
+
+    async def _fail(self, error: StarAIError, reply: Reply) -> None:
+        reply.failed = True
+        if reply.complete:
+            return
+        if reply.begun:
+            await reply.end(b"data: " + body_of(error) + b"\n\n")
+        else:
+            await reply.whole(status_of(error), body_of(error), *headers_of(error))
+
+    def _admit(self, head: Head, reply: Reply) -> Account:
+        """Who calls, and may they?"""
+        self._cors.check(head)
+        if self._keys is None:
+            return _ANYONE
+        account = self._keys.authenticate(head.authorization)
+        reply.late_headers = lambda: account.limits.headers(self._clock.monotonic_s())
+        return account
+
+    async def _other(self, scope: Scope, reply: Reply) -> None:
+        """Everything that is not hot: preflights, models, health, and what does not exist."""
+        head = read_head(scope)
+        reply.headers += self._cors.headers(head.origin)
+        if head.method == "OPTIONS" and head.origin and head.asked_method:
+            await reply.whole(204, b"", *self._cors.preflight(head))
+        elif head.path in _HOT:
+            raise RequestRefused(
+                f"Not allowed to {head.method} on {head.path}; use POST.",
+                reason="method_not_allowed",
+                status=405,
+            )
+        elif not await self._plain.answer(head, reply, lambda: self._admit(head, reply)):
+            raise NotFound(f"Invalid URL ({head.method} {head.path[:200]})")
+
+    async def _hot(self, endpoint: Endpoint, scope: Scope, receive: Receive, reply: Reply) -> None:
+        """A request that makes tasks: admit it, read it, and attend to it until it is answered."""
+        head = read_head(scope)
+        reply.headers += self._cors.headers(head.origin)
+        if self.metrics.in_flight >= self._config.concurrent_requests_max:
+            raise Overloaded("The gateway is at its limit; try again shortly.", retry_after_s=1.0)
+        self.metrics.in_flight += 1
+        try:
+            account = self._admit(head, reply)
+            account.limits.take_request(self._clock.monotonic_s())
+            body = await read_body(
+                receive,
+                head,
+                bytes_max=self._config.body_bytes_max,
+                deadline_s=self._config.body_deadline_s,
+            )
+            if head.idempotency_key:
+                await self._once(endpoint, head, account, body, receive, reply)
+            else:
+                await self._attended(
+                    lambda: self._perform(endpoint, account, body, reply), receive, reply
+                )
+        finally:
+            self.metrics.in_flight -= 1
+
+    async def _once(
+        self,
+        endpoint: Endpoint,
+        head: Head,
+        account: Account,
+        body: bytes,
+        receive: Receive,
+        reply: Reply,
+    ) -> None:
+        """Answer as the first request with this idempotency key was or will be answered."""
+        if len(head.idempotency_key) > KEY_BYTES_MAX:
+            raise RequestRefused(
+                f"An Idempotency-Key may have at most {KEY_BYTES_MAX} bytes.", reason=None
+            )
+        if self._group is None:
+            raise AssertionError("the application is not running")
+        name = (account.entry.key_hash, head.idempotency_key)
+        fingerprint = hashlib.sha256(endpoint.name.encode() + b"\0" + body).digest()
+        with self._recordings.listen(name, fingerprint) as (recording, fresh):
+            if fresh:
+                self._group.start_soon(self._record, name, recording, endpoint, account, body)
+            marks = () if fresh else (_REPLAYED,)
+            await self._attended(lambda: recording.play(reply, *marks), receive, reply)
+
+    async def _record(
+        self, name: Name, recording: Recording, endpoint: Endpoint, account: Account, body: bytes
+    ) -> None:
+        """Make an answer for whoever listens."""
+        reply = Reply(recording.send, self._clock, [])
+        try:
+            await self._attended(
+                lambda: self._perform(endpoint, account, body, reply), recording.receive, reply
+            )
+        finally:
+            good = reply.complete and reply.status == 200 and not reply.failed
+            self._recordings.close(name, recording, keep=good)
+
+    async def _attended(
+        self, work: Callable[[], Awaitable[None]], receive: Receive, reply: Reply
+    ) -> None:
+        """Do ``work`` until it is done, its client leaves or its time is up.
+
+        Meanwhile silent streams get a heartbeat.
+        """
+        gone = finished = False
+        async with anyio.create_task_group() as group:
+
+            async def watch() -> None:
+                nonlocal gone
+                while not gone:
+                    with anyio.move_on_after(self._config.heartbeat_s):
+                        gone = (await receive())["type"] == "http.disconnect"
+                    silent_s = self._clock.monotonic_s() - reply.last_write_s
+                    if not gone and reply.streaming and silent_s >= self._config.heartbeat_s * 0.9:
+                        await reply.write(_HEARTBEAT)
+                group.cancel_scope.cancel()
+
+            group.cancel_scope.deadline = anyio.current_time() + self._config.request_deadline_s
+            group.start_soon(watch)
+            await self._guarded(work, reply)
+            finished = True
+            group.cancel_scope.cancel()
+        if gone and not reply.complete:
+            self.metrics.hang_up()
+        elif not finished:
+            raise DeadlinePassed(
+                f"The answer did not finish within {self._config.request_deadline_s:g} seconds.",
+                retry_after_s=1.0,
+            )
+
+    async def _perform(
+        self, endpoint: Endpoint, account: Account, body: bytes, reply: Reply
+    ) -> None:
+        """The road of a request through the gateway: read, reserve, answer, settle."""
+        ask = endpoint.parse(body)
+        model = self._catalogue.find(ask.model)
+        reply.streaming = ask.stream
+        job = await self._jobs.make(ask, model, account.customer, account.limits.tokens_max)
+        account.limits.take_tokens(job.reserved, self._clock.monotonic_s())
+        answer = answer_stream if ask.stream else answer_whole
+        try:
+            await answer(job, self._port, endpoint, reply)
+        finally:
+            account.limits.settle_tokens(job.reserved, job.used, self._clock.monotonic_s())
+            if job.started:
+                self.metrics.tokens(job.prompt_tokens, job.completion_tokens)

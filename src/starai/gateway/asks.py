@@ -1,0 +1,45 @@
+"""What a request asks for, checked and in one form whatever endpoint it came through."""
+
+from __future__ import annotations
+
+import msgspec
+
+#: A prompt as text, or as token ids of the model's own vocabulary.
+Prompt = str | list[int]
+
+
+class Ask(msgspec.Struct, frozen=True, gc=False):
+    """A valid request.
+
+    Exactly one of ``messages`` (a conversation) and ``prompts`` is given; there are
+    ``n * max(1, len(prompts))`` choices. ``max_tokens`` None leaves the length to the gateway.
+    ``logprobs`` None asks for none, else for that many rivals of each token.
+    """
+
+    model: str
+    messages: list[dict[str, str]] | None = None
+    prompts: tuple[Prompt, ...] = ()
+    n: int = 1
+    stream: bool = False
+    include_usage: bool = False
+    max_tokens: int | None = None
+    stops: tuple[str, ...] = ()
+    seed: int | None = None
+    logprobs: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+
+    @property
+    def num_choices(self) -> int:
+        """How many answers are wanted."""
+        return self.n * max(1, len(self.prompts))
+
+    @property
+    def prompt_field(self) -> str:
+        """What the client calls its prompt."""
+        return "prompt" if self.messages is None else "messages"

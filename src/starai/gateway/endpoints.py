@@ -1,0 +1,80 @@
+"""What tells one hot route from another: how it reads a request and how it writes an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from starai.gateway.asks import Ask
+from starai.gateway.jobs import Job
+from starai.gateway.reading import Piece, Placed
+from starai.protocol.generation import Finish
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """The tokens of one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+def usage_of(job: Job) -> Usage:
+    """What a job has used."""
+    total = job.prompt_tokens + job.completion_tokens
+    return Usage(job.prompt_tokens, job.completion_tokens, total)
+
+
+class Answer:
+    """One choice, collected."""
+
+    __slots__ = ("finish", "texts", "tokens")
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.texts: list[str] = []
+        self.tokens: list[Placed] = []
+        self.finish = Finish.STOP
+
+    def add(self, piece: Piece) -> None:
+        """Take in a piece."""
+        self.texts.append(piece.text)
+        self.tokens.extend(piece.tokens)
+        if piece.finish is not None:
+            self.finish = piece.finish
+
+    @property
+    def text(self) -> str:
+        """All of the text so far."""
+        return "".join(self.texts)
+
+
+class StreamWriter(Protocol):
+    """Writes one job's server-sent events; ``index`` is the number of a choice."""
+
+    def opening(self, index: int) -> bytes:
+        """What comes before a choice's first piece; may be empty."""
+        ...
+
+    def piece(self, index: int, piece: Piece) -> bytes:
+        """A piece of text."""
+        ...
+
+    def closing(self, index: int, finish: Finish) -> bytes:
+        """Why a choice ended."""
+        ...
+
+    def usage(self) -> bytes:
+        """The tokens used, behind all choices."""
+        ...
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """A hot route: ``name`` in metrics, how it parses, answers whole and streams."""
+
+    name: str
+    parse: Callable[[bytes], Ask]
+    whole: Callable[[Job, Sequence[Answer]], bytes]
+    stream: Callable[[Job], StreamWriter]

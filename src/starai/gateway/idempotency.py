@@ -1,0 +1,160 @@
+"""The same answer for the same ``Idempotency-Key``: while it is made, and for a while after.
+
+The work of such a request belongs to nobody in particular: it writes into a `Recording`, and
+every request with its key (the first one too) plays the recording to its client. When the last
+of them leaves before the end, the work is cancelled and forgotten. Only complete, good answers
+are kept; whatever failed can be tried again with the same key.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import anyio
+
+from starai.core.clock import Clock
+from starai.core.errors import Conflict, Overloaded
+from starai.gateway.asgi import Message, Reply
+
+#: OpenAI's own limit on the header.
+KEY_BYTES_MAX: Final = 255
+#: Kept answers; with an average answer of 4 KB they fill 16 MB.
+_ENTRIES_MAX: Final = 4096
+#: One answer may fill this share of the memory for all.
+_SHARE_OF_ONE: Final = 4
+
+#: Who (key hash) used which idempotency key.
+Name = tuple[bytes, bytes]
+
+
+class Recording:
+    """An answer as ASGI messages, being made or complete."""
+
+    def __init__(self, fingerprint: bytes, bytes_max: int) -> None:
+        """Record the answer to the request with ``fingerprint``, up to ``bytes_max``."""
+        self.fingerprint = fingerprint
+        self.size = 0
+        self.expires_s = float("inf")
+        self.readers = 0
+        self.finished = False
+        self._bytes_max = bytes_max
+        self._messages: list[Message] = []
+        self._news = anyio.Event()
+        self._abandoned = anyio.Event()
+
+    async def send(self, message: Message) -> None:
+        """Take a message of the answer (an ASGI ``send``).
+
+        Raises:
+            Overloaded: the answer has outgrown its place; it ends with an error.
+        """
+        self.size += len(message.get("body", b""))
+        if self.size > self._bytes_max and message.get("more_body", False):
+            raise Overloaded(
+                "The answer is too long to be kept for its Idempotency-Key; ask again without one."
+            )
+        self._messages.append(message)
+        self._tell()
+
+    def finish(self) -> None:
+        """No more messages come."""
+        self.finished = True
+        self._tell()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = anyio.Event()
+
+    def abandon(self) -> None:
+        """Say that nobody listens any more."""
+        self._abandoned.set()
+
+    async def receive(self) -> Message:
+        """Wait until nobody listens (an ASGI ``receive``): then the client counts as gone."""
+        await self._abandoned.wait()
+        return {"type": "http.disconnect"}
+
+    async def play(self, reply: Reply, *headers: tuple[bytes, bytes]) -> None:
+        """Send the answer from its beginning, as far as it is and as it comes."""
+        position = 0
+        while True:
+            while position < len(self._messages):
+                message = self._messages[position]
+                position += 1
+                await reply.pass_on(message, *headers)
+            if self.finished:
+                return
+            await self._news.wait()
+
+
+class Recordings:
+    """All answers that can be asked for again; bounded in number, bytes and age."""
+
+    def __init__(self, clock: Clock, *, ttl_s: float, bytes_max: int) -> None:
+        """Keep answers for ``ttl_s``, the oldest leaving first when there is no room."""
+        self._clock = clock
+        self._ttl_s = ttl_s
+        self._bytes_max = bytes_max
+        self._found: OrderedDict[Name, Recording] = OrderedDict()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    @contextmanager
+    def listen(self, name: Name, fingerprint: bytes) -> Iterator[tuple[Recording, bool]]:
+        """The recording of a request, and whether it is new: then the caller must see to it.
+
+        Raises:
+            Conflict: the name was used for another request.
+        """
+        self._expire()
+        recording = self._found.get(name)
+        fresh = recording is None
+        if recording is None:
+            recording = Recording(fingerprint, self._bytes_max // _SHARE_OF_ONE)
+            self._found[name] = recording
+        elif recording.fingerprint != fingerprint:
+            raise Conflict(
+                "This Idempotency-Key was already used for a different request; use a new key."
+            )
+        recording.readers += 1
+        try:
+            yield recording, fresh
+        finally:
+            recording.readers -= 1
+            if recording.readers == 0 and not recording.finished:
+                self._forget(name, recording)
+                recording.abandon()
+
+    def close(self, name: Name, recording: Recording, *, keep: bool) -> None:
+        """A recording is complete: keep it for later, or only for those who listen now."""
+        recording.finish()
+        if self._found.get(name) is not recording:
+            return
+        if not keep:
+            self._forget(name, recording)
+            return
+        recording.expires_s = self._clock.monotonic_s() + self._ttl_s
+        self._size += recording.size
+        self._found.move_to_end(name)
+        self._expire()
+
+    def _forget(self, name: Name, recording: Recording) -> None:
+        if self._found.get(name) is recording:
+            del self._found[name]
+
+    def _expire(self) -> None:
+        """Drop what is too old, then the oldest until the rest fits; unfinished ones stay."""
+        now_s = self._clock.monotonic_s()
+        for name, recording in list(self._found.items()):
+            crowded = len(self._found) > _ENTRIES_MAX or self._size > self._bytes_max
+            if not recording.finished:
+                continue
+            if not crowded and recording.expires_s > now_s:
+                break
+            self._size -= recording.size
+            del self._found[name]

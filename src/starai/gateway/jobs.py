@@ -1,0 +1,208 @@
+"""From an `Ask` to the tasks that answer it: token ids, limits, keys for the sampler."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+from typing import Final
+
+from anyio import to_thread
+
+from starai.core.clock import Clock
+from starai.core.errors import ContextTooLong, InvalidRequest
+from starai.core.randomness import Randomness, uuid7
+from starai.gateway.asks import Ask
+from starai.gateway.catalogue import TextModel
+from starai.gateway.refusals import check_range
+from starai.protocol.generation import Generation, Sampling
+from starai.protocol.ports import Submission
+from starai.protocol.tokens import pack
+
+#: Longer texts are tokenised in a thread: 16k characters take about 2 ms, during which nobody
+#: else would be served.
+_INLINE_CHARACTERS_MAX: Final = 16_384
+
+
+class Job:
+    """An admitted request on its way: its tasks, and what has come of them."""
+
+    __slots__ = (
+        "ask",
+        "completion_tokens",
+        "created",
+        "model",
+        "prompt_tokens",
+        "started",
+        "tasks",
+    )
+
+    def __init__(
+        self,
+        ask: Ask,
+        model: TextModel,
+        tasks: Sequence[Submission],
+        prompt_tokens: int,
+        now_ms: int,
+    ) -> None:
+        """Take one task a choice, in the order of the choices."""
+        self.ask = ask
+        self.model = model
+        self.tasks = tasks
+        #: Seconds since the Unix epoch.
+        self.created = now_ms // 1000
+        #: Each prompt counted once, however many choices answer it.
+        self.prompt_tokens = prompt_tokens
+        self.completion_tokens = 0
+        #: Whether a node has taken up any of the tasks.
+        self.started = False
+
+    @property
+    def reserved(self) -> int:
+        """The most tokens that this can use."""
+        return self.prompt_tokens + sum(task.generation.max_tokens for task in self.tasks)
+
+    @property
+    def used(self) -> int:
+        """The tokens used so far."""
+        return self.prompt_tokens + self.completion_tokens if self.started else 0
+
+    @property
+    def hex_id(self) -> str:
+        """The first task's id, which names the whole answer."""
+        return self.tasks[0].task_id.hex()
+
+
+class JobMaker:
+    """Turns asks into jobs."""
+
+    def __init__(
+        self, clock: Clock, randomness: Randomness, *, default_max_tokens: int, deadline_s: float
+    ) -> None:
+        """Bound answers of unstated length by ``default_max_tokens``, all by ``deadline_s``."""
+        self._clock = clock
+        self._randomness = randomness
+        self._default_max_tokens = default_max_tokens
+        self._deadline_ms = int(deadline_s * 1000)
+
+    async def make(self, ask: Ask, model: TextModel, customer: int, tokens_max: int | None) -> Job:
+        """The job of an ask; ``tokens_max`` bounds answers of unstated length further.
+
+        Raises:
+            InvalidRequest: the prompt is empty or holds ids outside the vocabulary.
+            ContextTooLong: prompt and answer do not fit the model's context.
+        """
+        prompts = await _tokenise(ask, model)
+        for token_id in ask.logit_bias:
+            check_range("logit_bias", token_id, 0, model.codec.vocab_size - 1)
+        prompt_tokens = sum(map(len, prompts))
+        room = None
+        if tokens_max is not None:
+            # Or a key with a small limit could never leave the length open.
+            room = max(1, (tokens_max - prompt_tokens) // ask.num_choices)
+        now_ms = self._clock.now_ms()
+        tasks: list[Submission] = []
+        for prompt in prompts:
+            max_tokens = self._max_tokens(ask, model, len(prompt), room)
+            packed = pack(prompt)
+            for _ in range(ask.n):
+                generation = Generation(
+                    prompt=packed,
+                    max_tokens=max_tokens,
+                    sampling=self._sampling(ask, len(tasks)),
+                    stop_token_ids=model.eos_token_ids,
+                    salt=self._randomness.take(16),
+                    top_logprobs=ask.logprobs,
+                )
+                tasks.append(
+                    Submission(
+                        task_id=uuid7(self._clock, self._randomness),
+                        model=model.name,
+                        model_root=model.root,
+                        customer=customer,
+                        deadline_ms=now_ms + self._deadline_ms,
+                        generation=generation,
+                    )
+                )
+        return Job(ask, model, tasks, prompt_tokens, now_ms)
+
+    def _max_tokens(self, ask: Ask, model: TextModel, prompt: int, room: int | None) -> int:
+        context = model.context_length
+        field = ask.prompt_field
+        if ask.max_tokens is None:
+            if prompt >= context:
+                raise ContextTooLong(
+                    f"This model's maximum context length is {context} tokens. However, your "
+                    f"{field} resulted in {prompt} tokens. Please reduce the length of the "
+                    f"{field}.",
+                    param=field,
+                )
+            longest = min(self._default_max_tokens, context - prompt)
+            return longest if room is None else min(longest, room)
+        if prompt + ask.max_tokens > context:
+            raise ContextTooLong(
+                f"This model's maximum context length is {context} tokens. However, you "
+                f"requested {prompt + ask.max_tokens} tokens ({prompt} in the {field}, "
+                f"{ask.max_tokens} in the completion). Please reduce the length of the {field} "
+                "or completion.",
+                param=field,
+            )
+        return ask.max_tokens
+
+    def _sampling(self, ask: Ask, index: int) -> Sampling:
+        key = self._randomness.take(32) if ask.seed is None else sample_key(ask.seed, index)
+        return Sampling(
+            sample_key=key,
+            temperature=ask.temperature,
+            top_p=ask.top_p,
+            top_k=ask.top_k,
+            min_p=ask.min_p,
+            presence_penalty=ask.presence_penalty,
+            frequency_penalty=ask.frequency_penalty,
+            logit_bias=ask.logit_bias,
+        )
+
+
+def sample_key(seed: int, index: int) -> bytes:
+    """The sampler's key for a client's seed and the number of a choice: 32 bytes.
+
+    HKDF with SHA-256 (RFC 5869): the seed is the key material, the choice the context.
+    """
+    extracted = hmac.digest(b"starai/v1/sample-key", seed.to_bytes(8, "big", signed=True), "sha256")
+    return hmac.digest(extracted, index.to_bytes(4, "big") + b"\x01", "sha256")
+
+
+async def _tokenise(ask: Ask, model: TextModel) -> list[list[int]]:
+    """The token ids of each prompt; none is empty."""
+    if ask.messages is not None:
+        texts = [message["content"] for message in ask.messages]
+    else:
+        texts = [prompt for prompt in ask.prompts if isinstance(prompt, str)]
+    try:
+        if sum(map(len, texts)) > _INLINE_CHARACTERS_MAX:
+            prompts = await to_thread.run_sync(_encode, ask, model)
+        else:
+            prompts = _encode(ask, model)
+    except InvalidRequest as error:
+        error.param = error.param or ask.prompt_field
+        raise
+    if not all(prompts):
+        raise InvalidRequest(
+            f"Invalid '{ask.prompt_field}': it must not be empty.", param=ask.prompt_field
+        )
+    return prompts
+
+
+def _encode(ask: Ask, model: TextModel) -> list[list[int]]:
+    codec = model.codec
+    if ask.messages is not None:
+        return [codec.render_chat(ask.messages)]
+    prompts = []
+    for prompt in ask.prompts:
+        if isinstance(prompt, str):
+            prompts.append(codec.encode(prompt))
+            continue
+        if prompt:
+            check_range("prompt", min(prompt), 0, codec.vocab_size - 1)
+            check_range("prompt", max(prompt), 0, codec.vocab_size - 1)
+        prompts.append(prompt)
+    return prompts
