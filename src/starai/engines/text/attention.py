@@ -119,9 +119,7 @@ def attend(
         q = query[:, :, rows]
         if not fused:
             mask = None if span.count == 1 else _mask(run, span, low, window, q)
-            outputs.append(
-                _attend_written_out(q, k, v, mask, scaling, **special)
-            )
+            outputs.append(_attend_written_out(q, k, v, mask, scaling, **special))
         elif span.count > 1 and (span.start or (window and span.count > window)):
             mask = _mask(run, span, low, window, q)
             outputs.append(_attend_fused(q, k, v, mask, scaling, causal=False))

@@ -1,0 +1,127 @@
+"""What parent and worker say to each other: length-prefixed MessagePack over the child's pipes.
+
+A frame is ``u32 little-endian length | MessagePack``. Parent to worker: `Command`; the first is
+`Open`. Worker to parent: `Report`; the first is `Opened` or `Refused`. Either side ends by closing.
+Knows nothing about processes or loops.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from starai.core.errors import MalformedFrame
+from starai.engines.base import Emitted, EngineInfo, EngineSpec
+from starai.protocol.generation import Generation
+
+#: A 128k-token prompt is 512 KiB; a step's log-probabilities of 64 slots far less.
+FRAME_BYTES_MAX: Final = 16 << 20
+_LENGTH_BYTES: Final = 4
+
+
+class Open(msgspec.Struct, frozen=True, tag="open"):
+    """Load this; must be the first command."""
+
+    spec: EngineSpec
+
+
+class Admit(msgspec.Struct, frozen=True, tag="admit"):
+    """Take a sequence; a refusal comes back as an `Emitted` with an error."""
+
+    key: bytes
+    generation: Generation
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """Forget a sequence."""
+
+    key: bytes
+
+
+class Opened(msgspec.Struct, frozen=True, tag="opened"):
+    """The engine is ready."""
+
+    info: EngineInfo
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """The engine could not be opened; the worker ends. ``code`` names an error class."""
+
+    code: str
+    message: str
+
+
+class Stepped(msgspec.Struct, frozen=True, tag="stepped"):
+    """What a step emitted; nothing is a pulse."""
+
+    emitted: tuple[Emitted, ...]
+
+
+Command = Open | Admit | Cancel
+Report = Opened | Refused | Stepped
+
+_ENCODE: Final = msgspec.msgpack.Encoder().encode
+_COMMAND: Final = msgspec.msgpack.Decoder(Command)
+_REPORT: Final = msgspec.msgpack.Decoder(Report)
+
+
+def frame(message: Command | Report) -> bytes:
+    """A message as it goes through the pipe."""
+    payload = _ENCODE(message)
+    return len(payload).to_bytes(_LENGTH_BYTES, "little") + payload
+
+
+class FrameReader:
+    """Cuts a stream of bytes into frames."""
+
+    def __init__(self) -> None:
+        """Start at the beginning of a frame."""
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The frames that ``data`` completes.
+
+        Raises:
+            MalformedFrame: a frame claims to be larger than any may be.
+        """
+        self._buffer += data
+        frames: list[bytes] = []
+        at = 0
+        while len(self._buffer) - at >= _LENGTH_BYTES:
+            length = int.from_bytes(self._buffer[at : at + _LENGTH_BYTES], "little")
+            if length > FRAME_BYTES_MAX:
+                raise MalformedFrame("a frame of the engine's pipe is too large")
+            end = at + _LENGTH_BYTES + length
+            if end > len(self._buffer):
+                break
+            frames.append(bytes(self._buffer[at + _LENGTH_BYTES : end]))
+            at = end
+        del self._buffer[:at]
+        return frames
+
+
+def read_command(payload: bytes) -> Command:
+    """A command from its frame.
+
+    Raises:
+        MalformedFrame: it is none.
+    """
+    try:
+        command: Command = _COMMAND.decode(payload)
+    except msgspec.DecodeError as error:
+        raise MalformedFrame("not a command of an engine's pipe") from error
+    return command
+
+
+def read_report(payload: bytes) -> Report:
+    """A report from its frame.
+
+    Raises:
+        MalformedFrame: it is none.
+    """
+    try:
+        report: Report = _REPORT.decode(payload)
+    except msgspec.DecodeError as error:
+        raise MalformedFrame("not a report of an engine's pipe") from error
+    return report

@@ -1,0 +1,175 @@
+"""An engine in a process of its own, as its parent sees it: a crash there is an error here.
+
+Runs on asyncio and on trio. Knows nothing about what the engine computes.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import anyio
+from anyio.abc import ByteReceiveStream, ByteSendStream, Process
+
+from starai.core.errors import (
+    ConfigurationRefused,
+    EngineDied,
+    MalformedFrame,
+    ModelFileRefused,
+    ModelNotFound,
+    StarAIError,
+)
+from starai.engines.base import Emitted, EngineInfo, EngineSpec
+from starai.engines.frames import (
+    Admit,
+    Cancel,
+    Command,
+    FrameReader,
+    Open,
+    Opened,
+    Refused,
+    Report,
+    Stepped,
+    frame,
+    read_report,
+)
+from starai.protocol.generation import Generation
+
+#: How long a worker may take to end by itself before it is killed: it may be inside a step.
+_END_S: Final = 1.5
+#: A command is small; a pipe that takes none for so long has a hung worker behind it.
+_SEND_S: Final = 10.0
+_REFUSALS: Final = {
+    error.code: error for error in (ConfigurationRefused, ModelFileRefused, ModelNotFound)
+}
+
+
+class EngineWorker:
+    """A running engine. One task may call `events`; any may call `admit` and `cancel`."""
+
+    def __init__(self, process: Process, info: EngineInfo, link: _Link) -> None:
+        """Made by `engine_process`."""
+        self.info = info
+        self.pid = process.pid
+        self._link = link
+
+    async def admit(self, key: bytes, generation: Generation) -> None:
+        """Send a sequence to the engine; a refusal comes as an `Emitted` with its error code.
+
+        Raises:
+            EngineDied: the process ended, or takes nothing any more.
+        """
+        await self._link.send(Admit(key, generation))
+
+    async def cancel(self, key: bytes) -> None:
+        """Have the engine forget a sequence; something of it may already be on its way.
+
+        Raises:
+            EngineDied: the process ended, or takes nothing any more.
+        """
+        await self._link.send(Cancel(key))
+
+    async def events(self) -> list[Emitted]:
+        """What the next step emitted; nothing is a pulse, which comes at least every 0.2 s.
+
+        A single step may take longer (a slow model); put a deadline around this to find a hung
+        worker.
+
+        Raises:
+            EngineDied: the process ended.
+        """
+        report = await self._link.receive()
+        if not isinstance(report, Stepped):
+            raise EngineDied("the engine's worker broke the protocol of its pipe")
+        return list(report.emitted)
+
+
+class _Link:
+    """The two pipes of a worker."""
+
+    def __init__(self, send: ByteSendStream, receive: ByteReceiveStream) -> None:
+        self._send = send
+        self._receive = receive
+        self._sending = anyio.Lock()
+        self._reader = FrameReader()
+        self._reports: list[Report] = []
+
+    async def send(self, command: Command) -> None:
+        data = frame(command)
+        async with self._sending:
+            # Shielded, because a frame cut by a cancellation would garble all that follow it.
+            with anyio.move_on_after(_SEND_S, shield=True) as scope:
+                try:
+                    await self._send.send(data)
+                except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+                    raise EngineDied from error
+            if scope.cancelled_caught:
+                await self._send.aclose()
+                raise EngineDied("the process that runs the model takes no requests any more")
+
+    async def receive(self) -> Report:
+        while not self._reports:
+            try:
+                data = await self._receive.receive()
+                self._reports += map(read_report, self._reader.feed(data))
+            except (anyio.EndOfStream, anyio.BrokenResourceError, MalformedFrame) as error:
+                raise EngineDied from error
+        return self._reports.pop(0)
+
+
+@asynccontextmanager
+async def engine_process(
+    spec: EngineSpec, *, start_timeout_s: float = 120
+) -> AsyncIterator[EngineWorker]:
+    """Run an engine in a child process; leaving the context ends it, by force if need be.
+
+    Raises:
+        ConfigurationRefused, ModelNotFound, ModelFileRefused: as `open_engine` says.
+        EngineDied: the process ended or was not ready within ``start_timeout_s`` seconds.
+    """
+    process = await anyio.open_process(
+        # -P: no file of the current folder may pose as a module
+        [sys.executable, "-P", "-m", "starai.engines.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=None,  # the child's logging is this process's logging
+        # Ctrl-C reaches the whole terminal group; the parent alone decides when a child ends.
+        start_new_session=True,
+    )
+    try:
+        assert process.stdin is not None  # noqa: S101 - asked for above
+        assert process.stdout is not None  # noqa: S101
+        link = _Link(process.stdin, process.stdout)
+        yield EngineWorker(process, await _opened(link, spec, start_timeout_s), link)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await _end(process)
+
+
+async def _opened(link: _Link, spec: EngineSpec, timeout_s: float) -> EngineInfo:
+    try:
+        with anyio.fail_after(timeout_s):
+            await link.send(Open(spec))
+            report = await link.receive()
+    except TimeoutError as error:
+        raise EngineDied(f"the engine was not ready within {timeout_s:g} s") from error
+    if isinstance(report, Opened):
+        return report.info
+    if isinstance(report, Refused):
+        refusal: type[StarAIError] = _REFUSALS.get(report.code, EngineDied)
+        raise refusal(report.message)
+    raise EngineDied("the engine's worker broke the protocol of its pipe")
+
+
+async def _end(process: Process) -> None:
+    """Close stdin, which asks the worker to end; kill it when it does not."""
+    if process.stdin is not None:
+        await process.stdin.aclose()
+    with anyio.move_on_after(_END_S):
+        await process.wait()
+    if process.returncode is None:
+        process.kill()
+    await process.aclose()

@@ -1,0 +1,157 @@
+"""An engine in its own process: it answers, it fails alone, it dies loudly and never lingers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+
+from starai.core.errors import ConfigurationRefused, EngineDied, ModelFileRefused, ModelNotFound
+from starai.engines.base import Emitted, EngineSpec
+from starai.engines.process import EngineWorker, engine_process
+from starai.protocol import tokens
+from starai.protocol.generation import Finish, Generation, Sampling
+
+MOCK = EngineSpec("mock", "mock")
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    return request.param
+
+
+def generation(**changes) -> Generation:
+    values = {
+        "prompt": tokens.pack(list(b"hello")),
+        "max_tokens": 100,
+        "sampling": Sampling(b"k" * 32),
+        "stop_token_ids": (256,),
+        "salt": b"s" * 16,
+    }
+    return Generation(**{**values, **changes})
+
+
+async def until_ended(worker: EngineWorker, *keys: bytes) -> dict[bytes, list[Emitted]]:
+    seen: dict[bytes, list[Emitted]] = {key: [] for key in keys}
+    with anyio.fail_after(20):
+        while any(not s or not (s[-1].finish or s[-1].error) for s in seen.values()):
+            for news in await worker.events():
+                seen[news.key].append(news)
+    return seen
+
+
+@pytest.mark.anyio
+async def test_answers_come_through_the_pipe():
+    """A worker serves several sequences, token by token, to their ends."""
+    async with engine_process(MOCK) as worker:
+        assert worker.info.name == "mock"
+        for key in (b"a", b"b"):
+            await worker.admit(key, generation())
+        seen = await until_ended(worker, b"a", b"b")
+    ids = [id_ for news in seen[b"a"] for id_ in news.ids]
+    assert len(ids) == 21
+    assert ids[-1] == 256
+    assert seen[b"a"][-1].finish is Finish.STOP
+    assert [n.ids for n in seen[b"a"]] == [n.ids for n in seen[b"b"]]
+
+
+@pytest.mark.anyio
+async def test_a_refused_request_fails_alone():
+    """A request that cannot be admitted comes back as an error; its neighbour goes on."""
+    async with engine_process(MOCK) as worker:
+        await worker.admit(b"good", generation())
+        await worker.admit(b"long", generation(prompt=tokens.pack(range(200)) * 100))
+        await worker.admit(b"odd", generation(prompt=b"abc"))
+        seen = await until_ended(worker, b"good", b"long", b"odd")
+    assert seen[b"long"][-1].error == "context_length_exceeded"
+    assert seen[b"odd"][-1].error == "invalid_request"
+    assert seen[b"good"][-1].finish is Finish.STOP
+
+
+@pytest.mark.anyio
+async def test_cancelled_sequences_fall_silent_and_idle_workers_pulse():
+    """After a cancellation only pulses come."""
+    spec = EngineSpec("mock", "mock", options={"step_delay_ms": 5, "tokens": 100000})
+    async with engine_process(spec) as worker:
+        await worker.admit(b"a", generation(max_tokens=100000))
+        with anyio.fail_after(5):
+            while not await worker.events():
+                pass
+        await worker.cancel(b"a")
+        await worker.cancel(b"never seen")
+        with anyio.fail_after(5):
+            while await worker.events():
+                pass
+        with anyio.fail_after(2):
+            assert await worker.events() == []
+
+
+@pytest.mark.anyio
+async def test_a_killed_worker_is_noticed_at_once():
+    """kill -9 of the worker raises EngineDied from events, and from admit afterwards."""
+    spec = EngineSpec("mock", "mock", options={"step_delay_ms": 20, "tokens": 100000})
+    async with engine_process(spec) as worker:
+        await worker.admit(b"a", generation(max_tokens=100000))
+        with anyio.fail_after(5):
+            while not await worker.events():
+                pass
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(EngineDied), anyio.fail_after(1):
+            while True:
+                await worker.events()
+        with pytest.raises(EngineDied), anyio.fail_after(1):
+            while True:
+                await worker.admit(b"b", generation())
+
+
+@pytest.mark.anyio
+async def test_leaving_the_context_ends_the_child():
+    """No worker outlives its context, even in the middle of a long step."""
+    spec = EngineSpec("mock", "mock", options={"step_delay_ms": 60_000})
+    async with engine_process(spec) as worker:
+        await worker.admit(b"a", generation())
+        await anyio.sleep(0.1)
+        pid = worker.pid
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("spec", "refusal"),
+    [
+        (EngineSpec("text", "no/such/model"), ModelNotFound),
+        (EngineSpec("text", "mock"), ConfigurationRefused),
+        (EngineSpec("video", "mock"), ConfigurationRefused),
+    ],
+)
+async def test_an_engine_that_cannot_open_says_why(spec, refusal):
+    """The worker's refusal reaches the parent as the same error."""
+    with pytest.raises(refusal):
+        async with engine_process(spec):
+            pass
+
+
+@pytest.mark.anyio
+async def test_a_damaged_model_is_refused_through_the_pipe(tmp_path: Path):
+    """A truncated model file is named in the parent's error."""
+    (tmp_path / "x.bin").write_bytes(b"short")
+    with pytest.raises(ModelFileRefused, match=r"x\.bin"):
+        async with engine_process(EngineSpec("text", str(tmp_path / "x.bin"))):
+            pass
+
+
+def test_a_worker_ends_when_its_parent_does():
+    """A worker whose stdin closes ends by itself, whatever it is doing."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "starai.engines.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    )
+    child.stdin.close()
+    assert child.wait(timeout=10) == 0
