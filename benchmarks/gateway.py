@@ -74,7 +74,7 @@ def running(command: list[str], log: Path, **env: str) -> Iterator[subprocess.Po
         finally:
             os.killpg(process.pid, signal.SIGINT)
             try:
-                process.wait(20)
+                process.wait(40)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
