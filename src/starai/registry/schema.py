@@ -7,7 +7,8 @@ are STRICT, and `integer` checks them in Python as well, because SQLite still st
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterator
+from typing import Any, Final
 
 import apsw
 
@@ -24,6 +25,7 @@ INTEGER_MAX: Final = (1 << 63) - 1
 # `node_confirm` and `dist_confirm` are the first confirmations that brought the record.
 # `confirm.leaves` is what `confirm.root` was computed from: sorted leaves, 32 bytes each.
 _FIRST: Final = """
+CREATE TABLE network (name TEXT PRIMARY KEY, block_ms INTEGER NOT NULL) STRICT;
 CREATE TABLE confirm (
   seq INTEGER PRIMARY KEY,
   block INTEGER NOT NULL, signer BLOB NOT NULL, side INTEGER NOT NULL, node BLOB NOT NULL,
@@ -86,6 +88,26 @@ def migrate(connection: apsw.Connection) -> None:
             connection.execute(step)
         connection.pragma("application_id", APPLICATION_ID)
         connection.pragma("user_version", len(MIGRATIONS))
+
+
+def bind_network(connection: apsw.Connection, name: str, block_ms: int) -> None:
+    """Make the file this network's for ever; later only the same name and blocks are let in.
+
+    Raises:
+        ConfigurationRefused: it belongs to another network, or its blocks have another length.
+    """
+    bound = connection.execute("SELECT name, block_ms FROM network").fetchone()
+    if bound is None:
+        connection.execute("INSERT INTO network VALUES (?, ?)", (name, block_ms))
+    elif bound != (name, block_ms):
+        raise ConfigurationRefused(
+            f"the registry's file belongs to network {bound[0]!r} with blocks of {bound[1]} ms"
+        )
+
+
+def rows(connection: apsw.Connection, sql: str, *bindings: Any) -> Iterator[tuple[Any, ...]]:
+    """The rows of a query, typed by whoever knows the schema."""
+    return connection.execute(sql, bindings)
 
 
 def integer(value: object, name: str, *, least: int = 0, most: int = INTEGER_MAX) -> int:

@@ -1,4 +1,4 @@
-"""The store: one writer, group commit, nothing acknowledged is ever lost, a failing disk is fatal."""
+"""The store: group commit, nothing acknowledged is lost, a failing disk is fatal."""
 
 from __future__ import annotations
 
@@ -104,11 +104,10 @@ async def test_many_writes_share_a_commit(tmp_path: Path) -> None:
 async def test_closing_commits_what_was_accepted(tmp_path: Path) -> None:
     """A cancelled wait does not cancel its write: what was accepted is there after closing."""
     path = tmp_path / "registry.db"
-    async with open_store(path) as store:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(store.write, _insert("a"))
-            await anyio.lowlevel.checkpoint()
-            tasks.cancel_scope.cancel()
+    async with open_store(path) as store, anyio.create_task_group() as tasks:
+        tasks.start_soon(store.write, _insert("a"))
+        await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
     with pytest.raises(StoreFailed):
         await store.write(_insert("b"))
     async with open_store(path) as store:
@@ -170,9 +169,13 @@ async def test_full_disk_is_fatal_and_loses_nothing_acknowledged(
             connection.pragma("max_page_count", connection.pragma("page_count") + 2)
 
         await store.write(shrink)
-        with pytest.raises(StoreFailed, match="full"):
+
+        async def fill() -> None:
             for number in range(10_000):
                 acknowledged.add(await store.write(_insert(f"{number:0200d}")))
+
+        with pytest.raises(StoreFailed, match="full"):
+            await fill()
         with pytest.raises(StoreFailed, match="make room"):
             await store.write(_insert("later"))
         with pytest.raises(StoreFailed):

@@ -1,0 +1,123 @@
+"""The integrity check finds what a failing disk or a helpful hand changed in the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import apsw
+import pytest
+
+from starai.protocol.records import leaf_hash
+from starai.protocol.registry import Side
+from starai.registry.confirmations import check_confirm
+from starai.registry.integrity import PROBLEMS_MAX, check_integrity
+from starai.registry.schema import migrate
+from starai.registry.tasks import apply
+from starai.testing.records import (
+    BLOCK_MS,
+    DISTRIBUTOR,
+    NETWORK,
+    NODES,
+    START_MS,
+    confirm,
+    record,
+)
+
+_RECORDS = [record(number, closed_ms=START_MS + 800 * number) for number in range(1, 9)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A closed file with three blocks, most of it matched."""
+    path = tmp_path / "registry.db"
+    connection = apsw.Connection(str(path))
+    migrate(connection)
+    connection.execute("BEGIN")
+    for side in Side:
+        for block in {one.block(BLOCK_MS) for one in _RECORDS}:
+            mine = [one for one in _RECORDS[side - 1 :] if one.block(BLOCK_MS) == block]
+            said = confirm(side, mine, NODES[0] if side is Side.NODE else DISTRIBUTOR)
+            apply(connection, said, check_confirm(said, NETWORK, BLOCK_MS), START_MS)
+    connection.execute("COMMIT")
+    connection.close()
+    return path
+
+
+def _problems(path: Path) -> tuple[str, ...]:
+    connection = apsw.Connection(str(path))
+    found = check_integrity(connection, NETWORK, BLOCK_MS)
+    connection.close()
+    return found.problems
+
+
+def test_a_sound_file_is_sound(path: Path) -> None:
+    """What was written honestly has no problems, and everything was looked at."""
+    connection = apsw.Connection(str(path))
+    found = check_integrity(connection, NETWORK, BLOCK_MS)
+    connection.close()
+    assert (found.records, found.problems) == (len(_RECORDS), ())
+    assert found.confirms > 4
+
+
+def _pieces() -> dict[str, bytes]:
+    block = _RECORDS[2].block(BLOCK_MS)
+    said = confirm(Side.NODE, [one for one in _RECORDS if one.block(BLOCK_MS) == block], NODES[0])
+    canonical = _RECORDS[4].canonical()
+    return {
+        "record": canonical,
+        "leaf": leaf_hash(canonical),
+        "root": said.root,
+        "signature": said.signature,
+    }
+
+
+@pytest.mark.parametrize("name", ["record", "leaf", "root", "signature"])
+def test_one_changed_byte_is_found(path: Path, name: str) -> None:
+    """One bit, in any byte of a record, leaf, root or signature, in every place it is stored."""
+    piece = _pieces()[name]
+    sound = path.read_bytes()
+    places = [at for at in range(len(sound)) if sound.startswith(piece, at)]
+    assert places
+    for place in places:
+        for offset in range(0, len(piece), 7):
+            broken = bytearray(sound)
+            broken[place + offset] ^= 0x10
+            path.write_bytes(broken)
+            assert _problems(path), f"byte {offset} of {name} at {place}"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE task SET out_tok = out_tok + 1 WHERE seq = 3",
+        "UPDATE task SET state = 3 WHERE state = 1",
+        "UPDATE task SET sides = 3, dist_confirm = 1, state = 3 WHERE state = 1",
+        "UPDATE task SET sides = 0 WHERE seq = 3",
+        "UPDATE task SET block = block + 1 WHERE seq = 3",
+        "UPDATE task SET dist_confirm = NULL WHERE seq = 3",
+        "DELETE FROM task WHERE seq = 3",
+        "DELETE FROM confirm WHERE seq = 2",
+        "UPDATE confirm SET part = part + 1 WHERE seq = 1",
+        "UPDATE confirm SET side = 3 - side WHERE seq = 1",
+        "UPDATE confirm SET side = 9 WHERE seq = 1",
+        "UPDATE confirm SET signer = zeroblob(7) WHERE seq = 1",
+        "UPDATE task SET rec = zeroblob(264) WHERE seq = 3",
+        "DROP INDEX task_by_block; CREATE INDEX task_by_block ON task (attempt)",
+    ],
+)
+def test_an_edit_by_hand_is_found(path: Path, change: str) -> None:
+    """Whoever edits rows by hand, or loses some, is found out; moving an index is no such edit."""
+    connection = apsw.Connection(str(path))
+    connection.pragma("foreign_keys", 0)
+    connection.execute(change)
+    connection.close()
+    assert bool(_problems(path)) is not change.startswith("DROP INDEX")
+
+
+def test_a_ruined_file_is_reported_not_raised(path: Path) -> None:
+    """A file whose pages are noise yields a bounded list of problems."""
+    data = bytearray(path.read_bytes())
+    data[4096:] = bytes((at * 37) & 255 for at in range(len(data) - 4096))
+    path.write_bytes(data)
+    problems = _problems(path)
+    assert 0 < len(problems) <= PROBLEMS_MAX
