@@ -48,7 +48,7 @@ class ServerInfo(msgspec.Struct, frozen=True):
 class Link(asyncio.Protocol):
     """A connection; open one with `open_link`."""
 
-    def __init__(self, receive: Receive, complain: Callable[[str], None]) -> None:
+    def __init__(self, receive: Receive, complain: Callable[[Link, str], None]) -> None:
         """Take who hears messages, and who hears the server's complaints (in lower case)."""
         self.receive = receive
         self.info = ServerInfo()
@@ -230,7 +230,7 @@ class Link(asyncio.Protocol):
                 pong.set_result(None)
         elif word == b"-ERR":
             self.fault = rest.decode(errors="replace").strip(" '").lower()
-            self._complain(self.fault)
+            self._complain(self, self.fault)
         elif word == b"INFO":
             self.info = msgspec.json.decode(rest, type=ServerInfo)
             self.greeted.set()

@@ -9,18 +9,13 @@ dial, and tells its owner through ``refused`` when the network no longer lets th
 from __future__ import annotations
 
 import asyncio  # noqa: TID251 - the wire's edge
-import base64
 import logging
-import ssl
-from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlsplit
 
 import anyio
-import msgspec
 
 from starai.core.concurrency import task_group
 from starai.core.errors import (
@@ -32,53 +27,29 @@ from starai.core.errors import (
 )
 from starai.core.logging import event
 from starai.core.randomness import Randomness, SystemRandomness
-from starai.protocol.identity import Identity, PartyId
+from starai.protocol.identity import PartyId
 from starai.protocol.ports import Delivery, Handler
 from starai.protocol.subjects import inbox
 from starai.wire.delivering import hand_over
-from starai.wire.link import Link, LinkLost, Receive, ServerInfo, open_link
+from starai.wire.dialing import Dialer, NatsSettings, watch
+from starai.wire.handover import HANDOVER_S, Handover
+from starai.wire.link import Link, LinkLost
 from starai.wire.patterns import check_pattern, check_subject
+
+__all__ = ["NatsSettings", "NatsWire", "connect_nats"]
 
 _LOG = logging.getLogger(__name__)
 
-#: One attempt to connect and log in.
-CONNECT_TIMEOUT_S: Final = 5.0
 #: The pause between dials grows from the first to the last of these: a restarted server is found
 #: within half a second, and a thousand nodes do not storm it.
 RETRY_FIRST_S: Final = 0.05
 RETRY_LAST_S: Final = 0.5
 #: A refused party may be let in again (or renew), but has no reason to hurry.
 RETRY_REFUSED_S: Final = 5.0
-#: A connection that says nothing for an interval and then not even "PONG" is dead.
-PING_INTERVAL_S: Final = 5.0
-PING_TIMEOUT_S: Final = 5.0
 #: What is published while disconnected: some seconds of a busy gateway.
 BUFFER_BYTES_MAX: Final = 8 << 20
 #: What `publish_soon` may pile up on a connection that takes no more.
 BACKLOG_BYTES_MAX: Final = 16 << 20
-#: How long both connections may live side by side while the credential is swapped.
-HANDOVER_S: Final = 5.0
-#: Messages held back during that time.
-HELD_MAX: Final = 65_536
-
-
-@dataclass(frozen=True)
-class NatsSettings:
-    """Where and as whom to connect.
-
-    Attributes:
-        urls: ``nats://host:port`` or ``tls://host:port``, tried in turn.
-        identity: the party's key; it signs the server's nonce.
-        credential: gives the current user JWT; called at each dial, must not block.
-        tls: trust for ``tls://`` URLs, the system's if none.
-        first_connect_s: how long to look for a server before giving up the first time.
-    """
-
-    urls: tuple[str, ...]
-    identity: Identity
-    credential: Callable[[], str]
-    tls: ssl.SSLContext | None = None
-    first_connect_s: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -118,8 +89,8 @@ class NatsWire:
 
     def __init__(self, settings: NatsSettings, randomness: Randomness) -> None:
         self._settings = settings
-        self._servers = [_address(url) for url in settings.urls]
         self._randomness = randomness
+        self._dialer = Dialer(settings, self._deliver, self._complain)
         try:
             self._loop = asyncio.get_running_loop()
         except RuntimeError as error:
@@ -258,7 +229,7 @@ class NatsWire:
             if old is None:
                 self._hurry.set()
                 return
-            new = await self._dial_once()
+            new = await self._dialer.dial()
             if self._link is not old or old.closed.is_set():
                 new.abort()  # the old one broke meanwhile; its successor has the new credential
                 return
@@ -321,7 +292,7 @@ class NatsWire:
             pending[1].set_result(delivery.payload)
 
     def _complain(self, link: Link, fault: str) -> None:
-        """Hear what the server refuses (ADR-less but stable: "permissions violation for …")."""
+        """Hear what the server refuses ("permissions violation for …")."""
         if not fault.startswith("permissions violation"):
             event(_LOG, "wire.fault", logging.WARNING, party=self.party, fault=fault)
             return
@@ -358,7 +329,7 @@ class NatsWire:
             link = self._link
             if link is None:
                 continue
-            await _watch(link)
+            await watch(link)
             async with self._swap:
                 if self._link is link:
                     self._lose(link)
@@ -369,7 +340,7 @@ class NatsWire:
         while True:
             self._hurry = anyio.Event()
             try:
-                return await self._dial_once()
+                return await self._dialer.dial()
             except PartyRefused as refusal:
                 self._surface(refusal)
                 pause_s = RETRY_REFUSED_S
@@ -378,49 +349,6 @@ class NatsWire:
                 pause_s = min(pause_s * 1.5, RETRY_LAST_S)
             with anyio.move_on_after(pause_s * (0.5 + 0.5 * self._randomness.fraction())):
                 await self._hurry.wait()
-
-    async def _dial_once(self) -> Link:
-        """A link to the first server that takes us.
-
-        Raises:
-            PartyRefused: one of them said that we may not.
-            Unavailable: none of them answers.
-        """
-        failure = ""
-        for host, port, secure in self._servers:
-            link = Link(self._deliver, lambda fault: self._complain(link, fault))  # noqa: B023
-            tls = (self._settings.tls or ssl.create_default_context()) if secure else None
-            try:
-                with anyio.fail_after(CONNECT_TIMEOUT_S):
-                    await open_link(host, port, link, self._greet, tls)
-            except LinkLost:
-                if "authorization" in link.fault or "authentication" in link.fault:
-                    raise PartyRefused(
-                        "the network refused this credential: it has expired, was revoked, or "
-                        "does not belong to this key; join again with a new token"
-                    ) from None
-                failure = link.fault or "it hung up"
-            except (OSError, TimeoutError) as error:
-                failure = type(error).__name__
-            else:
-                return link
-        raise Unavailable(f"no NATS server at {', '.join(self._settings.urls)} ({failure})")
-
-    def _greet(self, info: ServerInfo) -> bytes:
-        signature = self._settings.identity.sign(info.nonce.encode())
-        options = {
-            "verbose": False,
-            "pedantic": False,
-            "lang": "python",
-            "version": "starai",
-            "name": self.party[:12],
-            "protocol": 1,
-            "headers": True,
-            "no_responders": True,
-            "jwt": self._settings.credential(),
-            "sig": base64.urlsafe_b64encode(signature).decode().rstrip("="),
-        }
-        return b"CONNECT " + msgspec.json.encode(options) + b"\r\n"
 
     def _adopt(self, link: Link) -> None:
         """Make ``link`` the connection: say again what is heard, and what was kept."""
@@ -458,15 +386,8 @@ class NatsWire:
             _fail(answer, gone)
 
     async def _hand_over(self, old: Link, new: Link) -> None:
-        """Let ``new`` take over from ``old`` without losing or doubling a message.
-
-        While both hear, what ``new`` brings is held back; once ``old`` has brought all that it
-        ever will, what it brought meanwhile is struck from what was held, and the rest follows.
-        """
-        brought: Counter[tuple[int, Delivery]] = Counter()
-        held: list[tuple[int, Delivery, bool]] = []
-        old.receive = self._bringing(brought)
-        new.receive = _holding(held)
+        """Let ``new`` take over from ``old`` without losing or doubling a message."""
+        handover = Handover(old, new, self._deliver)
         self._next = new
         try:
             with anyio.move_on_after(HANDOVER_S):
@@ -484,56 +405,11 @@ class NatsWire:
         finally:
             self._link, self._next, self._switching = new, None, False
             old.close()
-            new.receive = self._deliver
-            for sid, delivery, absent in held:
-                if brought[(sid, delivery)]:
-                    brought[(sid, delivery)] -= 1
-                else:
-                    self._deliver(sid, delivery, absent)
+            handover.finish()
             self._send_buffer(new)
-        event(_LOG, "wire.renewed", party=self.party, num_held=len(held))
-
-    def _bringing(self, brought: Counter[tuple[int, Delivery]]) -> Receive:
-        def receive(sid: int, delivery: Delivery, absent: bool) -> None:
-            brought[(sid, delivery)] += 1
-            self._deliver(sid, delivery, absent)
-
-        return receive
-
-
-def _holding(held: list[tuple[int, Delivery, bool]]) -> Receive:
-    def receive(sid: int, delivery: Delivery, absent: bool) -> None:
-        if len(held) < HELD_MAX:
-            held.append((sid, delivery, absent))
-
-    return receive
+        event(_LOG, "wire.renewed", party=self.party)
 
 
 def _fail(answer: asyncio.Future[bytes], why: Exception) -> None:
     if not answer.done():
         answer.set_exception(why)
-
-
-def _address(url: str) -> tuple[str, int, bool]:
-    """Host, port and whether to speak TLS."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("nats", "tls") or not parts.hostname:
-        raise ConfigurationRefused(f"not a NATS address: {url!r}; expected nats://host:port")
-    return parts.hostname, parts.port or 4222, parts.scheme == "tls"
-
-
-async def _watch(link: Link) -> None:
-    """Return once ``link`` has ended; end it when the other side no longer answers."""
-    while not link.closed.is_set():
-        with anyio.move_on_after(PING_INTERVAL_S):
-            await link.closed.wait()
-            return
-        with anyio.move_on_after(PING_TIMEOUT_S) as patience:
-            try:
-                await link.round_trip()
-            except LinkLost:
-                return
-        if patience.cancelled_caught:
-            link.fault = "it no longer answers"
-            link.abort()
-            return

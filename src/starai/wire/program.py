@@ -75,17 +75,22 @@ async def listens(host: str, port: int) -> bool:
 
 async def end_orphan(pid_file: Path, configuration: Path, patience_s: float) -> None:
     """End a server of this very configuration whose parent was killed and could not end it."""
-    try:
-        pid = int(pid_file.read_text())
-    except (OSError, ValueError):
-        return
-    if not _runs_with(pid, configuration):
+    pid = _orphan(pid_file, configuration)
+    if pid is None:
         return
     event(_LOG, "nats.orphan_ended", logging.WARNING, pid=pid)
     os.kill(pid, signal.SIGTERM)
     with anyio.move_on_after(patience_s):
         while _runs_with(pid, configuration):  # noqa: ASYNC110 - nothing tells of another's child
             await anyio.sleep(0.02)
+
+
+def _orphan(pid_file: Path, configuration: Path) -> int | None:
+    try:
+        pid = int(pid_file.read_text())
+    except (OSError, ValueError):
+        return None
+    return pid if _runs_with(pid, configuration) else None
 
 
 def _runs_with(pid: int, configuration: Path) -> bool:

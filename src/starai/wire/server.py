@@ -26,6 +26,7 @@ from starai.core.limits import FRAME_BYTES_MAX
 from starai.core.logging import event
 from starai.core.randomness import Randomness, SystemRandomness
 from starai.protocol.identity import Identity, PartyId
+from starai.wire.dialing import NatsSettings
 from starai.wire.jwt import CLAIMS_UPDATE, Authority
 from starai.wire.keeping import (
     add_revoked,
@@ -33,7 +34,7 @@ from starai.wire.keeping import (
     load_revoked,
     write_secret,
 )
-from starai.wire.nats import NatsSettings, connect_nats
+from starai.wire.nats import connect_nats
 from starai.wire.program import claim_port, end_orphan, find_nats_server, listens
 
 _LOG = logging.getLogger(__name__)
