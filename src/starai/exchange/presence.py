@@ -14,6 +14,7 @@ import anyio
 import msgspec
 
 from starai.core.clock import Clock
+from starai.core.concurrency import task_group
 from starai.core.errors import MalformedFrame
 from starai.core.limits import BEAT_INTERVAL_S, BEAT_LEASE_S
 from starai.core.logging import event
@@ -61,7 +62,7 @@ class Presence:
         """Watch inside the context."""
         async with (
             self._wire.subscribe(beats(self._role), self._on_delivery),
-            anyio.create_task_group() as group,
+            task_group() as group,
         ):
             group.start_soon(self._sweep)
             yield

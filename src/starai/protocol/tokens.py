@@ -13,7 +13,8 @@ _CODE = "I" if array("I").itemsize == 4 else "L"
 
 def pack(ids: Iterable[int]) -> bytes:
     """Ids as canonical bytes; raises OverflowError for an id outside u32."""
-    packed = array(_CODE, ids)
+    packed = array(_CODE)
+    packed.extend(ids)
     if sys.byteorder == "big":
         packed.byteswap()
     return packed.tobytes()

@@ -1,0 +1,1 @@
+"""The distributor: takes sealed tasks from gateways and carries each to its end on the nodes."""

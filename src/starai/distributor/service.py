@@ -1,0 +1,144 @@
+"""The distributor's service: hears gateways, carries their tasks, records what was done.
+
+It sees prompts as token ids while it carries them and stores none. It keeps no durable state but
+the outbox of records that the registry has not acknowledged yet.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import anyio
+import msgspec
+
+from starai.core.concurrency import task_group
+from starai.core.errors import (
+    ContextTooLong,
+    DeadlinePassed,
+    ModelNotFound,
+    Overloaded,
+    StarAIError,
+)
+from starai.core.logging import event
+from starai.exchange.base import Settled, short, task_record
+from starai.exchange.carrying import Carrier, Journey
+from starai.exchange.confirming import Confirmer
+from starai.exchange.member import Member
+from starai.exchange.offering import Offering
+from starai.exchange.presence import Presence, keep_beating
+from starai.exchange.routing import WAITING_MAX, Routing
+from starai.exchange.serving import Refused, ServedTask, Serving
+from starai.protocol.identity import raw_public
+from starai.protocol.presence import Beat, ServedModel
+from starai.protocol.subjects import Role
+from starai.protocol.tasks import RefusalCode
+
+_LOG = logging.getLogger(__name__)
+
+_REFUSALS: tuple[tuple[type[StarAIError], str], ...] = (
+    (ContextTooLong, RefusalCode.CONTEXT_TOO_LONG),
+    (ModelNotFound, RefusalCode.UNKNOWN_MODEL),
+    (DeadlinePassed, RefusalCode.DEADLINE),
+    (Overloaded, RefusalCode.BUSY),
+)
+
+
+class Distributor:
+    """One distributor; any number of them may serve a network."""
+
+    def __init__(self, member: Member, confirmer: Confirmer) -> None:
+        """Serve as ``member``; what was done goes to the registry through ``confirmer``."""
+        self._member = member
+        self._confirmer = confirmer
+        self._boot = member.clock.now_ms()
+        self._done = 0
+        self._tokens = 0
+        self._offering = Offering(member)
+        self._nodes = Routing(member.wire, Role.NODE, member.clock, self._offering.lose)
+        self._carrier = Carrier(member, self._offering, self._nodes, self._record)
+        self._serving = Serving(member, Role.DISTRIBUTOR, (Role.GATEWAY,), self._carry)
+        self._gateways = Presence(
+            member.wire, Role.GATEWAY, member.clock, on_gone=self._serving.abandon
+        )
+
+    async def run(
+        self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve until cancelled."""
+        member = self._member
+        async with (
+            self._nodes.presence.watching(),
+            self._gateways.watching(),
+            self._offering.running(),
+            task_group() as group,
+        ):
+            group.start_soon(self._confirmer.run)
+            await group.start(self._serving.run)
+            group.start_soon(keep_beating, member.wire, Role.DISTRIBUTOR, self._beat)
+            event(_LOG, "distributor_ready", party=short(member.identity.party))
+            task_status.started()
+
+    async def _carry(self, task: ServedTask) -> None:
+        """One task's whole way: offer it, hand on each part, and again elsewhere on failure."""
+        header = task.header
+        journey = Journey(
+            task_id=header.task_id,
+            model_root=header.model_root,
+            customer=header.customer,
+            deadline_ms=header.deadline_ms,
+            generation=task.generation,
+            price_id=header.price_id,
+        )
+        async with self._carrier.carry(journey) as answer:
+            try:
+                while not task.finished:
+                    part = await answer.receive()
+                    await task.send(part.ids, part.finish, part.logprobs)
+                    self._tokens += len(part.ids) // 4
+            except StarAIError as error:
+                self._log_failure(task, error)
+                raise _as_refusal(error) from error
+        self._done += 1
+
+    async def _record(self, settled: Settled) -> None:
+        """Put an attempt on record, durably, before its last part is handed on."""
+        node = raw_public(settled.header.callee)
+        await self._confirmer.record(task_record(settled, node, self._member.identity.raw))
+
+    def _log_failure(self, task: ServedTask, error: StarAIError) -> None:
+        event(
+            _LOG,
+            "task_not_carried",
+            logging.WARNING,
+            task=task.header.task_id.hex(),
+            code=error.code,
+        )
+
+    def _models(self) -> tuple[ServedModel, ...]:
+        """What the nodes serve together; here a task may also wait for a free slot."""
+        return tuple(
+            msgspec.structs.replace(model, slots=model.slots + WAITING_MAX)
+            for model in self._nodes.models()
+        )
+
+    def _beat(self, seq: int) -> Beat:
+        member = self._member
+        return Beat(
+            party=member.identity.party,
+            role=Role.DISTRIBUTOR.value,
+            boot=self._boot,
+            seq=seq,
+            sent_ms=member.clock.now_ms(),
+            draining=False,
+            running=self._serving.num_running,
+            queued=self._nodes.num_waiting,
+            done=self._done,
+            tokens=self._tokens,
+            prekey=self._serving.prekey,
+            models=self._models(),
+        )
+
+
+def _as_refusal(error: StarAIError) -> Refused:
+    code = next((code for kind, code in _REFUSALS if isinstance(error, kind)), RefusalCode.NO_NODE)
+    return Refused(code, int((error.retry_after_s or 0) * 1000))

@@ -1,0 +1,132 @@
+"""Being a member of a network over NATS: connect, renew the credential in time, stop if refused."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+
+from starai.core.clock import Clock, SystemClock
+from starai.core.concurrency import task_group
+from starai.core.errors import DeadlinePassed, MalformedFrame, PartyRefused, Unavailable
+from starai.core.logging import event
+from starai.core.randomness import Randomness, SystemRandomness
+from starai.exchange.member import Member
+from starai.local.home import Home, NetworkFile, PartyFile
+from starai.protocol.credentials import issue_credential, read_credential
+from starai.protocol.frames import decode, encode
+from starai.protocol.identity import Identity
+from starai.protocol.registry import Admitted, Renew
+from starai.protocol.subjects import Role, registry
+from starai.wire.dialing import NatsSettings
+from starai.wire.nats import NatsWire, connect_nats
+
+_LOG = logging.getLogger(__name__)
+
+#: A credential issued on this machine; renewed by the registry while a service runs.
+CREDENTIAL_LIFETIME_MS = 24 * 3_600_000
+#: A credential is renewed when this share of its life is over.
+RENEW_AT = 0.75
+#: How long to wait before a failed renewal is tried again.
+RENEW_RETRY_S = 30.0
+RENEW_TIMEOUT_S = 5.0
+
+
+class _Credential:
+    """The current credential, in memory and in the party's file."""
+
+    def __init__(self, home: Home, name: str, account: str, clock: Clock) -> None:
+        self._home = home
+        self._name = name
+        self.file = home.party(name)
+        self.identity = Identity.from_seed(self.file.seed)
+        self.known = read_credential(self.file.credential, account, clock.now_ms())
+
+    def __call__(self) -> str:
+        return self.file.credential
+
+    def replace(self, credential: str, account: str, now_ms: int) -> None:
+        self.known = read_credential(credential, account, now_ms)
+        self.file = PartyFile(self.file.seed, credential)
+        self._home.save_party(self._name, self.file)
+
+    def renew_in_s(self, now_ms: int) -> float:
+        life_ms = self.known.expires_ms - self.known.issued_ms
+        return max(0.0, (self.known.issued_ms + RENEW_AT * life_ms - now_ms) / 1000)
+
+
+@asynccontextmanager
+async def membership(
+    home: Home, name: str, *, clock: Clock | None = None, randomness: Randomness | None = None
+) -> AsyncIterator[Member]:
+    """Be the party ``name`` of this home inside the context.
+
+    Raises:
+        PartyRefused: the network does not (or no longer) let this party in.
+        Unavailable: NATS cannot be reached.
+        ConfigurationRefused: there is no such party or network in this home.
+    """
+    network, clock = home.network(), clock or SystemClock()
+    credential = _Credential(home, name, network.account, clock)
+    settings = NatsSettings((network.nats_url,), credential.identity, credential)
+    async with connect_nats(settings) as wire, task_group() as group:
+        member = Member(
+            wire=wire,
+            identity=credential.identity,
+            credential=credential,
+            account=network.account,
+            network=network.name,
+            block_ms=network.block_ms,
+            clock=clock,
+            randomness=randomness or SystemRandomness(),
+        )
+        group.start_soon(_stop_when_refused, wire)
+        group.start_soon(_keep_renewed, wire, credential, network, clock)
+        yield member
+        group.cancel_scope.cancel()
+
+
+def create_party(
+    home: Home, name: str, role: Role, account: Identity, clock: Clock, randomness: Randomness
+) -> Identity:
+    """A local service's identity with a fresh credential, straight from the network's own key."""
+    if home.has_party(name):
+        identity = Identity.from_seed(home.party(name).seed)
+    else:
+        identity = Identity.create(randomness)
+    credential = issue_credential(
+        account, identity.party, role, CREDENTIAL_LIFETIME_MS, clock.now_ms()
+    )
+    home.save_party(name, PartyFile(identity.seed, credential))
+    return identity
+
+
+async def _stop_when_refused(wire: NatsWire) -> None:
+    raise await wire.wait_refused()
+
+
+async def _keep_renewed(
+    wire: NatsWire, credential: _Credential, network: NetworkFile, clock: Clock
+) -> None:
+    while True:
+        await anyio.sleep(credential.renew_in_s(clock.now_ms()))
+        try:
+            await _renew(wire, credential, network, clock)
+        except (Unavailable, DeadlinePassed, MalformedFrame, PartyRefused) as error:
+            event(_LOG, "renewal_failed", logging.WARNING, code=error.code)
+            await anyio.sleep(RENEW_RETRY_S)
+
+
+async def _renew(
+    wire: NatsWire, credential: _Credential, network: NetworkFile, clock: Clock
+) -> None:
+    party = credential.identity.party
+    frame = await wire.request(
+        registry("renew", party), encode(Renew(party)), timeout_s=RENEW_TIMEOUT_S
+    )
+    admitted = decode(frame, Admitted)
+    credential.replace(admitted.credential, network.account, clock.now_ms())
+    await wire.renew()
+    event(_LOG, "credential_renewed", expires_ms=admitted.expires_ms)

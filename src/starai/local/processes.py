@@ -1,0 +1,174 @@
+"""Runs a network's services as child processes: logged, watched, restarted, stopped in order.
+
+Children live in the parent's process group but leave Ctrl-C to the parent, which stops them one
+after the other. Each child holds the read end of a pipe to the parent and ends when that breaks,
+so that even a killed parent leaves nothing behind. Knows nothing of what the services do.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+from anyio.abc import Process, TaskGroup
+
+from starai.core.clock import Clock
+from starai.core.concurrency import task_group
+from starai.core.logging import event
+
+_LOG = logging.getLogger(__name__)
+
+#: A service has this long to finish what it does once it is told to stop.
+STOP_S = 25.0
+#: The pause before a restart grows from the first to the last of these while it keeps dying.
+RESTART_FIRST_S, RESTART_LAST_S = 0.2, 5.0
+#: A service that lived this long died of something new.
+SETTLED_S = 20.0
+#: A log that has grown over this is begun anew at the next start.
+LOG_BYTES_MAX = 16 << 20
+
+
+@dataclass(frozen=True)
+class Service:
+    """A child to run: `starai ARGUMENTS...`, logging to ``log``."""
+
+    name: str
+    arguments: tuple[str, ...]
+    log: Path
+
+
+@dataclass
+class _Child:
+    service: Service
+    process: Process | None = None
+    stopping: bool = False
+    restarts: int = 0
+    ended: anyio.Event = field(default_factory=anyio.Event)
+
+
+class Processes:
+    """The running services, stopped in the order opposite to that of their start."""
+
+    def __init__(self, group: TaskGroup, clock: Clock) -> None:
+        """Made by `processes`."""
+        self._group = group
+        self._clock = clock
+        self._children: dict[str, _Child] = {}
+
+    async def start(self, service: Service) -> None:
+        """Run a service until it is stopped, restarting it when it dies."""
+        child = self._children[service.name] = _Child(service)
+        child.process = await _spawn(service)
+        self._group.start_soon(self._watch, child)
+
+    def pid(self, name: str) -> int:
+        """The process of a service; 0 while it is being restarted."""
+        process = self._children[name].process
+        return process.pid if process is not None else 0
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The services, in the order of their start."""
+        return tuple(self._children)
+
+    async def stop_all(self) -> None:
+        """Stop the services, last started first, each with time to finish."""
+        for child in reversed(self._children.values()):
+            child.stopping = True
+            if child.process is not None:
+                with suppress(ProcessLookupError):
+                    child.process.terminate()
+            with anyio.move_on_after(STOP_S):
+                await child.ended.wait()
+            if not child.ended.is_set() and child.process is not None:
+                event(_LOG, "service_killed", logging.WARNING, service=child.service.name)
+                with suppress(ProcessLookupError):
+                    child.process.kill()
+
+    async def _watch(self, child: _Child) -> None:
+        wait_s = RESTART_FIRST_S
+        while child.process is not None:
+            began_s = self._clock.monotonic_s()
+            code = await child.process.wait()
+            await child.process.aclose()
+            child.process = None
+            if child.stopping:
+                break
+            event(_LOG, "service_died", logging.ERROR, service=child.service.name, code=code)
+            settled = self._clock.monotonic_s() - began_s > SETTLED_S
+            wait_s = RESTART_FIRST_S if settled else min(wait_s * 2, RESTART_LAST_S)
+            await anyio.sleep(wait_s)
+            child.process = await self._respawn(child)
+        child.ended.set()
+
+    async def _respawn(self, child: _Child) -> Process | None:
+        if child.stopping:
+            return None
+        child.restarts += 1
+        return await _spawn(child.service)
+
+
+@asynccontextmanager
+async def processes(clock: Clock) -> AsyncIterator[Processes]:
+    """Own services inside the context; leaving it stops them all."""
+    async with task_group() as group:
+        owned = Processes(group, clock)
+        try:
+            yield owned
+        finally:
+            with anyio.CancelScope(shield=True):
+                await owned.stop_all()
+            group.cancel_scope.cancel()
+
+
+async def _spawn(service: Service) -> Process:
+    mode = "ab"
+    with suppress(FileNotFoundError):
+        if service.log.stat().st_size > LOG_BYTES_MAX:
+            mode = "wb"
+    with service.log.open(mode) as log:
+        return await anyio.open_process(
+            [sys.executable, "-m", "starai.cli", *service.arguments],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+
+
+@asynccontextmanager
+async def as_child() -> AsyncIterator[anyio.CancelScope]:
+    """Run a service's body: cancelled on SIGTERM, or when standard input closes.
+
+    SIGINT is left to the parent, which turns one Ctrl-C into an orderly stop of all.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    async with task_group() as group:
+        group.start_soon(_cancel_on_sigterm, group.cancel_scope)
+        if not sys.stdin.isatty():
+            threading.Thread(target=_terminate_at_end_of_input, daemon=True).start()
+        yield group.cancel_scope
+        group.cancel_scope.cancel()
+
+
+async def _cancel_on_sigterm(scope: anyio.CancelScope) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()
+
+
+def _terminate_at_end_of_input() -> None:
+    # Nothing is ever written to this pipe; it ends when the parent does, however that happens.
+    with suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,106 @@
+"""The edge of each service's process: opens what it needs from the home folder, and runs it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from starai.core.clock import SystemClock
+from starai.core.randomness import SystemRandomness
+from starai.distributor.service import Distributor
+from starai.engines.base import EngineSpec
+from starai.exchange.confirming import Confirmer
+from starai.exchange.member import Member
+from starai.gateway.config import GatewayConfig
+from starai.gateway.dispatch import Dispatch
+from starai.gateway.key_table import follow_keys
+from starai.gateway.keys import KeyRing
+from starai.gateway.service import serve
+from starai.local.home import Home
+from starai.local.membership import membership
+from starai.models.catalog import MOCK_NAME, open_model
+from starai.node.runner import Runner
+from starai.node.service import Node
+from starai.protocol.registry import Side
+from starai.wire.outbox import Outbox
+
+#: The names of the services that `starai up` runs, in parties/ and logs/.
+REGISTRY, DISTRIBUTOR, GATEWAY, OPERATOR = "registry", "distributor", "gateway", "operator"
+
+
+@dataclass(frozen=True)
+class NodeOptions:
+    """What a node serves. ``threads`` 0: as many as the engine likes."""
+
+    model: str
+    slots: int = 8
+    threads: int = 0
+    label: str = ""
+    step_delay_ms: float = 0.0
+
+
+async def serve_gateway(home: Home, host: str, port: int, cors_origins: tuple[str, ...]) -> None:
+    """Run a gateway until cancelled."""
+    network = home.network()
+    models = tuple(open_model(reference, home.models) for reference in network.models)
+    config = GatewayConfig(models=models, host=host, port=port, cors_origins=cors_origins)
+    clock, randomness = SystemClock(), SystemRandomness()
+    async with membership(home, GATEWAY) as member:
+        dispatch, keys = Dispatch(member), KeyRing()
+        async with dispatch.running(), follow_keys(member, keys):
+            await serve(config, dispatch, keys, clock, randomness)
+
+
+async def serve_distributor(home: Home, name: str = DISTRIBUTOR) -> None:
+    """Run a distributor until cancelled."""
+    async with (
+        membership(home, name) as member,
+        confirming(home, name, member, Side.DISTRIBUTOR) as confirmer,
+    ):
+        await Distributor(member, confirmer).run()
+
+
+async def serve_node(home: Home, name: str, options: NodeOptions) -> None:
+    """Run a node until cancelled.
+
+    Raises:
+        ModelNotFound, ModelFileRefused: its model cannot be served.
+    """
+    runner = Runner(engine_spec(home.models, options), SystemClock())
+    async with (
+        membership(home, name) as member,
+        confirming(home, name, member, Side.NODE) as confirmer,
+    ):
+        await Node(member, runner, confirmer, options.label or name).run()
+
+
+@asynccontextmanager
+async def confirming(home: Home, name: str, member: Member, side: Side) -> AsyncIterator[Confirmer]:
+    """A party's way to the registry, with its outbox."""
+    async with Outbox(home.outbox(name)) as outbox:
+        yield Confirmer(
+            wire=member.wire,
+            identity=member.identity,
+            outbox=outbox,
+            network=member.network,
+            block_ms=member.block_ms,
+            side=side,
+            clock=member.clock,
+        )
+
+
+def engine_spec(models: Path, options: NodeOptions) -> EngineSpec:
+    """Which engine serves a model: the native one, or the mock for tests and benchmarks."""
+    manifest = open_model(options.model, models)
+    kind = MOCK_NAME if manifest.kind == MOCK_NAME else "text"
+    extra = {"step_delay_ms": options.step_delay_ms} if kind == MOCK_NAME else {}
+    return EngineSpec(
+        kind=kind,
+        model=options.model,
+        store=str(models),
+        slots=options.slots,
+        threads=options.threads,
+        options=extra,
+    )

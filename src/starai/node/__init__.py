@@ -1,0 +1,1 @@
+"""The node: a supplier's device. Opens sealed tasks, runs them on an engine, streams the answer."""

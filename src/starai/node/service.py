@@ -1,0 +1,116 @@
+"""The node's service: beats, takes tasks from distributors, records what it did, drains."""
+
+from __future__ import annotations
+
+import logging
+
+import anyio
+
+from starai.core.concurrency import task_group
+from starai.core.errors import MalformedFrame
+from starai.core.logging import event
+from starai.exchange.base import Settled, short, task_record
+from starai.exchange.confirming import Confirmer
+from starai.exchange.member import Member
+from starai.exchange.presence import Presence, keep_beating
+from starai.exchange.serving import Refused, ServedTask, Serving
+from starai.node.runner import Runner
+from starai.protocol.frames import decode
+from starai.protocol.identity import raw_public
+from starai.protocol.ports import Delivery
+from starai.protocol.presence import Beat, Control, ServedModel
+from starai.protocol.subjects import Role, control
+from starai.protocol.tasks import RefusalCode
+
+_LOG = logging.getLogger(__name__)
+
+
+class Node:
+    """One compute supplier's node, with one model on one engine."""
+
+    def __init__(
+        self, member: Member, runner: Runner, confirmer: Confirmer, label: str = ""
+    ) -> None:
+        """Serve as ``member`` with the engine of ``runner``; ``label`` is for people to read."""
+        self._member = member
+        self._runner = runner
+        self._confirmer = confirmer
+        self._label = label
+        self._boot = member.clock.now_ms()
+        self._draining = False
+        self._done = 0
+        self._serving = Serving(
+            member, Role.NODE, (Role.DISTRIBUTOR,), self._answer, self._on_settled
+        )
+        self._distributors = Presence(
+            member.wire, Role.DISTRIBUTOR, member.clock, on_gone=self._serving.abandon
+        )
+
+    async def run(
+        self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve until cancelled."""
+        member = self._member
+        async with (
+            self._distributors.watching(),
+            member.wire.subscribe(control(member.identity.party), self._on_control),
+            task_group() as group,
+        ):
+            group.start_soon(self._confirmer.run)
+            group.start_soon(self._runner.run)
+            await group.start(self._serving.run)
+            group.start_soon(keep_beating, member.wire, Role.NODE, self._beat)
+            event(_LOG, "node_ready", party=short(member.identity.party))
+            task_status.started()
+
+    async def _answer(self, task: ServedTask) -> None:
+        if self._draining:
+            raise Refused(RefusalCode.DRAINING)
+        await self._runner.answer(task)
+        self._done += 1
+
+    async def _on_settled(self, settled: Settled) -> None:
+        distributor = raw_public(settled.header.caller)
+        await self._confirmer.record(task_record(settled, self._member.identity.raw, distributor))
+
+    def _on_control(self, delivery: Delivery) -> None:
+        try:
+            order = decode(delivery.payload, Control).order
+        except MalformedFrame:
+            return
+        if order in ("drain", "resume"):
+            self._draining = order == "drain"
+            event(_LOG, "node_control", order=order, running=self._serving.num_running)
+
+    def _beat(self, seq: int) -> Beat:
+        member, runner = self._member, self._runner
+        info = runner.info
+        served = (
+            ()
+            if info is None
+            else (
+                ServedModel(
+                    name=info.name,
+                    model_root=info.model_root,
+                    context_length=info.context_length,
+                    slots=info.slots,
+                    prefill_tps=runner.prefill.tps,
+                    decode_tps=runner.decode.tps,
+                ),
+            )
+        )
+        return Beat(
+            party=member.identity.party,
+            role=Role.NODE.value,
+            boot=self._boot,
+            seq=seq,
+            sent_ms=member.clock.now_ms(),
+            draining=self._draining,
+            running=runner.num_running,
+            queued=0,
+            done=self._done,
+            tokens=runner.num_tokens,
+            prekey=self._serving.prekey,
+            models=served,
+            label=self._label,
+        )

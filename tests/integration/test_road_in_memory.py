@@ -1,0 +1,176 @@
+"""The road from a gateway's port to an engine and back, over the in-memory wire."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+
+from starai.core.clock import SystemClock
+from starai.core.errors import ContextTooLong, ModelNotFound
+from starai.distributor.service import Distributor
+from starai.exchange.confirming import Confirmer
+from starai.exchange.member import Member
+from starai.gateway.dispatch import Dispatch
+from starai.local.services import NodeOptions, engine_spec
+from starai.models.catalog import open_model
+from starai.node.runner import Runner
+from starai.node.service import Node
+from starai.protocol import tokens
+from starai.protocol.generation import Generation, Part, Sampling
+from starai.protocol.ports import Submission
+from starai.protocol.registry import Side
+from starai.protocol.subjects import Role
+from starai.testing.parties import Parties
+from starai.wire.memory import MemoryNetwork
+from starai.wire.outbox import Outbox
+
+pytestmark = pytest.mark.anyio
+
+
+class Road:
+    """One gateway, one distributor and some nodes with mock engines."""
+
+    def __init__(self, parties: Parties, stack: AsyncExitStack, folder: Path) -> None:
+        self.parties = parties
+        self.stack = stack
+        self.folder = folder
+        self.runners: list[Runner] = []
+        self.outboxes: dict[str, Outbox] = {}
+        self.dispatch = Dispatch(parties.join(Role.GATEWAY))
+
+    async def confirmer(self, member: Member, side: Side) -> Confirmer:
+        name = member.identity.party
+        outbox = await self.stack.enter_async_context(Outbox(self.folder / name))
+        self.outboxes[side.name] = outbox
+        return Confirmer(member.wire, member.identity, outbox, "test", 2000, side, member.clock)
+
+    async def start(self, num_nodes: int, step_delay_ms: float) -> None:
+        group = await self.stack.enter_async_context(anyio.create_task_group())
+        self.stack.callback(group.cancel_scope.cancel)
+        member = self.parties.join(Role.DISTRIBUTOR)
+        confirmer = await self.confirmer(member, Side.DISTRIBUTOR)
+        await group.start(Distributor(member, confirmer).run)
+        for _ in range(num_nodes):
+            member = self.parties.join(Role.NODE)
+            options = NodeOptions("mock", step_delay_ms=step_delay_ms)
+            runner = Runner(engine_spec(self.folder, options), member.clock)
+            self.runners.append(runner)
+            await group.start(Node(member, runner, await self.confirmer(member, Side.NODE)).run)
+        await self.stack.enter_async_context(self.dispatch.running())
+        with anyio.fail_after(20):
+            while sum(model.slots for model in self.dispatch.models()) < 8 * num_nodes:
+                await anyio.sleep(0.05)
+
+    def submission(self, **changes: object) -> Submission:
+        model = open_model("mock")
+        generation = Generation(
+            prompt=tokens.pack(b"tell me something long"),
+            max_tokens=60,
+            sampling=Sampling(sample_key=b"k" * 32, logit_bias={256: -100.0}),
+            stop_token_ids=model.eos_token_ids,
+            salt=b"s" * 16,
+        )
+        submission = Submission(
+            task_id=os.urandom(16),
+            model=model.name,
+            model_root=model.root,
+            customer=7,
+            deadline_ms=self.parties.clock.now_ms() + 30_000,
+            generation=generation,
+        )
+        return msgspec.structs.replace(submission, **changes)
+
+
+@asynccontextmanager
+async def road(folder: Path, num_nodes: int = 1, step_delay_ms: float = 2.0) -> AsyncIterator[Road]:
+    async with MemoryNetwork() as network, AsyncExitStack() as stack:
+        made = Road(Parties(network, clock=SystemClock()), stack, folder)
+        await made.start(num_nodes, step_delay_ms)
+        yield made
+
+
+async def read(made: Road, submission: Submission) -> list[int]:
+    ids: list[int] = []
+    async with made.dispatch.submit(submission) as parts:
+        async for part in parts:
+            ids += tokens.unpack(part.ids)
+    return ids
+
+
+async def test_a_task_travels_the_whole_road(tmp_path: Path) -> None:
+    """A submission comes back as tokens, and both sides have put it on record."""
+    async with road(tmp_path) as made:
+        ids = await read(made, made.submission())
+        assert len(ids) == 60
+        await anyio.sleep(0.2)
+        for side in ("NODE", "DISTRIBUTOR"):
+            assert len(await made.outboxes[side].pending(f"confirm.{side.lower()}", 10)) == 1
+
+
+async def test_a_killed_engine_is_restarted_and_the_answer_goes_on(tmp_path: Path) -> None:
+    """With one node only, the answer waits for the new engine and continues where it was."""
+    async with road(tmp_path, step_delay_ms=20) as made:
+        submission = made.submission()
+        undisturbed = await read(made, submission)
+        parts: list[Part] = []
+        async with made.dispatch.submit(
+            msgspec.structs.replace(submission, task_id=os.urandom(16))
+        ) as stream:
+            async for part in stream:
+                parts.append(part)
+                if sum(bool(one.ids) for one in parts) == 20 and part.ids:
+                    worker = made.runners[0]._worker
+                    assert worker is not None
+                    os.kill(worker.pid, signal.SIGKILL)
+        assert [one for part in parts for one in tokens.unpack(part.ids)] == undisturbed
+
+
+async def test_leaving_a_stream_frees_the_engine(tmp_path: Path) -> None:
+    """Within a second of the reader's leaving, nothing of its task runs any more."""
+    async with road(tmp_path, step_delay_ms=20) as made:
+        async with made.dispatch.submit(made.submission()) as parts:
+            async for part in parts:
+                if part.ids:
+                    break
+        with anyio.fail_after(1.0):
+            while made.runners[0].num_running:
+                await anyio.sleep(0.01)
+
+
+async def test_a_prompt_that_is_too_long_is_refused_by_name(tmp_path: Path) -> None:
+    """A prompt that fits nobody is refused at once, not queued."""
+    async with road(tmp_path) as made:
+        submission = made.submission()
+        long = msgspec.structs.replace(submission.generation, prompt=tokens.pack([65] * 9000))
+        with pytest.raises(ContextTooLong):
+            await read(made, msgspec.structs.replace(submission, generation=long))
+
+
+async def test_a_model_that_nobody_serves_is_refused(tmp_path: Path) -> None:
+    """A root that no distributor announces is not found."""
+    async with road(tmp_path) as made:
+        with pytest.raises(ModelNotFound):
+            await read(made, made.submission(model_root=b"?" * 32))
+
+
+async def test_many_tasks_at_once_all_finish(tmp_path: Path) -> None:
+    """More tasks than slots: some wait, all finish, and no place leaks."""
+    async with road(tmp_path, num_nodes=2, step_delay_ms=1) as made:
+        lengths: list[int] = []
+
+        async def one() -> None:
+            lengths.append(len(await read(made, made.submission())))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(60):
+                group.start_soon(one)
+        assert lengths == [60] * 60
+        await anyio.sleep(0.2)
+        assert [runner.num_running for runner in made.runners] == [0, 0]
