@@ -79,6 +79,8 @@ def probe(model: Any) -> int:
     windowless = [i for i, kind in enumerate(kinds) if "sliding" in kind and not run.windows[i]]
     if windowless:
         raise ModelFileRefused(f"{name}: layer {windowless[0]} does not tell its sliding window")
+    if not bool(torch.isfinite(expected).all()):
+        raise ModelFileRefused(f"{name}: its logits are not numbers; the weights are damaged")
     off = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
     if not off <= _TOLERANCE.get(model.dtype, 1e-3):
         raise ModelFileRefused(

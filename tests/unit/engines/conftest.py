@@ -1,0 +1,97 @@
+"""Tiny random models in Hugging Face folders, made once per session."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+BASE = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "eos_token_id": 2,
+    "bos_token_id": 1,
+    "pad_token_id": 0,
+}
+SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
+CONFIGS = {
+    "llama": ("LlamaConfig", {}),
+    "qwen3": ("Qwen3Config", {"tie_word_embeddings": True}),
+    "gemma2": ("Gemma2Config", {"sliding_window": 6, "layer_types": SLIDING}),
+    "gemma3": ("Gemma3TextConfig", {"sliding_window": 5, "layer_types": SLIDING}),
+    "mistral": ("MistralConfig", {"sliding_window": 4}),
+    "gpt_oss": (
+        "GptOssConfig",
+        {
+            "sliding_window": 4,
+            "layer_types": SLIDING,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+        },
+    ),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    ),
+    "gpt2": (
+        "GPT2Config",
+        {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128, "n_inner": 48},
+    ),
+    "bloom": ("BloomConfig", {"n_head": 4, "n_layer": 3}),
+    "falcon": ("FalconConfig", {"head_dim": None}),
+    "mamba": ("MambaConfig", {"state_size": 4}),
+    "falcon_h1": ("FalconH1Config", {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8}),
+    "llama4": ("Llama4TextConfig", {"attention_chunk_size": 8, "intermediate_size_mlp": 48}),
+}
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory):
+    """Makes the folder of a tiny random model of a named family."""
+    made = {}
+
+    def make(family: str):
+        if family not in made:
+            made[family] = _save(family, tmp_path_factory.mktemp(family))
+        return made[family]
+
+    return make
+
+
+def _save(family, folder):
+    import torch  # noqa: PLC0415 - only tests of the text engine pay for it
+    import transformers  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415
+
+    name, changes = CONFIGS[family]
+    torch.manual_seed(7)
+    config = getattr(transformers, name)(
+        **{key: value for key, value in {**BASE, **changes}.items() if value is not None}
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        # Fresh weights are so small that every next token is nearly equally likely.
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(5.0)
+    model.save_pretrained(folder)
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel"},
+        "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
