@@ -25,6 +25,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _URL_BYTES_MAX: Final = 4096
 #: All headers together; browsers with many cookies stay under it.
 _HEAD_BYTES_MAX: Final = 32 << 10
+#: How much of a body that is too large is read, and how long, so that its sender hears why.
+_DISCARDED_BYTES_MAX: Final = 64 << 20
+_DISCARD_S: Final = 2.0
 _JSON: Final = (b"content-type", b"application/json")
 _EVENTS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -101,6 +104,7 @@ async def read_body(receive: Receive, head: Head, *, bytes_max: int, deadline_s:
         )
     too_large = RequestTooLarge(f"The request body may have at most {bytes_max} bytes.")
     if head.content_length is not None and head.content_length > bytes_max:
+        await _discard(receive)
         raise too_large
     with anyio.move_on_after(deadline_s):
         body = b""
@@ -113,6 +117,7 @@ async def read_body(receive: Receive, head: Head, *, bytes_max: int, deadline_s:
             body = message.get("body", b"")
             size += len(body)
             if size > bytes_max:
+                await _discard(receive)
                 raise too_large
             if not message.get("more_body", False):
                 return b"".join((*parts, body)) if parts else body
@@ -122,6 +127,22 @@ async def read_body(receive: Receive, head: Head, *, bytes_max: int, deadline_s:
         reason="request_timeout",
         status=408,
     )
+
+
+async def _discard(receive: Receive) -> None:
+    """Read on for a while without keeping anything.
+
+    A client that is still sending when its connection closes never sees the answer.
+    """
+    left = _DISCARDED_BYTES_MAX
+    with anyio.move_on_after(_DISCARD_S):
+        while left > 0:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            left -= len(message.get("body", b""))
+            if not message.get("more_body", False):
+                return
 
 
 class Reply:
