@@ -75,6 +75,10 @@ class Join(Message, frozen=True):
     signature: bytes
     label: str = ""
 
+    def signed_bytes(self) -> bytes:
+        """The bytes under the signature."""
+        return b"starai/v1/join" + self.token_id + self.party.encode()
+
 
 @travels(23)
 class Admitted(Message, frozen=True):

@@ -53,16 +53,11 @@ class _Findings:
         return len(self.problems) >= PROBLEMS_MAX
 
 
-def check_integrity(connection: apsw.Connection, network: str, block_ms: int) -> Integrity:
-    """Check the whole file.
-
-    Args:
-        connection: a consistent view of it.
-        network: the name that the confirmations were signed for.
-        block_ms: the length of a block.
-    """
+def check_integrity(connection: apsw.Connection) -> Integrity:
+    """Check the whole file, through a connection that sees a consistent state of it."""
     found = _Findings()
     try:
+        network, block_ms = next(rows(connection, "SELECT name, block_ms FROM network"), ("", 1))
         for (line,) in connection.execute(f"PRAGMA integrity_check({PROBLEMS_MAX})"):
             if line != "ok":
                 found.complain(f"SQLite: {line}")

@@ -7,7 +7,8 @@ Knows nothing of tokens or credentials.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 import apsw
 import msgspec
@@ -15,7 +16,10 @@ import msgspec
 from starai.core.errors import NotFound, PartyRefused
 from starai.protocol.identity import PartyId
 from starai.protocol.subjects import Role
+from starai.registry.schema import rows
 from starai.registry.store import Store
+
+_SELECT: Final = "SELECT party, role, label, token_id, joined_ms, revoked_ms FROM party"
 
 
 class Party(msgspec.Struct, frozen=True):
@@ -82,8 +86,10 @@ class Parties:
         return (*fixed, *sorted(self._rows.values(), key=lambda row: row.joined_ms))
 
     def remember(self, row: Party) -> None:
-        """Keep a row in memory that `insert` made durable."""
-        self._rows[row.party] = row
+        """Keep a row in memory that `insert` made durable; who is out stays out."""
+        known = self._rows.get(row.party)
+        if known is None or known.revoked_ms is None:
+            self._rows[row.party] = row
 
     async def revoke(self, party: PartyId, now_ms: int) -> None:
         """Durably mark ``party`` as revoked, whether it joined or is fixed; again changes nothing.
@@ -111,8 +117,15 @@ def insert(connection: apsw.Connection, row: Party) -> None:
     )
 
 
+def find_row(connection: apsw.Connection, party: PartyId) -> Party | None:
+    """The row of ``party`` as the database has it, for work inside a transaction."""
+    return next(_parsed(rows(connection, f"{_SELECT} WHERE party = ?", party)), None)
+
+
 def _all(connection: apsw.Connection) -> list[Party]:
-    rows = connection.execute(
-        "SELECT party, role, label, token_id, joined_ms, revoked_ms FROM party"
-    )
-    return [Party(PartyId(party), Role(role), *rest) for party, role, *rest in rows]
+    return list(_parsed(rows(connection, _SELECT)))
+
+
+def _parsed(found: Iterator[tuple[Any, ...]]) -> Iterator[Party]:
+    for party, role, *rest in found:
+        yield Party(PartyId(party), Role(role), *rest)

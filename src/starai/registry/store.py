@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
@@ -22,7 +22,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import apsw
 
-from starai.core.errors import ConfigurationRefused, Overloaded, StoreFailed
+from starai.core.errors import ConfigurationRefused, InternalFault, Overloaded, StoreFailed
 from starai.registry.schema import migrate, refuse_foreign
 
 T = TypeVar("T")
@@ -32,6 +32,8 @@ Work = Callable[[apsw.Connection], T]
 WAITING_WRITES_MAX: Final = 4096
 #: Writes in one commit: bounds how long the first of them waits for the last.
 COMMIT_WRITES_MAX: Final = 512
+#: Reads at once: a long integrity check leaves room for short questions.
+READERS: Final = 3
 #: How long a reader waits for a lock; the writer never holds one that long.
 _BUSY_MS: Final = 5000
 
@@ -62,18 +64,19 @@ class _Job(Generic[T]):
 class Store:
     """An open file; made by `open_store`. Safe for any number of tasks of one event loop."""
 
-    def __init__(self, writer: apsw.Connection, reader: apsw.Connection | None) -> None:
-        """Take the connections; without a ``reader`` everything runs on the caller's thread."""
+    def __init__(self, writer: apsw.Connection, readers: Sequence[apsw.Connection]) -> None:
+        """Take the connections; without ``readers`` everything runs on the caller's thread."""
         self._writer = writer
-        self._reader = reader
+        self._readers = list(readers)
+        self._inline = not readers
         self._queue: queue.Queue[_Job[Any] | None] = queue.Queue(WAITING_WRITES_MAX)
-        self._one_reader = anyio.CapacityLimiter(1)
+        self._reading = anyio.CapacityLimiter(max(1, len(readers)))
         self._failure: BaseException | None = None
         self._closed = False
         self._token = anyio.lowlevel.current_token()
         self._thread = threading.Thread(target=self._write_until_closed, name="registry-store")
         self.num_commits = 0
-        if reader is not None:
+        if not self._inline:
             self._thread.start()
 
     async def write(self, work: Work[T]) -> T:
@@ -84,11 +87,12 @@ class Store:
 
         Raises:
             Overloaded: `WAITING_WRITES_MAX` writes wait already.
+            InternalFault: ``work`` broke a constraint of the schema.
             StoreFailed: the disk failed, now or before.
         """
         self._check_open()
         job = _Job(work)
-        if self._reader is None:
+        if self._inline:
             self._commit([job])
         else:
             try:
@@ -107,11 +111,16 @@ class Store:
             StoreFailed: the file cannot be read.
         """
         self._check_open()
-        if self._reader is None:
+        if self._inline:
             return self._read(self._writer, work)
-        return await anyio.to_thread.run_sync(
-            self._read, self._reader, work, limiter=self._one_reader
-        )
+        return await anyio.to_thread.run_sync(self._read_apart, work, limiter=self._reading)
+
+    def _read_apart(self, work: Work[T]) -> T:
+        connection = self._readers.pop()  # there is one: the limiter counts them
+        try:
+            return self._read(connection, work)
+        finally:
+            self._readers.append(connection)
 
     def _read(self, connection: apsw.Connection, work: Work[T]) -> T:
         try:
@@ -120,6 +129,8 @@ class Store:
                 return work(connection)
             finally:
                 connection.execute("ROLLBACK")
+        except _FAULTS_OF_WORK as error:
+            raise _as_fault(error) from error
         except apsw.Error as error:
             raise StoreFailed(f"the registry cannot read its file: {error}") from error
 
@@ -137,12 +148,13 @@ class Store:
     async def close(self) -> None:
         """Commit what was accepted, then close the file; `open_store` calls it."""
         self._closed = True
-        if self._reader is not None:
+        if not self._inline:
             # Shielded and without a deadline: what was accepted is committed before we leave.
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(self._queue.put, None)
                 await anyio.to_thread.run_sync(self._thread.join)
-            self._reader.close()
+        for reader in self._readers:
+            reader.close()
         self._writer.close()
 
     # From here on: the writer's thread.
@@ -184,7 +196,7 @@ class Store:
         except Exception as error:  # the boundary: raised again in its caller
             if isinstance(error, apsw.Error) and not isinstance(error, _FAULTS_OF_WORK):
                 raise
-            job.error = error
+            job.error = _as_fault(error) if isinstance(error, apsw.Error) else error
             self._writer.execute("ROLLBACK TO work")
         self._writer.execute("RELEASE work")
 
@@ -198,6 +210,12 @@ class Store:
 def _wake(batch: list[_Job[Any]]) -> None:
     for job in batch:
         job.done.set()
+
+
+def _as_fault(error: apsw.Error) -> InternalFault:
+    fault = InternalFault(f"the registry asked its database something wrong: {error}")
+    fault.__cause__ = error
+    return fault
 
 
 def _connect(path: Path, vfs: str | None) -> apsw.Connection:
@@ -227,8 +245,8 @@ def _claim(path: Path) -> apsw.Connection:
 
 def _open(
     path: Path, inline: bool, vfs: str | None
-) -> tuple[apsw.Connection, apsw.Connection, apsw.Connection | None]:
-    """The lock, the writer and the reader of ``path``."""
+) -> tuple[apsw.Connection, apsw.Connection, list[apsw.Connection]]:
+    """The lock, the writer and the readers of ``path``."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
@@ -236,7 +254,7 @@ def _open(
         try:
             writer = _connect(path, vfs)
             migrate(writer)
-            return lock, writer, None if inline else _connect(path, vfs)
+            return lock, writer, [_connect(path, vfs) for _ in range(0 if inline else READERS)]
         except BaseException:
             lock.close()
             raise
@@ -260,13 +278,13 @@ async def open_store(
         ConfigurationRefused: another process has it open, or it is not a file of ours.
         StoreFailed: it cannot be opened.
     """
-    lock, writer, reader = (
+    lock, writer, readers = (
         _open(path, inline, vfs)
         if inline
         else await anyio.to_thread.run_sync(_open, path, inline, vfs)
     )
     try:
-        store = Store(writer, reader)
+        store = Store(writer, readers)
         try:
             yield store
         finally:

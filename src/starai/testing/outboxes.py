@@ -43,6 +43,7 @@ class MemoryOutbox:
         for number in ids:
             self._items.pop(number, None)
 
-    def depth(self, topic: str) -> int:
-        """How many items of ``topic`` wait."""
-        return sum(of == topic for of, _ in self._items.values())
+    @property
+    def depth(self) -> int:
+        """How many items wait, under all topics."""
+        return len(self._items)

@@ -25,7 +25,7 @@ from starai.protocol.subjects import Role
 from starai.registry.confirmations import Confirmations, check_confirm
 from starai.registry.integrity import check_integrity
 from starai.registry.parties import Parties
-from starai.registry.schema import migrate
+from starai.registry.schema import bind_network, migrate
 from starai.registry.store import Store, open_store
 from starai.registry.tasks import State, apply, judge
 from starai.testing.records import (
@@ -237,9 +237,10 @@ _WORDS = st.lists(
 def _final(words: list[Confirm]) -> set[tuple[object, ...]]:
     connection = apsw.Connection(":memory:")
     migrate(connection)
+    bind_network(connection, NETWORK, BLOCK_MS)
     for said in words:
         apply(connection, said, check_confirm(said, NETWORK, BLOCK_MS), START_MS)
-    report = check_integrity(connection, NETWORK, BLOCK_MS)
+    report = check_integrity(connection)
     assert report.problems == ()
     final = set(connection.execute("SELECT task_id, attempt, leaf, sides, state FROM task"))
     connection.close()

@@ -11,7 +11,7 @@ from starai.protocol.records import leaf_hash
 from starai.protocol.registry import Side
 from starai.registry.confirmations import check_confirm
 from starai.registry.integrity import PROBLEMS_MAX, check_integrity
-from starai.registry.schema import migrate
+from starai.registry.schema import bind_network, migrate
 from starai.registry.tasks import apply
 from starai.testing.records import (
     BLOCK_MS,
@@ -33,6 +33,7 @@ def path(tmp_path: Path) -> Path:
     connection = apsw.Connection(str(path))
     migrate(connection)
     connection.execute("BEGIN")
+    bind_network(connection, NETWORK, BLOCK_MS)
     for side in Side:
         for block in {one.block(BLOCK_MS) for one in _RECORDS}:
             mine = [one for one in _RECORDS[side - 1 :] if one.block(BLOCK_MS) == block]
@@ -45,7 +46,7 @@ def path(tmp_path: Path) -> Path:
 
 def _problems(path: Path) -> tuple[str, ...]:
     connection = apsw.Connection(str(path))
-    found = check_integrity(connection, NETWORK, BLOCK_MS)
+    found = check_integrity(connection)
     connection.close()
     return found.problems
 
@@ -53,7 +54,7 @@ def _problems(path: Path) -> tuple[str, ...]:
 def test_a_sound_file_is_sound(path: Path) -> None:
     """What was written honestly has no problems, and everything was looked at."""
     connection = apsw.Connection(str(path))
-    found = check_integrity(connection, NETWORK, BLOCK_MS)
+    found = check_integrity(connection)
     connection.close()
     assert (found.records, found.problems) == (len(_RECORDS), ())
     assert found.confirms > 4
@@ -101,6 +102,8 @@ def test_one_changed_byte_is_found(path: Path, name: str) -> None:
         "UPDATE confirm SET side = 3 - side WHERE seq = 1",
         "UPDATE confirm SET side = 9 WHERE seq = 1",
         "UPDATE confirm SET signer = zeroblob(7) WHERE seq = 1",
+        "UPDATE network SET name = 'other'",
+        "DELETE FROM network",
         "UPDATE task SET rec = zeroblob(264) WHERE seq = 3",
         "DROP INDEX task_by_block; CREATE INDEX task_by_block ON task (attempt)",
     ],

@@ -12,7 +12,7 @@ import anyio
 import apsw
 import pytest
 
-from starai.core.errors import ConfigurationRefused, InvalidRequest, StoreFailed
+from starai.core.errors import ConfigurationRefused, InternalFault, InvalidRequest, StoreFailed
 from starai.registry.schema import APPLICATION_ID, MIGRATIONS, integer
 from starai.registry.store import Store, open_store
 
@@ -84,7 +84,7 @@ async def test_failed_work_undoes_itself_alone(store: Store) -> None:
         tasks.start_soon(store.write, _insert("a"))
         tasks.start_soon(refused, half, InvalidRequest)
         tasks.start_soon(store.write, _insert("b"))
-    await refused(_insert("a"), apsw.ConstraintError)
+    await refused(_insert("a"), InternalFault)
     await store.write(_insert("c"))
     assert await store.read(_names) == {"a", "b", "c"}
 

@@ -1,0 +1,185 @@
+"""People's questions to the registry, and the few orders that an operator gives the same way.
+
+A query names what it wants and carries arguments in JSON; each is one function with typed
+arguments, so a wrong name or type is refused by name. Who may ask what stands beside it. Knows
+nothing of the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+
+from starai.core.errors import InvalidRequest, NotFound
+from starai.protocol.identity import PartyId
+from starai.protocol.registry import Query
+from starai.protocol.subjects import Role
+from starai.registry import reports
+from starai.registry.admission import Admission
+from starai.registry.integrity import check_integrity
+from starai.registry.keys import Keys
+from starai.registry.parties import Parties
+from starai.registry.store import Store
+
+#: A token for one newcomer, for a day, unless the operator says otherwise.
+TOKEN_LIFETIME_MS: Final = 86_400_000
+_OPERATOR: Final = (Role.OPERATOR,)
+#: A gateway may show its users what is on record, but not who they are.
+_READERS: Final = (Role.OPERATOR, Role.GATEWAY)
+
+_Answer = Callable[..., Awaitable[object]]
+
+
+class _Arguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The arguments of a query; each class below is one query's."""
+
+
+class _Nothing(_Arguments, frozen=True):
+    pass
+
+
+class _Tasks(_Arguments, frozen=True):
+    limit: int = 50
+    state: str | None = None
+    node: str | None = None
+    before: int | None = None
+
+
+class _Task(_Arguments, frozen=True):
+    task_id: str
+
+
+class _Ledger(_Arguments, frozen=True):
+    limit: int = 20
+
+
+class _CreateKey(_Arguments, frozen=True):
+    name: str
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+
+
+class _RevokeKey(_Arguments, frozen=True):
+    key_id: str
+
+
+class _CreateToken(_Arguments, frozen=True):
+    role: Role = Role.NODE
+    uses: int = 1
+    lifetime_ms: int = TOKEN_LIFETIME_MS
+    label: str = ""
+
+
+class _RevokeToken(_Arguments, frozen=True):
+    token_id: str
+
+
+class _RevokeParty(_Arguments, frozen=True):
+    party: str
+
+
+class Queries:
+    """Answers queries from the parts of the registry."""
+
+    def __init__(self, store: Store, parties: Parties, admission: Admission, keys: Keys) -> None:
+        """Take the parts."""
+        self._store = store
+        self._parties = parties
+        self._admission = admission
+        self._keys = keys
+        self._known: dict[str, tuple[tuple[Role, ...], type[_Arguments], _Answer]] = {
+            "tasks": (_READERS, _Tasks, self._tasks),
+            "task": (_READERS, _Task, self._task),
+            "ledger": (_READERS, _Ledger, self._ledger),
+            "parties": (_OPERATOR, _Nothing, self._list_parties),
+            "keys": (_OPERATOR, _Nothing, self._list_keys),
+            "tokens": (_OPERATOR, _Nothing, self._list_tokens),
+            "check": (_OPERATOR, _Nothing, self._check),
+            "create_key": (_OPERATOR, _CreateKey, self._create_key),
+            "revoke_key": (_OPERATOR, _RevokeKey, self._revoke_key),
+            "create_token": (_OPERATOR, _CreateToken, self._create_token),
+            "revoke_token": (_OPERATOR, _RevokeToken, self._revoke_token),
+            "revoke_party": (_OPERATOR, _RevokeParty, self._revoke_party),
+        }
+
+    async def answer(self, sender: PartyId, query: Query) -> bytes:
+        """The JSON that answers ``query``.
+
+        Raises:
+            PartyRefused: ``sender`` may not ask that.
+            NotFound: there is no such query, or not what it asks for.
+            InvalidRequest: its arguments are wrong.
+        """
+        try:
+            roles, shape, answer = self._known[query.what]
+        except KeyError:
+            names = ", ".join(sorted(self._known))
+            raise NotFound(f"no query {query.what!r}; there are {names}") from None
+        self._parties.require(sender, *roles)
+        try:
+            arguments = msgspec.json.decode(query.arguments, type=shape)
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            raise InvalidRequest(f"query {query.what!r}: {error}") from error
+        return msgspec.json.encode(await answer(arguments))
+
+    async def _tasks(self, asked: _Tasks) -> object:
+        given = {k: v for k, v in msgspec.structs.asdict(asked).items() if v is not None}
+        return await self._store.read(lambda connection: reports.tasks(connection, **given))
+
+    async def _task(self, asked: _Task) -> object:
+        return await self._store.read(
+            lambda connection: reports.task(connection, task_id=asked.task_id)
+        )
+
+    async def _ledger(self, asked: _Ledger) -> object:
+        return await self._store.read(
+            lambda connection: reports.ledger(connection, limit=asked.limit)
+        )
+
+    async def _check(self, _: _Nothing) -> object:
+        return await self._store.read(check_integrity)
+
+    async def _list_parties(self, _: _Nothing) -> object:
+        return {"parties": [_shown(row) for row in self._parties.all()]}
+
+    async def _list_keys(self, _: _Nothing) -> object:
+        return {"keys": await self._keys.rows()}
+
+    async def _list_tokens(self, _: _Nothing) -> object:
+        return {"tokens": [_shown(row) for row in await self._admission.tokens()]}
+
+    async def _create_key(self, asked: _CreateKey) -> object:
+        text, entry = await self._keys.create(
+            asked.name, asked.requests_per_minute, asked.tokens_per_minute
+        )
+        return {"key": text, "key_id": entry.key_id, "customer": entry.customer}
+
+    async def _revoke_key(self, asked: _RevokeKey) -> object:
+        entry = await self._keys.revoke(asked.key_id)
+        return {"key_id": entry.key_id, "revoked": entry.revoked}
+
+    async def _create_token(self, asked: _CreateToken) -> object:
+        text = await self._admission.create_token(
+            asked.role, asked.uses, asked.lifetime_ms, asked.label
+        )
+        return {"token": text, "role": asked.role, "uses": asked.uses}
+
+    async def _revoke_token(self, asked: _RevokeToken) -> object:
+        try:
+            token_id = bytes.fromhex(asked.token_id)
+        except ValueError:
+            raise InvalidRequest("token_id is hexadecimal", param="token_id") from None
+        await self._admission.expire_token(token_id)
+        return {"token_id": asked.token_id, "revoked": True}
+
+    async def _revoke_party(self, asked: _RevokeParty) -> object:
+        await self._admission.revoke(PartyId(asked.party))
+        return {"party": asked.party, "revoked": True}
+
+
+def _shown(row: msgspec.Struct) -> dict[str, Any]:
+    """A row with its ids as hexadecimal."""
+    fields = msgspec.structs.asdict(row)
+    return {k: v.hex() if isinstance(v, bytes) else v for k, v in fields.items()}

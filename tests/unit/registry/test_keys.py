@@ -1,0 +1,108 @@
+"""API keys: shown once, known by their hash, told to every gateway."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from starai.core.clock import SystemClock
+from starai.core.errors import InvalidRequest, NotFound, Overloaded
+from starai.core.limits import FRAME_BYTES_MAX
+from starai.core.randomness import SeededRandomness
+from starai.protocol.frames import encode
+from starai.protocol.registry import KeyTable
+from starai.registry.keys import KEYS_MAX, Keys, hash_key
+from starai.registry.store import Store, open_store
+
+
+class _Keys(Keys):
+    """Keys that remember what they published."""
+
+    def __init__(self, store: Store) -> None:
+        self.published: list[KeyTable] = []
+        super().__init__(store, SystemClock(), SeededRandomness(2), self._remember)
+
+    async def _remember(self, change: KeyTable) -> None:
+        self.published.append(change)
+
+
+@pytest.fixture
+async def keys(tmp_path: Path):
+    async with open_store(tmp_path / "registry.db", inline=True) as store:
+        yield _Keys(store)
+
+
+@pytest.mark.anyio
+async def test_a_key_is_made_listed_and_revoked(keys: _Keys) -> None:
+    """Each change is published with the next version; the table holds the live keys only."""
+    text, entry = await keys.create("alice", 60, 1000)
+    other, _ = await keys.create("bob")
+    assert text.startswith("sk-starai-")
+    assert len(text) == 53
+    assert entry.key_hash == hash_key(text)
+    assert (entry.customer, entry.requests_per_minute, entry.tokens_per_minute) == (1, 60, 1000)
+    table = await keys.table()
+    assert table.complete
+    assert {one.key_hash for one in table.entries} == {hash_key(text), hash_key(other)}
+    assert (await keys.revoke(entry.key_id)).revoked
+    assert (await keys.revoke(entry.key_id)).revoked
+    table = await keys.table()
+    assert (table.version, [one.name for one in table.entries]) == (3, ["bob"])
+    assert [change.version for change in keys.published] == [1, 2, 3, 3]
+    assert not any(change.complete for change in keys.published)
+    assert [(row.name, row.revoked_ms is None) for row in await keys.rows()] == [
+        ("bob", True),
+        ("alice", False),
+    ]
+    with pytest.raises(NotFound):
+        await keys.revoke("key_none")
+
+
+@pytest.mark.anyio
+async def test_customers_are_counted_and_never_reused(keys: _Keys) -> None:
+    """Every key is a customer of its own, even after others were revoked."""
+    entries = []
+    for number in range(4):
+        _, entry = await keys.create(f"k{number}")
+        entries.append(entry)
+        await keys.revoke(entry.key_id)
+    assert [entry.customer for entry in entries] == [1, 2, 3, 4]
+
+
+@pytest.mark.anyio
+async def test_what_makes_no_key(keys: _Keys) -> None:
+    """Names and limits are bounded."""
+    for arguments in (("x" * 65,), ("\0",), ("x", -1), ("x", 1.5), ("x", 0, True), ("x", 1 << 40)):
+        with pytest.raises(InvalidRequest):
+            await keys.create(*arguments)
+
+
+@pytest.mark.anyio
+async def test_the_largest_table_fits_a_frame(keys: _Keys) -> None:
+    """As many keys as may be, with the longest names, fit one frame; no more are made."""
+
+    def fill(connection) -> None:
+        connection.executemany(
+            "INSERT INTO key VALUES (?, ?, ?, ?, 1000000000, 1000000000, 0, NULL, ?)",
+            (
+                (f"key_{n:012x}", n.to_bytes(32, "big"), "\U0001f600" * 64, n, n)
+                for n in range(1, KEYS_MAX + 1)
+            ),
+        )
+
+    await keys._store.write(fill)
+    frame = encode(await keys.table())
+    assert len(frame) < FRAME_BYTES_MAX
+    with pytest.raises(Overloaded, match="revoke"):
+        await keys.create("one more")
+
+
+@pytest.mark.anyio
+async def test_no_key_is_stored(tmp_path: Path) -> None:
+    """The text of a key is in no file of the store."""
+    async with open_store(tmp_path / "registry.db") as store:
+        text, entry = await _Keys(store).create("alice")
+        stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+        assert entry.key_hash in stored
+        assert text[10:].encode() not in stored
