@@ -121,12 +121,12 @@ def broke_off() -> Unavailable:
 
 def error_of(response: httpx.Response) -> StarAIError:
     """The error that a response (already read) tells of."""
-    wait = response.headers.get("retry-after", "")
+    wait_ms = response.headers.get("retry-after-ms", "")
     try:
         told = msgspec.json.decode(response.content)["error"]
     except (msgspec.DecodeError, KeyError, TypeError, UnicodeDecodeError):
         told = {"message": f"HTTP status {response.status_code}"}
-    return _error(told, response.status_code, float(wait) if wait.isdigit() else None)
+    return _error(told, response.status_code, float(wait_ms) / 1e3 if wait_ms.isdigit() else None)
 
 
 def _error(told: dict[str, Any], status: int, retry_after_s: float | None) -> StarAIError:

@@ -6,8 +6,8 @@ trio's MockClock.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -116,12 +116,15 @@ class ScriptedTasks:
         self.submissions.append(submission)
         done: list[bool] = []
         try:
-            yield _play(script, submission, done)
+            async with aclosing(_play(script, submission, done)) as parts:
+                yield parts
         finally:
             (self.finished if done else self.cancelled).append(submission.task_id)
 
 
-async def _play(script: Script, submission: Submission, done: list[bool]) -> AsyncIterator[Part]:
+async def _play(
+    script: Script, submission: Submission, done: list[bool]
+) -> AsyncGenerator[Part, None]:
     generation = submission.generation
     tokens = script.tokens[: generation.max_tokens]
     finish = script.finish if len(tokens) == len(script.tokens) else Finish.LENGTH
