@@ -88,7 +88,7 @@ class TokenizerJsonCodec(Pieces):
     def _ids(self, text: str, *, framed: bool) -> list[int]:
         try:
             return list(self._tokenizer.encode(text, add_special_tokens=framed).ids)
-        except UnicodeEncodeError as error:
+        except (UnicodeEncodeError, TypeError) as error:  # which one depends on the surrogate
             raise InvalidRequest("the text is not valid Unicode") from error
 
     def _begin_tokens(

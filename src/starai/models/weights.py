@@ -68,7 +68,7 @@ def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
 def _parsed(path: Path, raw: bytes) -> dict[str, Any]:
     try:
         header = msgspec.json.decode(raw, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _refused(path, "its header is not the JSON object of a safetensors file") from error
     header.pop("__metadata__", None)
     if not 0 < len(header) <= TENSORS_MAX:

@@ -9,6 +9,12 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+BYTE_LEVEL = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": True,
+}
 BASE = {
     "vocab_size": 300,
     "hidden_size": 32,
@@ -88,9 +94,9 @@ def _save(family, folder):
         "version": "1.0",
         "added_tokens": [],
         "normalizer": None,
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+        "pre_tokenizer": BYTE_LEVEL,
         "post_processor": None,
-        "decoder": {"type": "ByteLevel"},
+        "decoder": BYTE_LEVEL,
         "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
