@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import anyio
 
@@ -14,11 +15,11 @@ from starai.core.errors import DeadlinePassed, MalformedFrame, PartyRefused, Una
 from starai.core.logging import event
 from starai.core.randomness import Randomness, SystemRandomness
 from starai.exchange.member import Member
-from starai.local.home import Home, NetworkFile, PartyFile
+from starai.local.home import Home, PartyFile
 from starai.protocol.credentials import issue_credential, read_credential
-from starai.protocol.frames import decode, encode
+from starai.protocol.frames import decode, encode, peek
 from starai.protocol.identity import Identity
-from starai.protocol.registry import Admitted, Renew
+from starai.protocol.registry import Acknowledged, Admitted, Renew
 from starai.protocol.subjects import Role, registry
 from starai.wire.dialing import NatsSettings
 from starai.wire.nats import NatsWire, connect_nats
@@ -59,9 +60,16 @@ class _Credential:
 
 @asynccontextmanager
 async def membership(
-    home: Home, name: str, *, clock: Clock | None = None, randomness: Randomness | None = None
+    home: Home,
+    name: str,
+    *,
+    reissue: Callable[[], str] | None = None,
+    clock: Clock | None = None,
+    randomness: Randomness | None = None,
 ) -> AsyncIterator[Member]:
     """Be the party ``name`` of this home inside the context.
+
+    Its credential is renewed by the registry in time, or by ``reissue`` for the registry itself.
 
     Raises:
         PartyRefused: the network does not (or no longer) let this party in.
@@ -83,7 +91,8 @@ async def membership(
             randomness=randomness or SystemRandomness(),
         )
         group.start_soon(_stop_when_refused, wire)
-        group.start_soon(_keep_renewed, wire, credential, network, clock)
+        renewal = _Renewal(wire, credential, network.account, clock, reissue)
+        group.start_soon(renewal.run)
         yield member
         group.cancel_scope.cancel()
 
@@ -107,26 +116,36 @@ async def _stop_when_refused(wire: NatsWire) -> None:
     raise await wire.wait_refused()
 
 
-async def _keep_renewed(
-    wire: NatsWire, credential: _Credential, network: NetworkFile, clock: Clock
-) -> None:
-    while True:
-        await anyio.sleep(credential.renew_in_s(clock.now_ms()))
-        try:
-            await _renew(wire, credential, network, clock)
-        except (Unavailable, DeadlinePassed, MalformedFrame, PartyRefused) as error:
-            event(_LOG, "renewal_failed", logging.WARNING, code=error.code)
-            await anyio.sleep(RENEW_RETRY_S)
+@dataclass(frozen=True)
+class _Renewal:
+    """Renews a credential in time, for as long as the party is let in."""
 
+    wire: NatsWire
+    credential: _Credential
+    account: str
+    clock: Clock
+    reissue: Callable[[], str] | None
 
-async def _renew(
-    wire: NatsWire, credential: _Credential, network: NetworkFile, clock: Clock
-) -> None:
-    party = credential.identity.party
-    frame = await wire.request(
-        registry("renew", party), encode(Renew(party)), timeout_s=RENEW_TIMEOUT_S
-    )
-    admitted = decode(frame, Admitted)
-    credential.replace(admitted.credential, network.account, clock.now_ms())
-    await wire.renew()
-    event(_LOG, "credential_renewed", expires_ms=admitted.expires_ms)
+    async def run(self) -> None:
+        while True:
+            await anyio.sleep(self.credential.renew_in_s(self.clock.now_ms()))
+            try:
+                await self._renew()
+            except (Unavailable, DeadlinePassed, MalformedFrame, PartyRefused) as error:
+                event(_LOG, "renewal_failed", logging.WARNING, code=error.code)
+                await anyio.sleep(RENEW_RETRY_S)
+
+    async def _renew(self) -> None:
+        fresh = self.reissue() if self.reissue is not None else await self._ask()
+        self.credential.replace(fresh, self.account, self.clock.now_ms())
+        await self.wire.renew()
+        event(_LOG, "credential_renewed", expires_ms=self.credential.known.expires_ms)
+
+    async def _ask(self) -> str:
+        party = self.credential.identity.party
+        frame = await self.wire.request(
+            registry("renew", party), encode(Renew(party)), timeout_s=RENEW_TIMEOUT_S
+        )
+        if peek(frame) is Acknowledged:
+            raise PartyRefused(decode(frame, Acknowledged).message)
+        return decode(frame, Admitted).credential

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,19 +39,20 @@ LOG_BYTES_MAX = 16 << 20
 
 @dataclass(frozen=True)
 class Service:
-    """A child to run: `starai ARGUMENTS...`, logging to ``log``."""
+    """A child to run: `starai ARGUMENTS...`, logging to ``log``; ``secret`` goes by environment."""
 
     name: str
     arguments: tuple[str, ...]
     log: Path
+    secret: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass
 class _Child:
     service: Service
     process: Process | None = None
-    stopping: bool = False
     restarts: int = 0
+    stopping: anyio.Event = field(default_factory=anyio.Event)
     ended: anyio.Event = field(default_factory=anyio.Event)
 
 
@@ -83,38 +84,41 @@ class Processes:
     async def stop_all(self) -> None:
         """Stop the services, last started first, each with time to finish."""
         for child in reversed(self._children.values()):
-            child.stopping = True
-            if child.process is not None:
-                with suppress(ProcessLookupError):
-                    child.process.terminate()
+            child.stopping.set()
+            _signal(child, signal.SIGTERM)
             with anyio.move_on_after(STOP_S):
                 await child.ended.wait()
-            if not child.ended.is_set() and child.process is not None:
+            if not child.ended.is_set():
                 event(_LOG, "service_killed", logging.WARNING, service=child.service.name)
-                with suppress(ProcessLookupError):
-                    child.process.kill()
+                _signal(child, signal.SIGKILL)
+                await child.ended.wait()
 
     async def _watch(self, child: _Child) -> None:
-        wait_s = RESTART_FIRST_S
-        while child.process is not None:
-            began_s = self._clock.monotonic_s()
-            code = await child.process.wait()
-            await child.process.aclose()
-            child.process = None
-            if child.stopping:
-                break
-            event(_LOG, "service_died", logging.ERROR, service=child.service.name, code=code)
-            settled = self._clock.monotonic_s() - began_s > SETTLED_S
-            wait_s = RESTART_FIRST_S if settled else min(wait_s * 2, RESTART_LAST_S)
-            await anyio.sleep(wait_s)
-            child.process = await self._respawn(child)
-        child.ended.set()
+        # Shielded: a cancelled owner still has to see its children end; `stop_all` ends this.
+        with anyio.CancelScope(shield=True):
+            wait_s = RESTART_FIRST_S
+            while child.process is not None:
+                began_s = self._clock.monotonic_s()
+                code = await child.process.wait()
+                await child.process.aclose()
+                child.process = None
+                if child.stopping.is_set():
+                    break
+                event(_LOG, "service_died", logging.ERROR, service=child.service.name, code=code)
+                settled = self._clock.monotonic_s() - began_s > SETTLED_S
+                wait_s = RESTART_FIRST_S if settled else min(wait_s * 2, RESTART_LAST_S)
+                with anyio.move_on_after(wait_s):
+                    await child.stopping.wait()
+                if not child.stopping.is_set():
+                    child.restarts += 1
+                    child.process = await _spawn(child.service)
+            child.ended.set()
 
-    async def _respawn(self, child: _Child) -> Process | None:
-        if child.stopping:
-            return None
-        child.restarts += 1
-        return await _spawn(child.service)
+
+def _signal(child: _Child, number: signal.Signals) -> None:
+    if child.process is not None:
+        with suppress(ProcessLookupError):
+            child.process.send_signal(number)
 
 
 @asynccontextmanager
@@ -141,7 +145,7 @@ async def _spawn(service: Service) -> Process:
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **service.secret},
         )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from starai.core.clock import SystemClock
+from starai.core.errors import ConfigurationRefused
 from starai.core.randomness import SystemRandomness
 from starai.distributor.service import Distributor
 from starai.engines.base import EngineSpec
@@ -18,16 +20,32 @@ from starai.gateway.dispatch import Dispatch
 from starai.gateway.key_table import follow_keys
 from starai.gateway.keys import KeyRing
 from starai.gateway.service import serve
+from starai.local.asking import OPERATOR
 from starai.local.home import Home
-from starai.local.membership import membership
+from starai.local.joining import is_admitted, join
+from starai.local.membership import CREDENTIAL_LIFETIME_MS, membership
 from starai.models.catalog import MOCK_NAME, open_model
 from starai.node.runner import Runner
 from starai.node.service import Node
+from starai.protocol.identity import Identity, PartyId
 from starai.protocol.registry import Side
+from starai.protocol.subjects import Role
+from starai.registry.service import RegistryConfig, run_registry
+from starai.registry.store import open_store
+from starai.wire.keeping import add_revoked, load_or_create_authority
 from starai.wire.outbox import Outbox
+from starai.wire.server import push_account
 
 #: The names of the services that `starai up` runs, in parties/ and logs/.
-REGISTRY, DISTRIBUTOR, GATEWAY, OPERATOR = "registry", "distributor", "gateway", "operator"
+REGISTRY, DISTRIBUTOR, GATEWAY = "registry", "distributor", "gateway"
+#: Who gets a credential from the network's own keys; everybody else joins with a token.
+LOCAL_PARTIES = {
+    REGISTRY: Role.REGISTRY,
+    DISTRIBUTOR: Role.DISTRIBUTOR,
+    GATEWAY: Role.GATEWAY,
+    OPERATOR: Role.OPERATOR,
+}
+HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,48 @@ class NodeOptions:
     threads: int = 0
     label: str = ""
     step_delay_ms: float = 0.0
+
+
+async def serve_registry(home: Home) -> None:
+    """Run the registry until cancelled.
+
+    Raises:
+        ConfigurationRefused: the database belongs to another network, or is in use.
+        StoreFailed: the disk failed.
+    """
+    network, clock, randomness = home.network(), SystemClock(), SystemRandomness()
+    authority = load_or_create_authority(home.authority, randomness)
+
+    def reissue() -> str:
+        party = Identity.from_seed(home.party(REGISTRY).seed).party
+        return authority.user_jwt(party, Role.REGISTRY, CREDENTIAL_LIFETIME_MS, clock.now_ms())
+
+    async def cut_off(party: PartyId) -> None:
+        revoked = add_revoked(home.authority, party, clock)
+        await push_account(authority, revoked, network.nats_url, clock, randomness)
+
+    config = RegistryConfig(
+        network=network.name,
+        block_ms=network.block_ms,
+        urls=(network.nats_url,),
+        parties={
+            Identity.from_seed(home.party(name).seed).party: role
+            for name, role in LOCAL_PARTIES.items()
+        },
+    )
+    async with (
+        membership(home, REGISTRY, reissue=reissue) as member,
+        open_store(home.registry_db) as store,
+    ):
+        await run_registry(
+            config,
+            member.wire,
+            store,
+            authority.account,
+            clock,
+            randomness,
+            on_revoke=cut_off,
+        )
 
 
 async def serve_gateway(home: Home, host: str, port: int, cors_origins: tuple[str, ...]) -> None:
@@ -62,12 +122,21 @@ async def serve_distributor(home: Home, name: str = DISTRIBUTOR) -> None:
         await Distributor(member, confirmer).run()
 
 
-async def serve_node(home: Home, name: str, options: NodeOptions) -> None:
-    """Run a node until cancelled.
+async def join_and_serve(home: Home, name: str, token: str, options: NodeOptions) -> None:
+    """Run a node until cancelled; it joins first if it must, and has a token.
 
     Raises:
+        PartyRefused: the network does not let it in.
         ModelNotFound, ModelFileRefused: its model cannot be served.
     """
+    clock = SystemClock()
+    if not is_admitted(home, name, clock):
+        if not token:
+            raise ConfigurationRefused(
+                f"{name} is in no network yet: pass a token with --token (an operator makes one "
+                "with `starai tokens create`)"
+            )
+        await join(home, name, token, options.label or name, clock, SystemRandomness())
     runner = Runner(engine_spec(home.models, options), SystemClock())
     async with (
         membership(home, name) as member,

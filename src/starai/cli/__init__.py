@@ -1,0 +1,1 @@
+"""The `starai` command. Commands only: what they do lives in the layers below."""

@@ -1,0 +1,57 @@
+"""`starai node`: a supplier's commands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import click
+
+from starai.cli.options import home_option
+from starai.cli.serve import run_service
+from starai.local import services
+from starai.local.asking import give_order
+from starai.local.home import Home
+
+
+@click.group()
+def node() -> None:
+    """Serve models with this device, and stop serving."""
+
+
+@node.command()
+@home_option
+@click.option("--name", default="node", show_default=True, help="The node's name in this home.")
+@click.option(
+    "--token",
+    envvar="STARAI_TOKEN",
+    default="",
+    help="A one-time token: `starai tokens create` makes one.",
+)
+@click.option("--model", default="embedded", show_default=True, help="Which model to serve.")
+@click.option("--slots", default=8, show_default=True, help="Answers to generate at once.")
+@click.option("--threads", default=0, show_default=True, help="CPU threads; 0: decide by itself.")
+@click.option("--label", default="", help="What people see beside the node's key.")
+@click.option("--step-delay-ms", default=0.0, hidden=True, help="Slows the mock model down.")
+def start(home: Home, *, name: str, token: str, **given: Any) -> None:
+    """Join a network (the first time with --token) and serve a model until stopped."""
+    options = services.NodeOptions(**given)
+    run_service(lambda: services.join_and_serve(home, name, token, options))
+
+
+@node.command()
+@home_option
+@click.argument("name", default="node")
+def drain(home: Home, name: str) -> None:
+    """Take no new tasks; those that run are finished. NAME is a node of this home, or its key."""
+    anyio.run(give_order, home, name, "drain")
+    click.echo(f"{name} takes no new tasks. `starai node resume {name}` takes it back.")
+
+
+@node.command()
+@home_option
+@click.argument("name", default="node")
+def resume(home: Home, name: str) -> None:
+    """Take tasks again after a drain."""
+    anyio.run(give_order, home, name, "resume")
+    click.echo(f"{name} takes tasks again.")

@@ -1,0 +1,54 @@
+"""`starai serve`: one service in this process, as `starai up` starts them. For operators."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import anyio
+import click
+
+from starai.cli.options import home_option
+from starai.core.logging import setup
+from starai.local import services
+from starai.local.home import Home
+from starai.local.processes import as_child
+
+
+@click.group()
+def serve() -> None:
+    """Run one service of the network in this process (`starai up` runs them all)."""
+
+
+@serve.command()
+@home_option
+def registry(home: Home) -> None:
+    """Run the registry: it admits parties, keeps API keys, and keeps the books."""
+    run_service(lambda: services.serve_registry(home))
+
+
+@serve.command()
+@home_option
+def distributor(home: Home) -> None:
+    """Run the distributor: it carries each task to a node, and on to another if one fails."""
+    run_service(lambda: services.serve_distributor(home))
+
+
+@serve.command()
+@home_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, help="Port to listen on.")
+@click.option("--cors-origin", multiple=True, default=("*",), help="Origins that browsers may use.")
+def gateway(home: Home, host: str, port: int, cors_origin: tuple[str, ...]) -> None:
+    """Run the gateway: OpenAI's API over HTTP."""
+    run_service(lambda: services.serve_gateway(home, host, port, cors_origin))
+
+
+def run_service(body: Callable[[], Awaitable[None]]) -> None:
+    """Run a service until SIGTERM, or until whoever started it is gone."""
+    setup()
+
+    async def run() -> None:
+        async with as_child():
+            await body()
+
+    anyio.run(run, backend_options={"use_uvloop": services.HAS_UVLOOP})

@@ -1,0 +1,161 @@
+"""`starai status`, `nodes`, `tasks`, `ledger`: what happens and happened, as tables or JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import click
+import msgspec
+
+from starai.cli.options import home_option, json_option
+from starai.cli.tables import clock_time, short, show_json, show_table
+from starai.local.asking import operator
+from starai.local.home import Home
+from starai.protocol.presence import Beat
+from starai.protocol.subjects import Role
+
+
+async def _beats(home: Home) -> list[Beat]:
+    async with operator(home) as asked:
+        return await asked.listen()
+
+
+async def _ask(home: Home, what: str, arguments: dict[str, object]) -> Any:
+    async with operator(home) as asked:
+        return await asked.ask(what, **arguments)
+
+
+def _plain(beat: Beat) -> dict[str, object]:
+    """A beat as JSON shows it: names and numbers, no keys to decrypt anything with."""
+    fields = msgspec.structs.asdict(beat)
+    fields.pop("prekey")
+    fields["models"] = [model.name for model in beat.models]
+    fields["decode_tps"] = max((model.decode_tps for model in beat.models), default=0.0)
+    fields["slots"] = sum(model.slots for model in beat.models)
+    return fields
+
+
+@click.command()
+@home_option
+@json_option
+def status(home: Home, as_json: bool) -> None:
+    """Who is up, and how much they have done."""
+    beats = anyio.run(_beats, home)
+    if as_json:
+        show_json([_plain(beat) for beat in beats])
+        return
+    rows = [
+        (
+            beat.role,
+            beat.label or short(beat.party),
+            "draining" if beat.draining else "up",
+            clock_time(beat.boot),
+            beat.running,
+            beat.queued,
+            beat.done,
+            beat.tokens,
+        )
+        for beat in beats
+    ]
+    columns = ("role", "name", "state", "since", "running", "queued", "done", "tokens")
+    show_table("Parties", columns, rows, "Nobody beats: is the network up? `starai up` starts it.")
+
+
+@click.command()
+@home_option
+@json_option
+def nodes(home: Home, as_json: bool) -> None:
+    """The nodes: what each serves, how busy and how fast it is."""
+    beats = [beat for beat in anyio.run(_beats, home) if beat.role == Role.NODE.value]
+    if as_json:
+        show_json([_plain(beat) for beat in beats])
+        return
+    rows = [
+        (
+            beat.label or "-",
+            short(beat.party),
+            ", ".join(model.name for model in beat.models) or "loading",
+            "draining" if beat.draining else "up",
+            f"{beat.running}/{sum(model.slots for model in beat.models)}",
+            f"{max((model.decode_tps for model in beat.models), default=0):.0f}",
+            beat.done,
+            beat.tokens,
+        )
+        for beat in beats
+    ]
+    columns = ("name", "key", "model", "state", "running", "tok/s", "done", "tokens")
+    show_table("Nodes", columns, rows, "No nodes. `starai tokens create` lets one in.")
+
+
+@click.command()
+@home_option
+@json_option
+@click.option("--limit", default=20, show_default=True, help="How many, newest first.")
+@click.option("--state", default=None, help="Only those in this state, for example matched.")
+def tasks(home: Home, as_json: bool, limit: int, state: str | None) -> None:
+    """The tasks on record, newest first: who did what, and whether both sides agree."""
+    arguments: dict[str, object] = {"limit": limit}
+    if state is not None:
+        arguments["state"] = state
+    report = anyio.run(_ask, home, "tasks", arguments)
+    if as_json:
+        show_json(report)
+        return
+    rows = [
+        (
+            clock_time(task["closed_ms"]),
+            task["task_id"],
+            task["attempt"],
+            task["state"],
+            short(task["node"]),
+            task["prompt_tokens"],
+            task["answer_tokens"],
+        )
+        for task in report["tasks"]
+    ]
+    columns = ("closed", "task", "attempt", "state", "node", "prompt", "answer")
+    show_table("Tasks", columns, rows, 'No tasks yet. Try: starai chat "Hello"')
+
+
+@click.group()
+def ledger() -> None:
+    """The books: what nodes and distributors have both confirmed."""
+
+
+@ledger.command()
+@home_option
+@json_option
+@click.option("--limit", default=10, show_default=True, help="How many blocks, newest first.")
+def show(home: Home, as_json: bool, limit: int) -> None:
+    """Blocks of records with what both sides agree on, the totals, and each node's part."""
+    arguments: dict[str, object] = {"limit": limit}
+    report = anyio.run(_ask, home, "ledger", arguments)
+    if as_json:
+        show_json(report)
+        return
+    sums = ("records", "matched", "waiting", "conflicting", "in_tokens", "out_tokens")
+    blocks = [
+        (block["block"], clock_time(block["from_ms"]), *(block[name] for name in sums))
+        for block in report["blocks"]
+    ]
+    empty = 'Nothing on record yet. Try: starai chat "Hello"'
+    names = tuple(name.replace("_", " ") for name in sums)
+    show_table(f"Blocks of network {report['network']}", ("block", "from", *names), blocks, empty)
+    if blocks:
+        parts = [(short(node["node"]), *(node[name] for name in sums)) for node in report["nodes"]]
+        total = ("all", *(report["totals"][name] for name in sums))
+        show_table("Nodes' part", ("node", *names), [*parts, total], empty)
+
+
+@ledger.command()
+@home_option
+@json_option
+def check(home: Home, as_json: bool) -> None:
+    """Recompute every leaf, root, signature and match in the registry's database."""
+    report = anyio.run(_ask, home, "check", {})
+    if as_json:
+        show_json(report)
+        return
+    for name, value in report.items():
+        click.echo(f"{name}: {value}")

@@ -1,0 +1,157 @@
+"""`starai up`: start a whole network here, say how to use it, show how it does, stop it cleanly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections import deque
+from pathlib import Path
+
+import anyio
+import click
+import msgspec
+from rich.console import Console
+from rich.status import Status
+
+from starai.cli.options import home_option
+from starai.core.clock import SystemClock
+from starai.core.concurrency import task_group
+from starai.core.limits import BEAT_LEASE_S
+from starai.core.logging import setup
+from starai.local.home import Home
+from starai.local.up import Running, UpSettings, network_up
+from starai.protocol.subjects import Role
+
+#: Speed is shown over this many seconds.
+SPEED_WINDOW_S = 3
+
+
+@click.command()
+@home_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where the gateway listens.")
+@click.option("--port", default=8000, show_default=True, help="The gateway's port.")
+@click.option("--nats-port", default=4222, show_default=True, help="NATS' port, on loopback.")
+@click.option(
+    "--model",
+    default="embedded",
+    show_default=True,
+    help="What to serve: embedded, a folder, a llama2.c .bin, or ORG/NAME once pulled.",
+)
+@click.option("--nodes", default=1, show_default=True, help="How many nodes to run here.")
+@click.option("--slots", default=8, show_default=True, help="Answers a node generates at once.")
+@click.option("--threads", default=0, show_default=True, help="CPU threads a node; 0: automatic.")
+@click.option("--cors-origin", multiple=True, default=("*",), help="Origins that browsers may use.")
+@click.option("--json", "as_json", is_flag=True, help="Print the facts as one line of JSON.")
+@click.option("--no-live", is_flag=True, help="No live status line.")
+@click.option("--step-delay-ms", default=0.0, hidden=True, help="Slows the mock model down.")
+def up(
+    home: Home, *, cors_origin: tuple[str, ...], as_json: bool, no_live: bool, **given: object
+) -> None:
+    r"""Start a network on this machine: NATS, registry, distributor, gateway and nodes.
+
+    It prints the URL of an OpenAI-compatible API, an API key, and lines to paste. Ctrl-C stops
+    all of it; what was recorded stays in the home folder, and the next start goes on from there.
+
+    \b
+    starai up                                   the embedded model: tiny, works offline
+    starai up --model ORG/NAME                  a model fetched by `starai models pull ORG/NAME`
+    starai up --nodes 2                         two nodes: kill one and watch its answers go on
+    starai up --port 8001 --nats-port 4223 --home ~/other      a second network beside the first
+    """
+    setup(os.environ.get("STARAI_LOG", "ERROR"))
+    settings = UpSettings(home=home, cors_origins=cors_origin, **given)  # type: ignore[arg-type]
+    anyio.run(_run, settings, as_json, no_live or as_json or not sys.stdout.isatty())
+
+
+async def _run(settings: UpSettings, as_json: bool, quiet: bool) -> None:
+    console = Console(stderr=True)
+    async with task_group() as group:
+        # First of all, so that Ctrl-C stops in order from the very beginning.
+        await group.start(_cancel_on_signal, group.cancel_scope)
+        with console.status("starting") as progress:
+            async with network_up(settings, progress.update) as running:
+                progress.stop()
+                click.echo(_facts(running) if as_json else _guide(running))
+                await _show_life(running, None if quiet else progress)
+        group.cancel_scope.cancel()
+    if not as_json:
+        click.echo("Stopped.")
+
+
+async def _cancel_on_signal(
+    scope: anyio.CancelScope, *, task_status: anyio.abc.TaskStatus[None]
+) -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for _ in signals:
+            scope.cancel()
+
+
+def _facts(running: Running) -> str:
+    facts = {
+        "url": running.url,
+        "api_key": running.api_key,
+        "model": running.model,
+        "pids": running.pids(),
+    }
+    return msgspec.json.encode(facts).decode()
+
+
+def _guide(running: Running) -> str:
+    url, key, model = running.url, running.api_key, running.model
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    python = (
+        f"from openai import OpenAI; c = OpenAI(base_url='{url}/v1', api_key='{key}'); "
+        f"print(c.chat.completions.create(model='{model}', "
+        "messages=[{'role': 'user', 'content': 'Hello'}]).choices[0].message.content)"
+    )
+    return f"""
+StarAI is up.
+
+  URL      {url}/v1
+  API key  {key}
+  Model    {model}
+
+Paste into another terminal:
+
+  curl {url}/v1/chat/completions -H "Authorization: Bearer {key}" \\
+    -H "Content-Type: application/json" -d '{body}'
+
+  python3 -c "{python}"
+
+  {_starai()} chat "Hello"
+  {_starai()} status        also: nodes, models, tasks, ledger show
+
+Ctrl-C stops everything and loses nothing.
+"""
+
+
+def _starai() -> str:
+    """The command as this person can type it: `make up` runs one that is not on PATH."""
+    given = Path(sys.argv[0])
+    if given.name == "starai" and given.exists() and given.parent != Path():
+        on_path = any(Path(p) == given.parent for p in os.environ.get("PATH", "").split(os.pathsep))
+        return "starai" if on_path else os.path.relpath(given)
+    return "starai"
+
+
+async def _show_life(running: Running, progress: Status | None) -> None:
+    """One line, kept current: nodes, requests, speed."""
+    clock = SystemClock()
+    seen: deque[int] = deque(maxlen=2 * SPEED_WINDOW_S)
+    if progress is not None:
+        progress.start()
+    while True:
+        await anyio.sleep(0.5)
+        asked = running.operator
+        asked.forget_silent(clock.now_ms() - int(BEAT_LEASE_S * 1000))
+        if progress is None:
+            continue
+        nodes, gateways = asked.beats(Role.NODE), asked.beats(Role.GATEWAY)
+        seen.append(sum(beat.tokens for beat in nodes))
+        speed = max(0, seen[-1] - seen[0]) / max(1, len(seen) - 1) * 2
+        progress.update(
+            f"{len(nodes)} node(s) · {sum(beat.running for beat in gateways)} running, "
+            f"{sum(beat.done for beat in gateways)} answered · {speed:.0f} tokens/s"
+        )

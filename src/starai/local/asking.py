@@ -1,0 +1,143 @@
+"""The operator's eyes and hands: everybody's beats, the registry's answers, orders to nodes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import msgspec
+
+from starai.core.errors import InvalidRequest, MalformedFrame, NotFound
+from starai.core.limits import BEAT_INTERVAL_S
+from starai.exchange.member import Member
+from starai.local.home import Home
+from starai.local.membership import membership
+from starai.protocol.frames import decode, encode
+from starai.protocol.identity import Identity, PartyId, party_id
+from starai.protocol.ports import Delivery
+from starai.protocol.presence import Beat, Control
+from starai.protocol.registry import Query, Report
+from starai.protocol.subjects import Role, control, registry
+
+#: Long enough to hear every party once, even when a beat comes late.
+LISTEN_S = 2.5 * BEAT_INTERVAL_S
+ANSWER_S = 5.0
+OPERATOR = "operator"
+
+
+class Operator:
+    """A connected operator."""
+
+    def __init__(self, member: Member) -> None:
+        """Made by `operator`."""
+        self._member = member
+        self._beats: dict[PartyId, Beat] = {}
+
+    def beats(self, role: Role | None = None) -> list[Beat]:
+        """The last beat of everybody heard so far, by role and name."""
+        found = [one for one in self._beats.values() if role is None or one.role == role.value]
+        return sorted(found, key=lambda one: (one.role, one.label, one.party))
+
+    def forget_silent(self, older_than_ms: int) -> None:
+        """Forget those whose last beat was sent before a time."""
+        self._beats = {k: v for k, v in self._beats.items() if v.sent_ms >= older_than_ms}
+
+    async def listen(self, seconds: float = LISTEN_S) -> list[Beat]:
+        """Everybody who beats within ``seconds``."""
+        await anyio.sleep(seconds)
+        return self.beats()
+
+    async def ask(self, what: str, **arguments: object) -> Any:
+        """The registry's answer to a question.
+
+        Raises:
+            NotFound, InvalidRequest: as the registry says.
+            Unavailable, DeadlinePassed: the registry does not answer.
+        """
+        query = Query(what, msgspec.json.encode(arguments))
+        party = self._member.identity.party
+        frame = await self._member.wire.request(
+            registry("query", party), encode(query), timeout_s=ANSWER_S
+        )
+        report = decode(frame, Report)
+        if report.code:
+            kind = NotFound if report.code == NotFound.code else InvalidRequest
+            raise kind(report.message)
+        return msgspec.json.decode(report.body)
+
+    async def create_key(self, name: str, requests_per_minute: int, tokens_per_minute: int) -> str:
+        """A new API key, shown once."""
+        made = await self.ask(
+            "create_key",
+            name=name,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+        )
+        return str(made["key"])
+
+    async def create_token(self, role: Role, uses: int, lifetime_ms: int, label: str) -> str:
+        """A new join token, shown once."""
+        made = await self.ask(
+            "create_token", role=role.value, uses=uses, lifetime_ms=lifetime_ms, label=label
+        )
+        return str(made["token"])
+
+    async def order(self, node: PartyId, order: str) -> None:
+        """Order a node to ``drain`` or to ``resume``, and see that it took notice.
+
+        Raises:
+            NotFound: no such node beats, or it does not follow.
+        """
+        wanted = order == "drain"
+        with anyio.move_on_after(2 * LISTEN_S):
+            while True:
+                await self._member.wire.publish(control(node), encode(Control(order)))
+                await anyio.sleep(BEAT_INTERVAL_S)
+                seen = self._beats.get(node)
+                if seen is not None and seen.draining is wanted:
+                    return
+        raise NotFound(f"no node {node} answers; `starai nodes` lists those that do")
+
+    def hear(self, delivery: Delivery) -> None:
+        """Take a beat in."""
+        try:
+            beat = decode(delivery.payload, Beat)
+        except MalformedFrame:
+            return
+        self._beats[beat.party] = beat
+
+
+@asynccontextmanager
+async def operator(home: Home) -> AsyncIterator[Operator]:
+    """Be the operator of this home's network inside the context."""
+    async with membership(home, OPERATOR) as member:
+        made = Operator(member)
+        async with member.wire.subscribe("starai.beat.>", made.hear):
+            yield made
+
+
+def find_node(home: Home, name: str) -> PartyId:
+    """The node called ``name`` in this home, or the node whose public key ``name`` is.
+
+    Raises:
+        NotFound: neither.
+    """
+    if home.has_party(name):
+        return Identity.from_seed(home.party(name).seed).party
+    try:
+        return party_id(name)
+    except MalformedFrame as error:
+        raise NotFound(f"no node {name!r} here, and it is no node's key either") from error
+
+
+async def give_order(home: Home, name: str, order: str) -> None:
+    """Order a node as its operator, or, where there is none, as the node's own owner."""
+    node = find_node(home, name)
+    if home.has_party(OPERATOR):
+        async with operator(home) as made:
+            await made.order(node, order)
+        return
+    async with membership(home, name) as member:
+        await member.wire.publish(control(node), encode(Control(order)))

@@ -1,0 +1,255 @@
+"""`starai up`: a whole network on this machine, as processes that are watched and stopped in order.
+
+NATS first, then the registry, then all others at once. Every service has its own key and may use
+its own subjects only; nodes join with one-time tokens like any supplier's.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import httpx
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+from starai.core.clock import Clock, SystemClock
+from starai.core.errors import ConfigurationRefused, DeadlinePassed, Unavailable
+from starai.core.randomness import Randomness, SystemRandomness
+from starai.local.asking import Operator, operator
+from starai.local.home import ClientFile, Home, NetworkFile
+from starai.local.joining import is_admitted
+from starai.local.membership import create_party
+from starai.local.processes import Processes, Service, processes
+from starai.local.services import DISTRIBUTOR, GATEWAY, LOCAL_PARTIES, REGISTRY
+from starai.models.catalog import open_model
+from starai.protocol.subjects import Role
+from starai.wire.keeping import load_or_create_authority
+from starai.wire.server import NatsServer, NatsServerSettings, nats_server
+
+#: Confirmation blocks of a local network: short, so that people see tasks matched soon.
+LOCAL_BLOCK_MS = 2_000
+#: A node that loads a large model may take long; this is for the embedded one and the services.
+READY_S = 300.0
+TOKEN_LIFETIME_MS = 3_600_000
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class UpSettings:
+    """What to start. ``model`` is a reference of `starai.models.catalog.open_model`."""
+
+    home: Home
+    host: str = "127.0.0.1"
+    port: int = 8000
+    nats_port: int = 4222
+    model: str = "embedded"
+    nodes: int = 1
+    slots: int = 8
+    threads: int = 0
+    step_delay_ms: float = 0.0
+    cors_origins: tuple[str, ...] = ("*",)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A network that runs: what to print, and whom to ask."""
+
+    url: str
+    api_key: str
+    model: str
+    pids: Callable[[], dict[str, int]]
+    operator: Operator
+
+
+@asynccontextmanager
+async def network_up(
+    settings: UpSettings, say: Callable[[str], None] = lambda _line: None
+) -> AsyncIterator[Running]:
+    """Have a network running inside the context; ``say`` hears what is being started.
+
+    Raises:
+        ConfigurationRefused: a port or the home folder is in use, or the model cannot be served.
+        Unavailable: a service did not come up; the message names its log.
+    """
+    home, clock, randomness = settings.home, SystemClock(), SystemRandomness()
+    model = open_model(settings.model, home.models)
+    with _sole_owner(home):
+        _check_port_free(settings.host, settings.port)
+        say("starting NATS")
+        nats_settings = NatsServerSettings(home.authority, port=settings.nats_port)
+        async with nats_server(nats_settings) as nats, processes(clock) as running:
+            _write_network(settings, nats, clock, randomness)
+            say("starting the registry")
+            await running.start(_service(home, REGISTRY, "serve", REGISTRY))
+            async with operator(home) as asked:
+                await _until_registry_answers(asked, home)
+                say(f"starting the gateway, the distributor and {settings.nodes} node(s)")
+                await _start_services(settings, running, asked, clock)
+                url = _url(settings)
+                say(f"loading {model.name}")
+                await _until_ready(url, home)
+                key = await _api_key(home, url, asked)
+                home.save_client(ClientFile(f"{url}/v1", key))
+
+                def pids() -> dict[str, int]:
+                    known = {name: running.pid(name) for name in running.names}
+                    return {"starai": os.getpid(), "nats": nats.pid, **known}
+
+                yield Running(url, key, model.name, pids, asked)
+                say("stopping")
+
+
+def _write_network(
+    settings: UpSettings, nats: NatsServer, clock: Clock, randomness: Randomness
+) -> None:
+    """Keys and credentials of the services, and where the network is."""
+    home = settings.home
+    authority = load_or_create_authority(home.authority, randomness)
+    for name, role in LOCAL_PARTIES.items():
+        create_party(home, name, role, authority.account, clock, randomness)
+    home.save_network(
+        NetworkFile(
+            name="local",
+            account=authority.account.nkey,
+            nats_url=nats.url,
+            block_ms=LOCAL_BLOCK_MS,
+            gateway_url=_url(settings),
+            models=(_absolute(settings.model),),
+        )
+    )
+
+
+async def _start_services(
+    settings: UpSettings, running: Processes, asked: Operator, clock: Clock
+) -> None:
+    home = settings.home
+    for number in range(1, settings.nodes + 1):
+        name = f"node-{number}"
+        if not is_admitted(home, name, clock):
+            token = await asked.create_token(Role.NODE, 1, TOKEN_LIFETIME_MS, name)
+            await running.start(_node(settings, name, token))
+        else:
+            await running.start(_node(settings, name, ""))
+    await running.start(_service(home, DISTRIBUTOR, "serve", DISTRIBUTOR))
+    origins = [part for origin in settings.cors_origins for part in ("--cors-origin", origin)]
+    await running.start(
+        _service(
+            home,
+            GATEWAY,
+            *("serve", GATEWAY, "--host", settings.host, "--port", str(settings.port), *origins),
+        )
+    )
+
+
+def _service(home: Home, name: str, *command: str, secret: dict[str, str] | None = None) -> Service:
+    return Service(name, (*command, "--home", str(home.path)), home.log(name), secret or {})
+
+
+def _node(settings: UpSettings, name: str, token: str) -> Service:
+    # A token is like a password: it goes by the environment, where `ps` does not show it.
+    return _service(
+        settings.home,
+        name,
+        *("node", "start", "--name", name, "--label", name),
+        *("--model", _absolute(settings.model), "--slots", str(settings.slots)),
+        *("--threads", str(settings.threads), "--step-delay-ms", str(settings.step_delay_ms)),
+        secret={"STARAI_TOKEN": token},
+    )
+
+
+async def _api_key(home: Home, url: str, asked: Operator) -> str:
+    """The key of the last run if it still opens the gateway, else a new one."""
+    async with httpx.AsyncClient(base_url=url, timeout=5.0, trust_env=False) as client:
+
+        async def opens(key: str) -> bool:
+            answer = await client.get("/v1/models", headers={"Authorization": f"Bearer {key}"})
+            return answer.status_code == 200
+
+        with suppress(ConfigurationRefused):
+            known = home.client().api_key
+            if await opens(known):
+                return known
+        made = await asked.create_key("local", 0, 0)
+        for _ in range(100):  # the gateway hears of it within milliseconds
+            if await opens(made):
+                break
+            await anyio.sleep(0.05)
+        return made
+
+
+async def _until_registry_answers(asked: Operator, home: Home) -> None:
+    with anyio.move_on_after(READY_S):
+        while True:
+            try:
+                await asked.ask("keys")
+            except (Unavailable, DeadlinePassed):
+                await anyio.sleep(0.05)
+            else:
+                return
+    raise Unavailable(f"the registry did not come up; see {home.log(REGISTRY)}")
+
+
+async def _until_ready(url: str, home: Home) -> None:
+    async with httpx.AsyncClient(base_url=url, timeout=2.0, trust_env=False) as client:
+        with anyio.move_on_after(READY_S):
+            while True:
+                with suppress(httpx.HTTPError):
+                    answer = await client.get("/readyz")
+                    if answer.status_code == 200:
+                        return
+                await anyio.sleep(0.05)
+    raise Unavailable(f"no node is ready to serve; see the logs in {home.log(GATEWAY).parent}")
+
+
+def _url(settings: UpSettings) -> str:
+    host = settings.host
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - recognised, not bound
+        host = "127.0.0.1"
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
+def _absolute(reference: str) -> str:
+    """A path as services see it that may run elsewhere; other references stay as they are."""
+    path = Path(reference).expanduser()
+    return str(path.resolve()) if path.exists() else reference
+
+
+def _check_port_free(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigurationRefused(
+                f"port {port} on {host} is in use; is another `starai up` running? Stop it, or "
+                f"choose other ports: starai up --port {port + 1} --nats-port 4223 --home FOLDER"
+            ) from error
+
+
+@contextmanager
+def _sole_owner(home: Home) -> Iterator[None]:
+    """Hold the home folder's lock; the system lets it go when this process ends."""
+    home.path.mkdir(parents=True, exist_ok=True)
+    with (home.path / "up.lock").open("a") as lock:
+        try:
+            if sys.platform == "win32":
+                msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigurationRefused(
+                f"a network is running from {home.path} already; use it, stop it, or start "
+                "another: starai up --home FOLDER --port 8001 --nats-port 4223"
+            ) from error
+        yield
