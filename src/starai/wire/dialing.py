@@ -63,6 +63,8 @@ class Dialer:
         self._servers = [_address(url) for url in settings.urls]
         self._receive = receive
         self._complain = complain
+        #: The credential shown last.
+        self.presented = ""
 
     async def dial(self) -> Link:
         """A link to the first server that takes us.
@@ -80,10 +82,7 @@ class Dialer:
                     await open_link(host, port, link, self._greet, tls)
             except LinkLost:
                 if "authorization" in link.fault or "authentication" in link.fault:
-                    raise PartyRefused(
-                        "the network refused this credential: it has expired, was revoked, or "
-                        "does not belong to this key; join again with a new token"
-                    ) from None
+                    raise refusal() from None
                 failure = link.fault or "it hung up"
             except (OSError, TimeoutError) as error:
                 failure = type(error).__name__
@@ -94,6 +93,7 @@ class Dialer:
 
     def _greet(self, info: ServerInfo) -> bytes:
         identity = self._settings.identity
+        self.presented = self._settings.credential()
         signature = identity.sign(info.nonce.encode())
         options = {
             "verbose": False,
@@ -104,10 +104,18 @@ class Dialer:
             "protocol": 1,
             "headers": True,
             "no_responders": True,
-            "jwt": self._settings.credential(),
+            "jwt": self.presented,
             "sig": base64.urlsafe_b64encode(signature).decode().rstrip("="),
         }
         return b"CONNECT " + msgspec.json.encode(options) + b"\r\n"
+
+
+def refusal() -> PartyRefused:
+    """What to tell a party that the network does not let in."""
+    return PartyRefused(
+        "the network refused this credential: it has expired, was revoked, or does not belong to "
+        "this key; join again with a new token"
+    )
 
 
 def _address(url: str) -> tuple[str, int, bool]:

@@ -12,7 +12,7 @@ import asyncio  # noqa: TID251 - the wire's edge
 import ssl
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 import anyio
 import msgspec
@@ -144,9 +144,9 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin (asyncio calls this)."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream, by construction
-        self._transport = transport
-        transport.set_write_buffer_limits(high=_CONGESTED_BYTES)
+        # A cast, since uvloop's stream transports do not derive from asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=_CONGESTED_BYTES)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End: whoever waits learns of it (asyncio calls this)."""

@@ -31,7 +31,7 @@ from starai.protocol.identity import PartyId
 from starai.protocol.ports import Delivery, Handler
 from starai.protocol.subjects import inbox
 from starai.wire.delivering import hand_over
-from starai.wire.dialing import Dialer, NatsSettings, watch
+from starai.wire.dialing import Dialer, NatsSettings, refusal, watch
 from starai.wire.handover import HANDOVER_S, Handover
 from starai.wire.link import Link, LinkLost
 from starai.wire.patterns import check_pattern, check_subject
@@ -323,32 +323,37 @@ class NatsWire:
 
     async def _keep(self) -> None:
         """Be connected, for ever."""
+        pause_s = 0.0
         while True:
             if self._link is None:
-                self._adopt(await self._dial())
-            link = self._link
+                self._adopt(await self._dial(pause_s))
+            link, began_s = self._link, self._loop.time()
             if link is None:
                 continue
             await watch(link)
             async with self._swap:
                 if self._link is link:
                     self._lose(link)
+            # Let in and thrown out again at once: coming straight back would make it a hot loop.
+            lived_s = self._loop.time() - began_s
+            pause_s = 0.0 if lived_s > RETRY_LAST_S else RETRY_LAST_S
+            if self.refused is not None:
+                pause_s = RETRY_REFUSED_S
 
-    async def _dial(self) -> Link:
-        """A link, however long it takes."""
-        pause_s = RETRY_FIRST_S
+    async def _dial(self, pause_s: float) -> Link:
+        """A link, however long it takes; the first attempt comes after ``pause_s``."""
         while True:
+            with anyio.move_on_after(pause_s * (0.5 + 0.5 * self._randomness.fraction())):
+                await self._hurry.wait()
             self._hurry = anyio.Event()
             try:
                 return await self._dialer.dial()
-            except PartyRefused as refusal:
-                self._surface(refusal)
+            except PartyRefused as refused:
+                self._surface(refused)
                 pause_s = RETRY_REFUSED_S
             except Unavailable as failure:
                 self._first_failure = failure
-                pause_s = min(pause_s * 1.5, RETRY_LAST_S)
-            with anyio.move_on_after(pause_s * (0.5 + 0.5 * self._randomness.fraction())):
-                await self._hurry.wait()
+                pause_s = min(max(pause_s * 1.5, RETRY_FIRST_S), RETRY_LAST_S)
 
     def _adopt(self, link: Link) -> None:
         """Make ``link`` the connection: say again what is heard, and what was kept."""
@@ -365,15 +370,16 @@ class NatsWire:
         self._link = None
         for _, answer in self._pending.values():
             _fail(answer, Unavailable("the connection broke before the answer came; try again"))
-        if "expired" in link.fault or "revoked" in link.fault:
-            event(_LOG, "wire.cut_off", logging.WARNING, party=self.party, fault=link.fault)
-        else:
-            event(_LOG, "wire.disconnected", logging.WARNING, party=self.party, fault=link.fault)
+        cut_off = "expired" in link.fault or "revoked" in link.fault
+        name = "wire.cut_off" if cut_off else "wire.disconnected"
+        event(_LOG, name, logging.WARNING, party=self.party, fault=link.fault)
+        if cut_off and self._dialer.presented == self._settings.credential():
+            self._surface(refusal())
 
-    def _surface(self, refusal: PartyRefused) -> None:
+    def _surface(self, refused: PartyRefused) -> None:
         if self.refused is None:
             event(_LOG, "wire.refused", logging.ERROR, party=self.party)
-        self.refused = self._first_failure = refusal
+        self.refused = self._first_failure = refused
         self._refused.set()
         self._first.set()
 

@@ -243,7 +243,8 @@ class NatsServer:
                     "write_deadline": "5s",
                     "operator": self.authority.operator_jwt(now_ms),
                     "system_account": self.authority.system.nkey,
-                    "resolver": {"type": "full", "dir": str(accounts)},
+                    # A credential of an unknown account is looked up among peers, then refused.
+                    "resolver": {"type": "full", "dir": str(accounts), "timeout": "500ms"},
                 }
             ),
         )
