@@ -24,7 +24,8 @@ def _options(command: click.Command, context: click.Context) -> Iterator[str]:
     for parameter in command.get_params(context):
         record = parameter.get_help_record(context)
         if record is not None and record[1] and "--help" not in parameter.opts:
-            variable = f" [environment: {parameter.envvar}]" if parameter.envvar else ""
+            shown = getattr(parameter, "show_envvar", False) or not parameter.envvar
+            variable = "" if shown else f" [env var: {parameter.envvar}]"
             yield f"`{record[0]}`\n: {record[1]}{variable}\n"
 
 
