@@ -27,6 +27,7 @@ from starai.core.logging import event
 from starai.core.randomness import Randomness, uuid7
 from starai.gateway.answering import answer_stream, answer_whole
 from starai.gateway.asgi import ClientGone, Head, Receive, Reply, Scope, Send, read_body, read_head
+from starai.gateway.attending import Ending, attend
 from starai.gateway.catalogue import Catalogue
 from starai.gateway.chat import CHAT
 from starai.gateway.completions import COMPLETIONS
@@ -43,7 +44,6 @@ from starai.protocol.ports import TaskPort
 
 _LOG: Final = logging.getLogger(__name__)
 _HOT: Final = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS}
-_HEARTBEAT: Final = b": still working\n\n"
 _REPLAYED: Final = (b"idempotent-replayed", b"true")
 #: Who calls when there are no keys.
 _ANYONE: Final = Account(ANYONE)
@@ -217,8 +217,12 @@ class GatewayApp:
         """Make an answer for whoever listens."""
         reply = Reply(recording.send, self._clock, [])
         try:
-            await self._attended(
-                lambda: self._perform(endpoint, account, body, reply), recording.receive, reply
+            # Nobody stands behind this task: a deadline must not reach the group that owns it.
+            await self._guarded(
+                lambda: self._attended(
+                    lambda: self._perform(endpoint, account, body, reply), recording.receive, reply
+                ),
+                reply,
             )
         finally:
             good = reply.complete and reply.status == 200 and not reply.failed
@@ -229,33 +233,28 @@ class GatewayApp:
     ) -> None:
         """Do ``work`` until it is done, its client leaves or its time is up.
 
-        Meanwhile silent streams get a heartbeat.
+        Raises:
+            DeadlinePassed: the time is up.
         """
-        gone = finished = False
-        async with anyio.create_task_group() as group:
-
-            async def watch() -> None:
-                nonlocal gone
-                while not gone:
-                    with anyio.move_on_after(self._config.heartbeat_s):
-                        gone = (await receive())["type"] == "http.disconnect"
-                    silent_s = self._clock.monotonic_s() - reply.last_write_s
-                    if not gone and reply.streaming and silent_s >= self._config.heartbeat_s * 0.9:
-                        await reply.write(_HEARTBEAT)
-                group.cancel_scope.cancel()
-
-            group.cancel_scope.deadline = anyio.current_time() + self._config.request_deadline_s
-            group.start_soon(watch)
-            await self._guarded(work, reply)
-            finished = True
-            group.cancel_scope.cancel()
-        if gone and not reply.complete:
-            self.metrics.hang_up()
-        elif not finished:
-            raise DeadlinePassed(
-                f"The answer did not finish within {self._config.request_deadline_s:g} seconds.",
-                retry_after_s=1.0,
-            )
+        ending = await attend(
+            lambda: self._guarded(work, reply),
+            receive,
+            reply,
+            self._clock,
+            heartbeat_s=self._config.heartbeat_s,
+            deadline_s=self._config.request_deadline_s,
+        )
+        match ending:
+            case Ending.GONE:
+                self.metrics.hang_up()
+            case Ending.LATE:
+                raise DeadlinePassed(
+                    "The answer did not finish within "
+                    f"{self._config.request_deadline_s:g} seconds.",
+                    retry_after_s=1.0,
+                )
+            case Ending.DONE:
+                pass
 
     async def _perform(
         self, endpoint: Endpoint, account: Account, body: bytes, reply: Reply
@@ -271,5 +270,7 @@ class GatewayApp:
             await answer(job, self._port, endpoint, reply)
         finally:
             account.limits.settle_tokens(job.reserved, job.used, self._clock.monotonic_s())
+            if reply.begun_s is not None:
+                self.metrics.first_token(reply.begun_s - reply.started_s)
             if job.started:
                 self.metrics.tokens(job.prompt_tokens, job.completion_tokens)

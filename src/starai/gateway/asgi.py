@@ -155,6 +155,7 @@ class Reply:
     __slots__ = (
         "_clock",
         "_send",
+        "begun_s",
         "complete",
         "failed",
         "headers",
@@ -175,8 +176,10 @@ class Reply:
         self.last_write_s = self.started_s
         #: The HTTP status once an answer has begun, else 0.
         self.status = 0
-        #: Whether the request asked for a stream.
-        self.streaming = False
+        #: When the first event of a stream was sent.
+        self.begun_s: float | None = None
+        #: Whether the request asked for a stream; None: not yet known.
+        self.streaming: bool | None = None
         self.complete = False
         #: Whether it told of an error, be it in the middle of a stream.
         self.failed = False
@@ -214,6 +217,8 @@ class Reply:
             every = [*_EVENTS, *self._common()]
             await self._send({"type": "http.response.start", "status": 200, "headers": every})
         self.last_write_s = self._clock.monotonic_s()
+        if self.begun_s is None:
+            self.begun_s = self.last_write_s
         await self._send({"type": "http.response.body", "body": events, "more_body": True})
 
     async def end(self, events: bytes = b"") -> None:

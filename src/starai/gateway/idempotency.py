@@ -43,7 +43,7 @@ class Recording:
         self._bytes_max = bytes_max
         self._messages: list[Message] = []
         self._news = anyio.Event()
-        self._abandoned = anyio.Event()
+        self._unheard = anyio.Event()
 
     async def send(self, message: Message) -> None:
         """Take a message of the answer (an ASGI ``send``).
@@ -57,6 +57,8 @@ class Recording:
                 "The answer is too long to be kept for its Idempotency-Key; ask again without one."
             )
         self._messages.append(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self._unheard.set()
         self._tell()
 
     def finish(self) -> None:
@@ -70,11 +72,11 @@ class Recording:
 
     def abandon(self) -> None:
         """Say that nobody listens any more."""
-        self._abandoned.set()
+        self._unheard.set()
 
     async def receive(self) -> Message:
-        """Wait until nobody listens (an ASGI ``receive``): then the client counts as gone."""
-        await self._abandoned.wait()
+        """Wait until nobody listens, or the answer is complete (an ASGI ``receive``)."""
+        await self._unheard.wait()
         return {"type": "http.disconnect"}
 
     async def play(self, reply: Reply, *headers: tuple[bytes, bytes]) -> None:
