@@ -9,7 +9,7 @@ the middle continues as if nothing had happened, and a verifier can repeat every
 1. ``logit_bias`` is added. For every token that occurs c > 0 times in the answer so far (accepted
    part included, prompt excluded): ``logit -= presence_penalty + c * frequency_penalty``.
 2. The 64 largest logits are the candidates, ordered by (logit descending, id ascending).
-3. ``temperature`` 0: the first candidate. Otherwise, with x = float64(logit) / temperature:
+3. ``temperature`` below 1e-5: the first candidate. Else, with x = float64(logit) / temperature:
    ``top_k`` keeps the first k; p = softmax of the x kept; ``top_p`` keeps a candidate while the
    sum of p before it is below top_p; ``min_p`` keeps p >= min_p * p of the first. The first
    always stays.
@@ -51,6 +51,8 @@ _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLY: Final = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _SHIFTS: Final = (np.uint64(30), np.uint64(27), np.uint64(31))
 _FRACTION_SHIFT: Final = np.uint64(12)
+#: Below this, dividing by the temperature would overflow before it changed a draw.
+_TEMPERATURE_GREEDY: Final = 1e-5
 #: OpenAI's ranges.
 _TEMPERATURE_MAX: Final = 2.0
 _PENALTY_MAX: Final = 2.0
@@ -136,7 +138,7 @@ def sample(logits: Floats, races: Sequence[TokenRace]) -> list[int]:
     rows: list[tuple[NDArray[np.int64], Floats]] = []
     for index, race in enumerate(races):
         row = race.adjusted(logits[index])
-        if race.sampling.temperature == 0:
+        if race.sampling.temperature < _TEMPERATURE_GREEDY:
             chosen[index] = int(np.argmax(row))  # the lowest id of equals, as in step 2
         else:
             drawn.append(index)

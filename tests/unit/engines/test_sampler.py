@@ -152,7 +152,9 @@ def test_greedy_takes_the_lowest_of_equals(logits):
     """Temperature 0 is argmax, ties to the lower id; so are top_k 1, top_p 0 and min_p 1."""
     row = np.round(logits[0])
     best = int(np.flatnonzero(row == row.max())[0])
-    assert sample(row[None], [race(vocab=200, temperature=0)]) == [best]
+    for cold in (0.0, 1e-320, 1e-6):
+        assert sample(row[None], [race(vocab=200, temperature=cold)]) == [best]
+    sample(row[None], [race(vocab=200, temperature=1e-5)])  # a warning would be an error
     for narrow in ({"top_k": 1}, {"top_p": 0.0}):
         assert sample(row[None], [race(vocab=200, **narrow)]) == [best]
     tied = sample(row[None], [race(vocab=200, min_p=1.0)])[0]

@@ -79,6 +79,7 @@ async def tell_through(worker: EngineWorker, wanted: Generation, upto: int = 10*
     return ids
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 @pytest.mark.parametrize("model_path", [STORIES], indirect=True)
 async def test_another_process_carries_on_mid_sentence(model_path):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from starai.core.clock import Clock, SystemClock
-from starai.core.errors import InternalFault, InvalidRequest, Overloaded
+from starai.core.errors import ConfigurationRefused, InternalFault, InvalidRequest, Overloaded
 from starai.engines.answer import Answer
 from starai.engines.base import Emitted, EngineInfo, EngineSpec, HiddenStatesHook
 from starai.engines.sampler import sample, token_logprobs
@@ -73,12 +73,13 @@ class TextEngine:
 
         Raises:
             ModelFileRefused: the weights are wrong or the architecture cannot be served.
+            ConfigurationRefused: the KV memory cannot be had.
         """
         torch.set_num_threads(spec.threads or _threads_for(manifest.num_parameters))
         self._model: Any = load_model(manifest, NAME)
         bytes_per_token = probe(self._model)
         context = _context_length(self._model, manifest, spec, bytes_per_token)
-        self._store = KeyValueStore(spec.slots, context)
+        self._store = _reserve(self._model, spec.slots, context)
         self.info = EngineInfo(
             manifest.name, manifest.root, manifest.vocab_size, context, spec.slots
         )
@@ -204,6 +205,19 @@ class TextEngine:
             self._hook(running.answer.key, running.cached, rows[begin : begin + count])
             begin += count
         self._hidden = None
+
+
+@torch.inference_mode()
+def _reserve(model: Any, slots: int, context: int) -> KeyValueStore:
+    """The KV memory, reserved now by a first pass, so that a lack of memory shows at the start."""
+    store = KeyValueStore(slots, context)
+    try:
+        forward(model, Pass(store, [Span(0, 0, 1)]), [0], [0])
+    except RuntimeError as error:
+        raise ConfigurationRefused(
+            f"no memory for {slots} slots of {context} tokens: lower slots, kv_gib or context"
+        ) from error
+    return store
 
 
 def _threads_for(num_parameters: int) -> int:
