@@ -18,7 +18,7 @@ import apsw
 import msgspec
 
 from starai.core.clock import Clock
-from starai.core.errors import Conflict, InvalidRequest, NotFound, PartyRefused
+from starai.core.errors import Conflict, InvalidRequest, NotFound, PartyRefused, StarAIError
 from starai.core.logging import event
 from starai.core.randomness import Randomness, uuid7
 from starai.protocol.credentials import issue_credential
@@ -213,10 +213,20 @@ class Admission:
         await self._on_revoke(party)
 
     async def repeat_revocations(self) -> None:
-        """Tell the wire again who is out, in case the last run died between the two steps."""
+        """Tell the wire again who is out, in case the last run died between the two steps.
+
+        Only those whose last credential may still be valid; a wire that does not listen is no
+        reason not to serve.
+        """
+        oldest_ms = self._clock.now_ms() - self._terms.credential_lifetime_ms
         for row in self._parties.all():
-            if row.revoked_ms is not None:
-                await self._on_revoke(row.party)
+            if row.revoked_ms is not None and row.revoked_ms >= oldest_ms:
+                try:
+                    await self._on_revoke(row.party)
+                except StarAIError as error:
+                    event(
+                        _LOG, "revocation_not_told", logging.ERROR, party=row.party, code=error.code
+                    )
 
 
 def check_label(label: str) -> str:

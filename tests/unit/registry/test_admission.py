@@ -244,6 +244,9 @@ async def test_the_revoked_stay_out(house: _House) -> None:
     await house.parties.load()
     await house.admission.repeat_revocations()
     assert sorted(house.cut_off[2:]) == sorted(house.cut_off[:2])
+    house.clock.ms += 2 * DAY_MS
+    await house.admission.repeat_revocations()
+    assert len(house.cut_off) == 4
 
 
 @pytest.mark.anyio
