@@ -124,7 +124,7 @@ def _write_network(
             nats_url=nats.url,
             block_ms=LOCAL_BLOCK_MS,
             gateway_url=_url(settings),
-            models=(_absolute(settings.model),),
+            models=(_absolute(settings.model, home),),
         )
     )
 
@@ -161,7 +161,7 @@ def _node(settings: UpSettings, name: str, token: str) -> Service:
         settings.home,
         name,
         *("node", "start", "--name", name, "--label", name),
-        *("--model", _absolute(settings.model), "--slots", str(settings.slots)),
+        *("--model", _absolute(settings.model, settings.home), "--slots", str(settings.slots)),
         *("--threads", str(settings.threads), "--step-delay-ms", str(settings.step_delay_ms)),
         secret={"STARAI_TOKEN": token},
     )
@@ -218,10 +218,10 @@ def _url(settings: UpSettings) -> str:
     return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 
 
-def _absolute(reference: str) -> str:
-    """A path as services see it that may run elsewhere; other references stay as they are."""
-    path = Path(reference).expanduser()
-    return str(path.resolve()) if path.exists() else reference
+def _absolute(reference: str, home: Home) -> str:
+    """The reference as it is good in another folder too: a path becomes absolute."""
+    path = Path(reference).expanduser().resolve()
+    return str(path) if open_model(reference, home.models).path == str(path) else reference
 
 
 def _check_port_free(host: str, port: int) -> None:
