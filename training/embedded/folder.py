@@ -71,9 +71,9 @@ def config_fields(config: LlamaConfig) -> dict[str, Any]:
 def generation_fields() -> dict[str, Any]:
     """generation_config.json: where an answer ends, and how it is best sampled."""
     return {
-        "bos_token_id": tokens.SPECIAL.index(tokens.BEGIN),
-        "eos_token_id": tokens.SPECIAL.index(tokens.END),
-        "pad_token_id": tokens.SPECIAL.index(tokens.END),
+        "bos_token_id": tokens.ID[tokens.BEGIN],
+        "eos_token_id": tokens.ID[tokens.END],
+        "pad_token_id": tokens.ID[tokens.END],
         "do_sample": True,
         "temperature": 0.8,
         "top_p": 0.95,

@@ -166,7 +166,7 @@ def spelling(dice: Dice) -> Pair:
     """A word letter by letter, or the letter that follows another."""
     if dice.chance(0.4):
         place = dice.below(25)
-        one, other = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[place : place + 2]
+        one, other = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[place : place + 2])
         return f"What letter comes after {one}?", f"The letter after {one} is {other}."
     word = dice.pick([creature[0] for creature in words.CREATURES])
     ask = dice.pick(("Spell {}.", "How do you spell {}?", "Spell the word {}."))

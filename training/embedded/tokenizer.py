@@ -18,6 +18,7 @@ END: Final = "<|end|>"
 ROLES: Final = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 #: The special tokens take the first ids, in this order.
 SPECIAL: Final = (BEGIN, END, *ROLES.values())
+ID: Final = {token: place for place, token in enumerate(SPECIAL)}
 VOCABULARY: Final = 2048
 
 CHAT_TEMPLATE: Final = (
@@ -48,9 +49,8 @@ def learn(documents: Iterable[Document]) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_texts(documents), trainer)
-    begin = tokenizer.token_to_id(BEGIN)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BEGIN} $A", pair=f"{BEGIN} $A $B", special_tokens=[(BEGIN, begin)]
+        single=f"{BEGIN} $A", pair=f"{BEGIN} $A $B", special_tokens=[(BEGIN, ID[BEGIN])]
     )
     return tokenizer
 
@@ -78,12 +78,12 @@ def encode(tokenizer: Tokenizer, document: Document) -> tuple[list[int], list[bo
     The ids are what the chat template gives. What a user or a system prompt says is read, not
     learnt: it takes capacity and is never asked for.
     """
-    ids, learnt = [tokenizer.token_to_id(BEGIN)], [False]
+    ids, learnt = [ID[BEGIN]], [False]
     for turn in document:
         if turn.role in ROLES:
-            ids.append(tokenizer.token_to_id(ROLES[turn.role]))
+            ids.append(ID[ROLES[turn.role]])
             learnt.append(False)
         said = tokenizer.encode(turn.content, add_special_tokens=False).ids
-        ids += [*said, tokenizer.token_to_id(END)]
+        ids += [*said, ID[END]]
         learnt += [turn.role in {"assistant", "text"}] * (len(said) + 1)
     return ids, learnt

@@ -70,7 +70,7 @@ class Recipe:
 def build(recipe: Recipe) -> LlamaForCausalLM:
     """A fresh model with weights drawn from the recipe's seed."""
     torch.manual_seed(recipe.seed)
-    end = tokens.SPECIAL.index(tokens.END)
+    end = tokens.ID[tokens.END]
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=tokens.VOCABULARY,
@@ -82,7 +82,7 @@ def build(recipe: Recipe) -> LlamaForCausalLM:
             max_position_embeddings=recipe.context_length,
             rms_norm_eps=1e-5,
             tie_word_embeddings=True,
-            bos_token_id=tokens.SPECIAL.index(tokens.BEGIN),
+            bos_token_id=tokens.ID[tokens.BEGIN],
             eos_token_id=end,
             pad_token_id=end,
         )
@@ -165,8 +165,9 @@ def held_out_loss(model: LlamaForCausalLM, tokenizer: Tokenizer, recipe: Recipe)
 def answer(model: LlamaForCausalLM, tokenizer: Tokenizer, question: str) -> tuple[str, int]:
     """One answer at temperature 0.8 and how many tokens it took."""
     asked, _ = tokens.encode(tokenizer, [corpus.Turn("user", question)])
-    asked.append(tokenizer.token_to_id(tokens.ROLES["assistant"]))
-    said = model.generate(
+    asked.append(tokens.ID[tokens.ROLES["assistant"]])
+    speaker: Any = model  # whose types ask for a mixin that Llama has
+    said = speaker.generate(
         torch.tensor([asked]), do_sample=True, temperature=0.8, top_k=64, max_new_tokens=400
     )[0, len(asked) :]
     return tokenizer.decode(said.tolist(), skip_special_tokens=True), len(said)
@@ -185,8 +186,8 @@ def main() -> None:
     _say(f"{parameters:,} parameters, {tokenizer.get_vocab_size()} tokens in the vocabulary")
     rows = batches.rows(tokenizer, recipe.seed, recipe.batch_tokens, recipe.context_length)
     steps, train_loss = fit(model, recipe, rows, options.steps, options.minutes)
-    model.to(torch.float16).to(torch.float32)  # measure the weights that are stored
-    validation_loss = held_out_loss(model.eval(), tokenizer, recipe)
+    model.train(mode=False).half().float()  # so that the weights are measured as they are stored
+    validation_loss = held_out_loss(model, tokenizer, recipe)
     seconds = _CLOCK.monotonic_s() - started
     told = {
         "name": "starai-tiny",

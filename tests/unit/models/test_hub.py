@@ -19,6 +19,7 @@ from starai.core.errors import (
     StoreFailed,
     Unavailable,
 )
+from starai.models.catalog import EMBEDDED_FOLDER, open_model
 from starai.models.hub import HubTimeouts, PullProgress, pull
 from starai.models.hub.pull import MARK
 from starai.testing.hub_server import HubServer, running
@@ -84,6 +85,16 @@ async def test_pull_brings_what_a_model_needs(hub, tmp_path):
     folder = await bring(hub, tmp_path)
     assert folder == tmp_path / "acme" / "tiny"
     assert stored(folder) == {name: FILES[name] for name in WANTED}
+
+
+@pytest.mark.anyio
+async def test_a_pulled_model_opens(hub, tmp_path):
+    """What was pulled is a model under its name on the hub, equal to what the hub has."""
+    files = {path.name: path.read_bytes() for path in EMBEDDED_FOLDER.iterdir()}
+    hub.models["acme/tiny"] = files
+    await bring(hub, tmp_path)
+    pulled = open_model("acme/tiny", tmp_path)
+    assert (pulled.name, pulled.root) == ("acme/tiny", open_model("embedded").root)
 
 
 @pytest.mark.anyio
