@@ -255,6 +255,7 @@ class MemoryWire:
         self._network = network
         self._party = party
         self._opened = opened
+        self._may: set[str] = set()
         self._connected = True
         self._buffer: deque[Delivery] = deque()
         self._asked = 0
@@ -367,7 +368,12 @@ class MemoryWire:
     # -- the network's hold on this wire ----------------------------------------------------
 
     def _may_publish(self, subject: str) -> bool:
-        if self._opened is None or covered(self._opened.publish, subject):
+        if self._opened is None or subject in self._may:
+            return True
+        if covered(self._opened.publish, subject):
+            if len(self._may) >= _ROUTES_MAX:
+                self._may.clear()
+            self._may.add(subject)
             return True
         self.num_forbidden += 1
         event(_LOG, "wire.forbidden", logging.WARNING, party=self._party, subject=subject)

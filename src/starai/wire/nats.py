@@ -30,9 +30,10 @@ from starai.core.randomness import Randomness, SystemRandomness
 from starai.protocol.identity import PartyId
 from starai.protocol.ports import Delivery, Handler
 from starai.protocol.subjects import inbox
+from starai.wire.buffer import Buffer
 from starai.wire.delivering import hand_over
 from starai.wire.dialing import Dialer, NatsSettings, refusal, watch
-from starai.wire.handover import HANDOVER_S, Handover
+from starai.wire.handover import HANDOVER_S, OVERLAP_S, Handover
 from starai.wire.link import Link, LinkLost
 from starai.wire.patterns import check_pattern, check_subject
 
@@ -46,8 +47,6 @@ RETRY_FIRST_S: Final = 0.05
 RETRY_LAST_S: Final = 0.5
 #: A refused party may be let in again (or renew), but has no reason to hurry.
 RETRY_REFUSED_S: Final = 5.0
-#: What is published while disconnected: some seconds of a busy gateway.
-BUFFER_BYTES_MAX: Final = 8 << 20
 #: What `publish_soon` may pile up on a connection that takes no more.
 BACKLOG_BYTES_MAX: Final = 16 << 20
 
@@ -103,8 +102,7 @@ class NatsWire:
         self._first = anyio.Event()
         self._first_failure: PartyRefused | Unavailable | None = None
         self._refused = anyio.Event()
-        self._buffer: list[bytes] = []
-        self._buffer_bytes = 0
+        self._buffer = Buffer()
         self._answers = f"{inbox(self.party)}.{randomness.take(6).hex()}"
         self._pending: dict[str, tuple[str, asyncio.Future[bytes]]] = {}
         self._last_sid = 1
@@ -151,7 +149,7 @@ class NatsWire:
         command = self._command(subject, payload, reply)
         link = self._link
         if link is None or self._switching:
-            self._keep_for_later(command)
+            self._buffer.keep(command)
             return
         link.send(command)
         if link.congested:
@@ -162,7 +160,7 @@ class NatsWire:
         command = self._command(subject, payload, "")
         link = self._link
         if self._switching:
-            self._keep_for_later(command)
+            self._buffer.keep(command)
         elif link is None or (link.congested and link.backlog_bytes > BACKLOG_BYTES_MAX):
             event(_LOG, "wire.dropped", logging.DEBUG, party=self.party, subject=subject)
         else:
@@ -244,18 +242,6 @@ class NatsWire:
             raise RequestTooLarge(f"a message has at most {link.info.max_payload} bytes")
         to = f"{subject} {reply}" if reply else subject
         return b"PUB %b %d\r\n%b\r\n" % (to.encode(), len(payload), payload)
-
-    def _keep_for_later(self, command: bytes) -> None:
-        if self._buffer_bytes + len(command) > BUFFER_BYTES_MAX:
-            raise Unavailable("the connection is down and its buffer is full; try again shortly")
-        self._buffer.append(command)
-        self._buffer_bytes += len(command)
-
-    def _send_buffer(self, link: Link) -> None:
-        for command in self._buffer:
-            link.send(command)
-        self._buffer.clear()
-        self._buffer_bytes = 0
 
     def _send_all(self, command: bytes) -> None:
         for link in (self._link, self._next):
@@ -360,7 +346,7 @@ class NatsWire:
         for sid, subscription in self._subscriptions.items():
             link.send(subscription.command(sid))
         self._link = link
-        self._send_buffer(link)
+        self._buffer.send_to(link)
         self.refused = None
         self._refused = anyio.Event()
         self._first.set()
@@ -400,19 +386,22 @@ class NatsWire:
                 for sid, subscription in self._subscriptions.items():
                     new.send(subscription.command(sid))
                 await new.round_trip()
+                await anyio.sleep(OVERLAP_S)
                 # From here until the old connection is done, what is published waits: else a
                 # later message on the new connection could overtake an earlier one on the old.
                 self._switching = True
                 for sid in self._subscriptions:
                     old.send(f"UNSUB {sid}\r\n".encode())
                 await old.round_trip()
+                # What the old one brought, the new one may only be about to bring.
+                await new.round_trip()
         except LinkLost:
             pass  # whichever broke: the new one goes on, or the keeper finds it broken and dials
         finally:
             self._link, self._next, self._switching = new, None, False
             old.close()
             handover.finish()
-            self._send_buffer(new)
+            self._buffer.send_to(new)
         event(_LOG, "wire.renewed", party=self.party)
 
 

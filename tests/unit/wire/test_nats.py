@@ -19,7 +19,7 @@ from starai.protocol import subjects
 from starai.protocol.identity import Identity
 from starai.protocol.ports import Delivery
 from starai.protocol.subjects import Role
-from starai.wire import nats as wire_nats
+from starai.wire import buffer
 from starai.wire.jwt import Authority
 from starai.wire.nats import NatsSettings, connect_nats
 from starai.wire.server import NatsServer
@@ -122,17 +122,17 @@ async def test_renewal_loses_and_doubles_nothing(nats: NatsServer, settings: Set
         connect_nats(settings(nats, node, Role.NODE)) as speaker,
         connect_nats(settings(nats, gateway, Role.GATEWAY)) as listener,
         listener.subscribe(
-            subjects.beats(Role.NODE), lambda d: heard.append(int.from_bytes(d.payload, "big"))
+            subjects.beats(Role.NODE), lambda d: heard.append(int.from_bytes(d.payload[:4], "big"))
         ),
     ):
         stop = anyio.Event()
+        subject = subjects.beat(Role.NODE, node.party)
 
         async def speak() -> None:
             nonlocal sent
             while not stop.is_set():
-                for _ in range(20):
-                    await speaker.publish(subjects.beat(Role.NODE, node.party), b"%c%c%c" % tuple(
-                        sent.to_bytes(3, "big")))  # fmt: skip
+                for _ in range(200):
+                    await speaker.publish(subject, sent.to_bytes(4, "big") + bytes(500))
                     sent += 1
                 await anyio.sleep(0.001)
 
@@ -221,7 +221,7 @@ async def test_the_buffer_is_bounded(
     nats: NatsServer, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the server is away a bounded amount is kept and the rest refused."""
-    monkeypatch.setattr(wire_nats, "BUFFER_BYTES_MAX", 10_000)
+    monkeypatch.setattr(buffer, "BUFFER_BYTES_MAX", 10_000)
     async with connect_nats(settings(nats, someone(), Role.NODE)) as wire:
         subject = subjects.beat(Role.NODE, wire.party)
         os.kill(nats.pid, signal.SIGKILL)
