@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 import anyio
@@ -47,6 +49,12 @@ _HOT: Final = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS}
 _REPLAYED: Final = (b"idempotent-replayed", b"true")
 #: Who calls when there are no keys.
 _ANYONE: Final = Account(ANYONE)
+
+
+def _at(error: BaseException) -> str:
+    """Where an error was raised, as file and line."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(place.filename).name}:{place.lineno}"
 
 
 class GatewayApp:
@@ -123,9 +131,10 @@ class GatewayApp:
             if error.http_status >= 500:
                 event(_LOG, "request_failed", logging.WARNING, code=error.code)
             await self._fail(error, reply)
-        except Exception:  # noqa: BLE001
-            # The boundary: a mistake of ours must cost one request, not the service.
-            _LOG.exception("request_fault")
+        except Exception as error:  # noqa: BLE001
+            # The boundary: a mistake of ours must cost one request, not the service. Its text
+            # may quote the request, so only its kind and place are logged.
+            event(_LOG, "request_fault", logging.ERROR, fault=type(error).__name__, at=_at(error))
             fault = InternalFault("The server had an error while processing your request. Sorry!")
             await self._fail(fault, reply)
 
@@ -215,7 +224,7 @@ class GatewayApp:
         self, name: Name, recording: Recording, endpoint: Endpoint, account: Account, body: bytes
     ) -> None:
         """Make an answer for whoever listens."""
-        reply = Reply(recording.send, self._clock, [])
+        reply = recording.reply = Reply(recording.send, self._clock, [])
         try:
             # Nobody stands behind this task: a deadline must not reach the group that owns it.
             await self._guarded(

@@ -40,6 +40,8 @@ class Recording:
         self.expires_s = float("inf")
         self.readers = 0
         self.finished = False
+        #: The reply that is recorded here, once there is one.
+        self.reply: Reply | None = None
         self._bytes_max = bytes_max
         self._messages: list[Message] = []
         self._news = anyio.Event()
@@ -115,6 +117,9 @@ class Recordings:
         """
         self._expire()
         recording = self._found.get(name)
+        if recording is not None and recording.reply is not None and recording.reply.failed:
+            # Its client may have read the error and be back before the work has wound up.
+            recording = None
         fresh = recording is None
         if recording is None:
             recording = Recording(fingerprint, self._bytes_max // _SHARE_OF_ONE)
@@ -152,11 +157,16 @@ class Recordings:
     def _expire(self) -> None:
         """Drop what is too old, then the oldest until the rest fits; unfinished ones stay."""
         now_s = self._clock.monotonic_s()
-        for name, recording in list(self._found.items()):
-            crowded = len(self._found) > _ENTRIES_MAX or self._size > self._bytes_max
+        excess_bytes = self._size - self._bytes_max
+        excess = len(self._found) - _ENTRIES_MAX
+        doomed: list[Name] = []
+        for name, recording in self._found.items():
             if not recording.finished:
                 continue
-            if not crowded and recording.expires_s > now_s:
-                break
-            self._size -= recording.size
-            del self._found[name]
+            if excess_bytes <= 0 and excess <= 0 and recording.expires_s > now_s:
+                break  # those behind it are younger
+            doomed.append(name)
+            excess_bytes -= recording.size
+            excess -= 1
+        for name in doomed:
+            self._size -= self._found.pop(name).size

@@ -1,6 +1,7 @@
 """HTTP's corners on a real port: hang-ups, bodies, methods, headers, pages of other origins."""
 
 import json
+import logging
 import socket
 import time
 from dataclasses import replace
@@ -8,6 +9,8 @@ from dataclasses import replace
 import httpx
 import pytest
 
+from starai.core.errors import Unavailable
+from starai.gateway import guard
 from starai.testing.gateways import MOCK_GATEWAY, gateway_in_thread
 from starai.testing.tasks import ScriptedTasks, says
 
@@ -168,6 +171,22 @@ def test_too_large_heads(http, served):
         sock.close()
 
 
+@pytest.mark.parametrize("first", [b"", b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"])
+def test_slow_heads(monkeypatch, first):
+    """A connection whose request's head does not arrive is closed, also after a good request."""
+    monkeypatch.setattr(guard, "_HEAD_DEADLINE_S", 0.1)
+    with gateway_in_thread(ScriptedTasks()) as url:
+        sock = connect(url)
+        if first:
+            sock.sendall(first)
+            answer = b""
+            while b'"ok"' not in answer:
+                answer += sock.recv(4096)
+        sock.sendall(b"GET /healthz HT")
+        assert sock.recv(4096) == b""
+        sock.close()
+
+
 def test_slow_bodies():
     """A body that does not arrive in time is refused with 408."""
     config = replace(MOCK_GATEWAY, body_deadline_s=0.2)
@@ -236,3 +255,42 @@ def test_keep_alive_and_pipelining(served, key):
         assert got
         data += got
     sock.close()
+
+
+CANARY = "canary-7f3a"
+
+
+class Broken(ScriptedTasks):
+    """A port with a mistake whose message quotes what it was given."""
+
+    def submit(self, submission):
+        raise ZeroDivisionError(CANARY)
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        ScriptedTasks(says(CANARY)),
+        ScriptedTasks(says(CANARY, fails_at=1, error=Unavailable("gone"))),
+        Broken(),
+    ],
+)
+def test_nothing_of_a_request_is_logged(tasks, caplog, capfd, new_ring, new_entry):
+    """No prompt, answer, key or field of a request reaches a log or the metrics."""
+    caplog.set_level(logging.DEBUG)
+    logging.getLogger("starai").addHandler(caplog.handler)
+    with (
+        gateway_in_thread(tasks, keys=new_ring(new_entry(f"sk-{CANARY}"))) as url,
+        httpx.Client(base_url=url) as client,
+    ):
+        good = {"authorization": f"Bearer sk-{CANARY}"}
+        ask = {"model": "mock", "messages": [{"role": "user", "content": CANARY}]}
+        # httpx itself logs the addresses that it calls, so the canary is in none of them.
+        for headers in (good, {"authorization": f"Bearer sk-{CANARY}-wrong"}):
+            for body in (ask, {**ask, CANARY: 1}, {**ask, "stream": True, "user": CANARY}, CANARY):
+                client.post(CHAT, json=body, headers={**headers, "idempotency-key": CANARY})
+                client.post(CHAT, json=body, headers=headers)
+        metrics = client.get("/metrics").text
+    logging.getLogger("starai").removeHandler(caplog.handler)
+    out, err = capfd.readouterr()
+    assert CANARY not in caplog.text + out + err + metrics
