@@ -5,12 +5,20 @@ from __future__ import annotations
 import asyncio  # noqa: TID251 - something that is no NATS server
 import os
 import signal
+import ssl
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
 
 import anyio
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from starai.core.clock import SystemClock
 from starai.core.errors import ConfigurationRefused, PartyRefused, Unavailable
@@ -19,9 +27,10 @@ from starai.protocol import subjects
 from starai.protocol.identity import Identity
 from starai.protocol.ports import Delivery
 from starai.protocol.subjects import Role
-from starai.wire import buffer
+from starai.wire import buffer, dialing
 from starai.wire.jwt import Authority
 from starai.wire.nats import NatsSettings, connect_nats
+from starai.wire.program import claim_port, find_nats_server
 from starai.wire.server import NatsServer
 
 pytestmark = pytest.mark.anyio
@@ -79,6 +88,7 @@ async def test_only_the_holder_of_an_admitted_key_gets_in(
         assert time.monotonic() - began_s < 1
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_expiry_with_a_fresh_credential_at_hand(
     nats: NatsServer, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -98,6 +108,7 @@ async def test_expiry_with_a_fresh_credential_at_hand(
         await until(lambda: heard)
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_expiry_without_one(nats: NatsServer, settings: Settings) -> None:
     """When nobody renewed it, the owner is told, and a later renewal brings the wire back."""
     party = someone()
@@ -138,7 +149,7 @@ async def test_renewal_loses_and_doubles_nothing(nats: NatsServer, settings: Set
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(speak)
-            for _ in range(15):
+            for _ in range(6):
                 await listener.renew()
                 await speaker.renew()
             stop.set()
@@ -274,3 +285,74 @@ async def test_something_else_listens_there(
         with pytest.raises(Unavailable, match="NATS"):
             async with connect_nats(there):
                 pass
+
+
+async def test_a_server_that_hangs_is_left(
+    nats: NatsServer, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that keeps the connection but says nothing counts as gone, until it answers."""
+    monkeypatch.setattr(dialing, "PING_INTERVAL_S", 0.05)
+    monkeypatch.setattr(dialing, "PING_TIMEOUT_S", 0.1)
+    async with connect_nats(settings(nats, someone(), Role.NODE)) as wire:
+        os.kill(nats.pid, signal.SIGSTOP)
+        try:
+            await until(lambda: not wire.connected)
+        finally:
+            os.kill(nats.pid, signal.SIGCONT)
+        await until(lambda: wire.connected)
+
+
+async def test_tls(tmp_path: Path, nats: NatsServer, settings: Settings) -> None:
+    """Over TLS it works the same with a certificate that it trusts, and not at all with another."""
+    certificate, key = certify("127.0.0.1")
+    (tmp_path / "cert.pem").write_bytes(certificate)
+    (tmp_path / "key.pem").write_bytes(key)
+    port = claim_port("127.0.0.1", 0)
+    (tmp_path / "nats.conf").write_text(
+        f"listen: 127.0.0.1:{port}\n"
+        f'tls {{ cert_file: "{tmp_path}/cert.pem", key_file: "{tmp_path}/key.pem" }}\n'
+    )
+    process = await anyio.open_process(
+        [str(find_nats_server()), "-c", str(tmp_path / "nats.conf")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    trust = ssl.create_default_context(cadata=certificate.decode())
+    there = replace(
+        settings(nats, someone(), Role.NODE), urls=(f"tls://127.0.0.1:{port}",), tls=trust
+    )
+    heard: list[Delivery] = []
+    try:
+        async with connect_nats(there) as wire, wire.subscribe("a", heard.append):
+            await wire.publish("a", bytes(500_000))
+            await until(lambda: heard)
+        with pytest.raises(Unavailable, match="SSL"):
+            async with connect_nats(replace(there, tls=None, first_connect_s=0.3)):
+                pass
+    finally:
+        process.terminate()
+        await process.aclose()
+
+
+def certify(address: str) -> tuple[bytes, bytes]:
+    """A certificate that ``address`` signed for itself, and its key, as PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, address)])
+    now = datetime.now(UTC)  # noqa: TID251 - TLS takes the machine's time
+    alternative = x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(minutes=5))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(alternative, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    return certificate.public_bytes(pem), key.private_bytes(
+        pem, pkcs8, serialization.NoEncryption()
+    )
