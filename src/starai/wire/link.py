@@ -1,7 +1,7 @@
 """One TCP (or TLS) connection to one NATS server, speaking the NATS client protocol.
 
 The protocol is small and frozen (docs.nats.io, "Client Protocol"); reading it in the event loop's
-own callback, with no task and no queue per message, costs less than half of what nats-py does and
+own callback, with no task and no queue per message, costs about half of what nats-py does and
 lets `starai.wire.nats` decide what a refusal means. Knows nothing of subscriptions' owners,
 reconnection or credentials' contents: `greet` makes the CONNECT line, `receive` takes messages.
 """
