@@ -2,92 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
-import msgspec
 import pytest
+from click.testing import CliRunner
 
+from starai.cli.main import cli
 from starai.core.clock import SystemClock
 from starai.core.errors import PartyRefused, Unavailable
 from starai.core.randomness import SystemRandomness
 from starai.exchange.confirming import Confirmer
+from starai.local.asking import OPERATOR, Operator, operator
+from starai.local.home import Home, NetworkFile
+from starai.local.joining import join
+from starai.local.membership import create_party
 from starai.protocol.credentials import read_credential
-from starai.protocol.frames import decode, encode
 from starai.protocol.identity import Identity
-from starai.protocol.registry import Admitted, Join, Query, Report, Side
-from starai.protocol.subjects import Role, registry
-from starai.protocol.tickets import JoinTicket
+from starai.protocol.registry import Side
+from starai.protocol.subjects import Role
 from starai.registry.service import RegistryConfig, run_registry
 from starai.registry.store import open_store
 from starai.testing.records import BLOCK_MS, record
 from starai.wire.dialing import NatsSettings
-from starai.wire.nats import NatsWire, connect_nats
+from starai.wire.nats import connect_nats
 from starai.wire.outbox import Outbox
 from starai.wire.server import NatsServer, NatsServerSettings, nats_server
 
 pytestmark = pytest.mark.anyio
 
-_CHANCE = SystemRandomness()
-_SELF, _OPERATOR = Identity.create(_CHANCE), Identity.create(_CHANCE)
+_CHANCE, _CLOCK = SystemRandomness(), SystemClock()
 
 
 def _settings(server: NatsServer, identity: Identity, role: Role) -> NatsSettings:
-    now_ms = SystemClock().now_ms()
-    jwt = server.authority.user_jwt(identity.party, role, 3_600_000, now_ms)
+    jwt = server.authority.user_jwt(identity.party, role, 3_600_000, _CLOCK.now_ms())
     return NatsSettings((server.url,), identity, lambda: jwt)
 
 
-async def _query(operator: NatsWire, what: str, **arguments: object):
-    query = encode(Query(what, msgspec.json.encode(arguments)))
-    frame = await operator.request(registry("query", operator.party), query, timeout_s=5)
-    report = decode(frame, Report)
-    assert not report.code, report.message
-    return msgspec.json.decode(report.body)
-
-
-async def _join(ticket: JoinTicket, newcomer: Identity) -> Admitted:
-    joiner = Identity.from_seed(ticket.seed)
-    async with connect_nats(NatsSettings(ticket.urls, joiner, lambda: ticket.credential)) as wire:
-        join = Join(ticket.token_id, ticket.secret, newcomer.party, b"")
-        join = msgspec.structs.replace(join, signature=newcomer.sign(join.signed_bytes()))
-        frame = await wire.request(registry("join", joiner.party), encode(join), timeout_s=5)
-        return decode(frame, Admitted)
-
-
-async def test_from_ticket_to_revocation(tmp_path: Path) -> None:
-    """Every step is held to its NATS permissions, and the revoked are cut off at once."""
-    clock = SystemClock()
+@asynccontextmanager
+async def _network(folder: Path) -> AsyncIterator[Operator]:
+    """NATS and a registry, run from ``folder``, which becomes the operator's home."""
+    home = Home(folder)
     async with (
-        nats_server(NatsServerSettings(tmp_path / "nats", port=0)) as server,
-        open_store(tmp_path / "registry.db") as store,
-        connect_nats(_settings(server, _SELF, Role.REGISTRY)) as own,
-        connect_nats(_settings(server, _OPERATOR, Role.OPERATOR)) as operator,
+        nats_server(NatsServerSettings(home.authority, port=0)) as server,
+        open_store(home.registry_db) as store,
+        connect_nats(_settings(server, Identity.create(_CHANCE), Role.REGISTRY)) as own,
         anyio.create_task_group() as tasks,
     ):
-        config = RegistryConfig("real", BLOCK_MS, (server.url,), {_OPERATOR.party: Role.OPERATOR})
+        account = server.authority.account
+        boss = create_party(home, OPERATOR, Role.OPERATOR, account, _CLOCK, _CHANCE)
+        home.save_network(NetworkFile("real", account.nkey, server.url, BLOCK_MS))
+        config = RegistryConfig("real", BLOCK_MS, (server.url,), {boss.party: Role.OPERATOR})
 
         async def run(*, task_status) -> None:
             await run_registry(
-                *(config, own, store, server.authority.account, clock, _CHANCE),
+                *(config, own, store, account, _CLOCK, _CHANCE),
                 on_revoke=server.revoke,
                 task_status=task_status,
             )
 
         await tasks.start(run)
-        ticket = JoinTicket.parse((await _query(operator, "create_token"))["token"])
-        newcomer = Identity.create(_CHANCE)
-        admitted = await _join(ticket, newcomer)
-        read_credential(admitted.credential, ticket.account, clock.now_ms())
+        async with operator(home) as asked:
+            yield asked
+        tasks.cancel_scope.cancel()
 
-        settings = NatsSettings(ticket.urls, newcomer, lambda: admitted.credential)
-        async with connect_nats(settings) as wire, Outbox(tmp_path / "outbox.db") as outbox:
-            confirmer = Confirmer(wire, newcomer, outbox, "real", BLOCK_MS, Side.NODE, clock)
+
+async def test_from_ticket_to_revocation(tmp_path: Path) -> None:
+    """Every step is held to its NATS permissions, and the revoked are cut off at once."""
+    boss_home, device = tmp_path / "boss", Home(tmp_path / "device")
+    async with _network(boss_home) as asked:
+        ticket = await asked.create_token(Role.NODE, 1, 3_600_000, "attic")
+        await join(device, "node", ticket, "attic", _CLOCK, _CHANCE)
+        file, network = device.party("node"), device.network()
+        newcomer = Identity.from_seed(file.seed)
+        read_credential(file.credential, network.account, _CLOCK.now_ms())
+        settings = NatsSettings((network.nats_url,), newcomer, lambda: file.credential)
+        async with connect_nats(settings) as wire, Outbox(device.outbox("node")) as outbox:
+            confirmer = Confirmer(wire, newcomer, outbox, "real", BLOCK_MS, Side.NODE, _CLOCK)
             for number in range(10):
                 await confirmer.record(record(number, node=newcomer))
             assert await confirmer.flush()
-            assert (await _query(operator, "ledger"))["totals"]["waiting"] == 10
-            await _query(operator, "revoke_party", party=newcomer.party)
+            assert (await asked.ask("ledger"))["totals"]["waiting"] == 10
+            told = await _starai("node", "revoke", newcomer.party, "--home", str(boss_home))
+            assert "out of the network" in told
             with anyio.fail_after(5):
                 await wire.wait_refused()
             await confirmer.record(record(10, node=newcomer))
@@ -97,5 +96,23 @@ async def test_from_ticket_to_revocation(tmp_path: Path) -> None:
         with pytest.raises((PartyRefused, Unavailable)):
             async with connect_nats(settings):
                 pass
-        assert (await _query(operator, "check"))["problems"] == []
-        tasks.cancel_scope.cancel()
+        again = await asked.create_token(Role.NODE, 1, 3_600_000, "attic")
+        with pytest.raises(PartyRefused, match="revoked"):
+            await join(device, "node", again, "attic", _CLOCK, _CHANCE)
+        assert (await asked.ask("check"))["problems"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("nobody", "no node 'nobody'"), (OPERATOR, "cannot be put out")]
+)
+async def test_who_cannot_be_revoked(tmp_path: Path, name: str, why: str) -> None:
+    """A name that nobody has, and the operator's own, are refused in plain words."""
+    async with _network(tmp_path):
+        assert why in await _starai("node", "revoke", name, "--home", str(tmp_path), status=1)
+
+
+async def _starai(*arguments: str, status: int = 0) -> str:
+    """What the program says, run in a thread of its own beside the test's loop."""
+    result = await anyio.to_thread.run_sync(CliRunner().invoke, cli, arguments)
+    assert result.exit_code == status, result.output
+    return result.output

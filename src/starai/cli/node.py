@@ -10,7 +10,7 @@ import click
 from starai.cli.options import home_option
 from starai.cli.serve import run_service
 from starai.local import services
-from starai.local.asking import give_order
+from starai.local.asking import give_order, revoke_party
 from starai.local.home import Home
 
 
@@ -55,3 +55,12 @@ def resume(home: Home, name: str) -> None:
     """Take tasks again after a drain."""
     anyio.run(give_order, home, name, "resume")
     click.echo(f"{name} takes tasks again.")
+
+
+@node.command()
+@home_option
+@click.argument("name")
+def revoke(home: Home, name: str) -> None:
+    """Put a node out at once and for good. NAME is a node of this home, or its key."""
+    anyio.run(revoke_party, home, name)
+    click.echo(f"{name} is out of the network, and no token brings its key back.")

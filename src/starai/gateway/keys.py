@@ -6,10 +6,9 @@ something about a hash, and 256 random bits stand behind each. Keys are never ke
 
 from __future__ import annotations
 
-import hashlib
-
 from starai.core.errors import AuthenticationFailed, Unavailable
 from starai.gateway.limits import KeyLimits
+from starai.protocol.api_keys import KEY_PREFIX, hash_api_key
 from starai.protocol.registry import KeyEntry, KeyTable
 
 _SCHEME = b"bearer "
@@ -94,7 +93,9 @@ class KeyRing:
                 "You didn't provide an API key. You need to provide your API key in an "
                 "Authorization header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
             )
-        account = self._accounts.get(hashlib.sha256(authorization[7:].strip()).digest())
+        # Keys are ASCII; whatever else comes decodes to something that is no key.
+        presented = authorization[7:].strip().decode("latin-1")
+        account = self._accounts.get(hash_api_key(presented))
         if account is not None and not account.entry.revoked:
             return account
         if not self.loaded:
@@ -102,6 +103,6 @@ class KeyRing:
                 "The gateway is still fetching its API keys; try again shortly.", retry_after_s=1.0
             )
         raise AuthenticationFailed(
-            "Incorrect API key provided. Keys begin with 'sk-starai-'; the operator makes one "
+            f"Incorrect API key provided. Keys begin with '{KEY_PREFIX}'; the operator makes one "
             "with 'starai keys create'."
         )

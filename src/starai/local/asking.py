@@ -1,4 +1,7 @@
-"""The operator's eyes and hands: everybody's beats, the registry's answers, orders to nodes."""
+"""The operator's eyes and hands: everybody's beats, the registry's answers, orders to nodes.
+
+API keys and join tokens are made here: the registry is told a key's hash, a token's public key.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,14 @@ from starai.core.limits import BEAT_INTERVAL_S
 from starai.exchange.member import Member
 from starai.local.home import Home
 from starai.local.membership import membership
+from starai.protocol.api_keys import hash_api_key, new_api_key
 from starai.protocol.frames import decode, encode
 from starai.protocol.identity import Identity, PartyId, party_id
 from starai.protocol.ports import Delivery
 from starai.protocol.presence import Beat, Control
 from starai.protocol.registry import Query, Report
 from starai.protocol.subjects import Role, control, registry
+from starai.protocol.tickets import JoinTicket, TokenGrant
 
 #: Long enough to hear every party once, even when a beat comes late.
 LISTEN_S = 2.5 * BEAT_INTERVAL_S
@@ -68,21 +73,29 @@ class Operator:
         return msgspec.json.decode(report.body)
 
     async def create_key(self, name: str, requests_per_minute: int, tokens_per_minute: int) -> str:
-        """A new API key, shown once."""
-        made = await self.ask(
+        """A new API key's text, which is known here only."""
+        text = new_api_key(self._member.randomness)
+        await self.ask(
             "create_key",
             name=name,
+            key_hash=hash_api_key(text).hex(),
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
         )
-        return str(made["key"])
+        return text
 
     async def create_token(self, role: Role, uses: int, lifetime_ms: int, label: str) -> str:
-        """A new join token, shown once."""
-        made = await self.ask(
-            "create_token", role=role.value, uses=uses, lifetime_ms=lifetime_ms, label=label
+        """A new join ticket's text, which is known here only."""
+        joiner = Identity.create(self._member.randomness)
+        answer = await self.ask(
+            "create_token",
+            joiner=joiner.party,
+            role=role.value,
+            uses=uses,
+            lifetime_ms=lifetime_ms,
+            label=label,
         )
-        return str(made["token"])
+        return JoinTicket.of(msgspec.convert(answer, TokenGrant), joiner).text()
 
     async def order(self, node: PartyId, order: str) -> None:
         """Order a node to ``drain`` or to ``resume``, and see that it took notice.
@@ -141,3 +154,16 @@ async def give_order(home: Home, name: str, order: str) -> None:
         return
     async with membership(home, name) as member:
         await member.wire.publish(control(node), encode(Control(order)))
+
+
+async def revoke_party(home: Home, name: str) -> None:
+    """Put a node out of the network for good, as its operator.
+
+    Raises:
+        NotFound: there is no such node.
+        InvalidRequest: it is the registry or the operator.
+        ConfigurationRefused: this is not the operator's home.
+    """
+    node = find_node(home, name)
+    async with operator(home) as made:
+        await made.ask("revoke_party", party=node)

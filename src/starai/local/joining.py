@@ -1,4 +1,7 @@
-"""Joining a network with a one-time token: a new identity is shown to the registry and let in."""
+"""Joining a network with a one-time token: a new identity is shown to the registry and let in.
+
+Neither the newcomer's seed nor the token's leaves the device: the registry sees two signatures.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,14 @@ import logging
 import anyio
 
 from starai.core.clock import Clock
-from starai.core.errors import DeadlinePassed, MalformedFrame, PartyRefused, SealBroken, Unavailable
+from starai.core.errors import (
+    ConfigurationRefused,
+    DeadlinePassed,
+    MalformedFrame,
+    PartyRefused,
+    SealBroken,
+    Unavailable,
+)
 from starai.core.logging import event
 from starai.core.randomness import Randomness
 from starai.local.home import Home, NetworkFile, PartyFile
@@ -43,28 +53,22 @@ async def join(
     ticket = JoinTicket.parse(token)
     seed = home.party(name).seed if home.has_party(name) else Identity.create(randomness).seed
     identity = Identity.from_seed(seed)
-    unsigned = Join(ticket.token_id, ticket.secret, identity.party, b"", label)
-    request = Join(
-        ticket.token_id,
-        ticket.secret,
-        identity.party,
-        identity.sign(unsigned.signed_bytes()),
-        label,
-    )
-    home.save_party(name, PartyFile(seed))  # the key first: a lost answer must not lose it
     joiner = Identity.from_seed(ticket.seed)
+    request = Join.signed(ticket.token_id, identity, joiner, label)
+    home.save_party(name, PartyFile(seed))  # the key first: a lost answer must not lose it
     settings = NatsSettings(ticket.urls, joiner, lambda: ticket.credential)
     async with connect_nats(settings) as wire:
         admitted = await _ask(wire, request)
     home.save_party(name, PartyFile(seed, admitted.credential))
-    home.save_network(
-        NetworkFile(
-            name=admitted.network,
-            account=ticket.account,
-            nats_url=ticket.urls[0],
-            block_ms=admitted.block_ms,
+    if not _is_known(home, ticket.account):
+        home.save_network(
+            NetworkFile(
+                name=admitted.network,
+                account=ticket.account,
+                nats_url=ticket.urls[0],
+                block_ms=admitted.block_ms,
+            )
         )
-    )
     event(_LOG, "joined", network=admitted.network, party=identity.party)
 
 
@@ -77,6 +81,14 @@ def is_admitted(home: Home, name: str, clock: Clock) -> bool:
     except (PartyRefused, MalformedFrame, SealBroken):
         return False
     return True
+
+
+def _is_known(home: Home, account: str) -> bool:
+    """Whether this home knows the network already, as the one that started it does."""
+    try:
+        return home.network().account == account
+    except ConfigurationRefused:
+        return False
 
 
 async def _ask(wire: NatsWire, request: Join) -> Admitted:

@@ -43,6 +43,7 @@ from starai.local.services import NodeOptions, confirming, engine_spec
 from starai.models.catalog import open_model
 from starai.node.runner import Runner
 from starai.node.service import Node
+from starai.protocol.api_keys import hash_api_key, new_api_key
 from starai.protocol.credentials import issue_credential
 from starai.protocol.identity import Identity, KeyKind
 from starai.protocol.registry import Side
@@ -120,7 +121,8 @@ class _Assembly:
         await self._start_distributor(group, distributor)
         for number, member in enumerate(nodes, start=1):
             await self._start_node(group, member, f"node-{number}")
-        api_key, _ = await registry.keys.create("embedded")
+        api_key = new_api_key(self.randomness)
+        await registry.keys.create(NAME, key_hash=hash_api_key(api_key))
         base_url = await self._start_gateway(group, gateway)
         model = open_model(self.settings.model, self.home.models).name
         return Embedded(base_url, api_key, model, registry)

@@ -8,7 +8,7 @@ import struct
 import msgspec
 
 from starai.protocol.frames import Message, travels
-from starai.protocol.identity import PartyId, raw_public
+from starai.protocol.identity import Identity, PartyId, raw_public
 
 
 class Side(enum.IntEnum):
@@ -63,21 +63,31 @@ class Acknowledged(Message, frozen=True):
 
 @travels(22)
 class Join(Message, frozen=True):
-    """A newcomer asks to be let in: its token's id and secret, and a signature by its new key.
+    """A newcomer asks to be let in: which token it uses, and two signatures over the same bytes.
 
-    The signature is over ``b"starai/v1/join" + token_id + party`` and shows that the newcomer
-    holds the key; ``secret`` (32 bytes) shows that it holds the token.
+    ``signature`` is by the newcomer's key and shows that it holds it; ``joiner_signature`` is by
+    the key of the token's joiner and shows that it holds the token. ``token_id`` has 16 bytes.
     """
 
     token_id: bytes
-    secret: bytes
     party: PartyId
     signature: bytes
+    joiner_signature: bytes
     label: str = ""
 
+    @classmethod
+    def signed(cls, token_id: bytes, newcomer: Identity, joiner: Identity, label: str = "") -> Join:
+        """The request of ``newcomer``, carried by ``joiner``."""
+        said = _join_bytes(token_id, newcomer.party)
+        return cls(token_id, newcomer.party, newcomer.sign(said), joiner.sign(said), label)
+
     def signed_bytes(self) -> bytes:
-        """The bytes under the signature."""
-        return b"starai/v1/join" + self.token_id + self.party.encode()
+        """The bytes under both signatures: ``b"starai/v1/join" + token_id + party``."""
+        return _join_bytes(self.token_id, self.party)
+
+
+def _join_bytes(token_id: bytes, party: PartyId) -> bytes:
+    return b"starai/v1/join" + token_id + party.encode()
 
 
 @travels(23)
@@ -103,7 +113,7 @@ class Renew(Message, frozen=True):
 
 @travels(25)
 class Query(Message, frozen=True):
-    """A question to the registry, for people's eyes; ``arguments`` are JSON."""
+    """A question to the registry, for people's eyes; ``arguments`` are JSON, never a secret."""
 
     what: str
     arguments: bytes = b"{}"

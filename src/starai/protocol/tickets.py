@@ -1,8 +1,9 @@
 """A join ticket: all that a newcomer needs, in one line to copy: ``sat_…``.
 
-It holds where the network is, a passing identity that may do nothing but ask to join, and the
-join token itself. Whoever has it can join in its stead, so it is passed on like a password; it
-dies with its uses or its time. Knows nothing of who gives it out.
+It holds where the network is and a passing identity, the joiner, that may do nothing but ask to
+join. Whoever has it can join, so it is passed on like a password; it dies with its uses or its
+time. Its one secret, the joiner's seed, is made by who asks for the token: the registry is told
+the joiner's public key only, and sees later that the joiner signs. Knows nothing of messages.
 """
 
 from __future__ import annotations
@@ -15,13 +16,27 @@ from typing import Final
 import msgspec
 
 from starai.core.errors import ConfigurationRefused
+from starai.protocol.identity import Identity
 
 _PREFIX: Final = "sat_"
 _CHECK_BYTES: Final = 4
 #: A ticket has about 1.6 KB; what is far longer is no ticket.
 TICKET_CHARS_MAX: Final = 16_384
 TOKEN_ID_BYTES: Final = 16
-SECRET_BYTES: Final = 32
+
+
+class TokenGrant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the registry gives to a joiner's public key: no part of it is secret.
+
+    ``token_id`` is 16 bytes in hexadecimal, ``credential`` the joiner's JWT, ``urls`` where the
+    wire is; ``account`` (an nkey) and ``network`` name the network.
+    """
+
+    token_id: str
+    credential: str
+    urls: tuple[str, ...]
+    account: str
+    network: str
 
 
 class JoinTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
@@ -29,7 +44,7 @@ class JoinTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_
 
     ``urls`` say where the wire is; ``account`` (an nkey) and ``network`` name the network;
     ``seed`` (an nkey seed) and ``credential`` (a JWT) are the joiner's; ``token_id`` (16 bytes)
-    and ``secret`` (32 bytes) are the join token.
+    is the join token that it may use.
     """
 
     urls: tuple[str, ...]
@@ -38,7 +53,18 @@ class JoinTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_
     seed: str
     credential: str
     token_id: bytes
-    secret: bytes
+
+    @classmethod
+    def of(cls, grant: TokenGrant, joiner: Identity) -> JoinTicket:
+        """The ticket of a grant to ``joiner``, put together where the joiner's seed was made."""
+        return cls(
+            urls=grant.urls,
+            account=grant.account,
+            network=grant.network,
+            seed=joiner.seed,
+            credential=grant.credential,
+            token_id=bytes.fromhex(grant.token_id),
+        )
 
     def text(self) -> str:
         """The ticket as one line of URL-safe text; its checksum catches a bad copy."""

@@ -1,14 +1,13 @@
 """Who is let in: join tokens, the credentials that they lead to, renewal, and putting out.
 
-A token's secret has 256 bits, so its SHA-256 is what is stored: nobody can guess it back, and a
-slow hash would protect nothing. A party's credential expires in a day and is renewed for as long
-as the party is not revoked. Knows nothing of NATS: what ends a connection at once is ``on_revoke``.
+A token is known by the public key of its joiner, whose seed whoever asked for the token keeps: no
+secret comes here, so none can be stolen here. A party's credential expires in a day and is renewed
+for as long as the party is not revoked. Knows nothing of NATS: what ends a connection at once is
+``on_revoke``.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -18,14 +17,21 @@ import apsw
 import msgspec
 
 from starai.core.clock import Clock
-from starai.core.errors import Conflict, InvalidRequest, NotFound, PartyRefused, StarAIError
+from starai.core.errors import (
+    Conflict,
+    InvalidRequest,
+    MalformedFrame,
+    NotFound,
+    PartyRefused,
+    StarAIError,
+)
 from starai.core.logging import event
 from starai.core.randomness import Randomness, uuid7
-from starai.protocol.credentials import issue_credential
+from starai.protocol.credentials import LIFETIME_MS_MAX, issue_credential
 from starai.protocol.identity import Identity, PartyId, party_id, verify
 from starai.protocol.registry import Admitted, Join, Renew
 from starai.protocol.subjects import Role
-from starai.protocol.tickets import SECRET_BYTES, TOKEN_ID_BYTES, JoinTicket
+from starai.protocol.tickets import TOKEN_ID_BYTES, TokenGrant
 from starai.registry.parties import Parties, Party, find_row, insert
 from starai.registry.schema import integer, rows
 from starai.registry.store import Store
@@ -36,15 +42,15 @@ _LOG = logging.getLogger(__name__)
 JOINABLE: Final = (Role.NODE, Role.DISTRIBUTOR, Role.GATEWAY)
 #: A token for a whole data centre; more is a mistake.
 USES_MAX: Final = 100_000
-#: A year: a token is an open door, so it must close some day.
-TOKEN_LIFETIME_MS_MAX: Final = 366 * 86_400_000
+#: A token is an open door, so it must close some day: as soon as its joiner's credential.
+TOKEN_LIFETIME_MS_MAX: Final = LIFETIME_MS_MAX
 LABEL_CHARS_MAX: Final = 64
 #: A party renews when this part of its credential's life is over.
 RENEW_AT: Final = 0.75
 
 
 class Token(msgspec.Struct, frozen=True):
-    """A row of the token table; the secret's hash stays in the database."""
+    """A row of the token table; the joiner's name stays in the database."""
 
     token_id: bytes
     role: Role
@@ -96,11 +102,14 @@ class Admission:
         self._randomness = randomness
         self._on_revoke = on_revoke
 
-    async def create_token(self, role: Role, uses: int, lifetime_ms: int, label: str = "") -> str:
-        """A new join token as text; shown once, for its secret is not stored.
+    async def create_token(
+        self, role: Role, uses: int, lifetime_ms: int, label: str = "", *, joiner: PartyId
+    ) -> TokenGrant:
+        """A new join token for whoever holds the key of ``joiner``, a new public nkey.
 
         Raises:
-            InvalidRequest: an argument is out of range.
+            InvalidRequest: an argument is out of range, or ``joiner`` is no public nkey.
+            Conflict: ``joiner`` has a token already.
         """
         if role not in JOINABLE:
             names = ", ".join(one.value for one in JOINABLE)
@@ -108,31 +117,18 @@ class Admission:
         integer(uses, "uses", least=1, most=USES_MAX)
         integer(lifetime_ms, "lifetime_ms", least=1000, most=TOKEN_LIFETIME_MS_MAX)
         check_label(label)
+        _check_joiner(joiner)
         now_ms = self._clock.now_ms()
-        joiner = Identity.create(self._randomness)
-        ticket = JoinTicket(
+        token_id = uuid7(self._clock, self._randomness)
+        row = (token_id, joiner, role.value, label, uses, 0, now_ms, now_ms + lifetime_ms)
+        await self._store.write(lambda connection: _insert_token(connection, row))
+        return TokenGrant(
+            token_id=token_id.hex(),
+            credential=issue_credential(self._account, joiner, Role.JOINER, lifetime_ms, now_ms),
             urls=self._terms.urls,
             account=self._account.nkey,
             network=self._terms.network,
-            seed=joiner.seed,
-            credential=issue_credential(
-                self._account, joiner.party, Role.JOINER, lifetime_ms, now_ms
-            ),
-            token_id=uuid7(self._clock, self._randomness),
-            secret=self._randomness.take(SECRET_BYTES),
         )
-        row = (
-            ticket.token_id,
-            hashlib.sha256(ticket.secret).digest(),
-            joiner.party,
-            *(role.value, label, uses, 0, now_ms, now_ms + lifetime_ms),
-        )
-        await self._store.write(
-            lambda connection: connection.execute(
-                "INSERT INTO token VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row
-            )
-        )
-        return ticket.text()
 
     async def tokens(self) -> list[Token]:
         """All tokens, newest first."""
@@ -166,14 +162,18 @@ class Admission:
         Raises:
             PartyRefused: the token is wrong, used up or expired, or the party was revoked.
             Conflict: the party is in the network already, as something else.
-            SealBroken: the newcomer does not hold its key.
+            SealBroken: the newcomer does not hold its key, or the sender not the joiner's.
             MalformedFrame: the newcomer's name is no public nkey.
         """
         check_label(join.label)
         party = party_id(join.party)
-        if len(join.token_id) != TOKEN_ID_BYTES or len(join.secret) != SECRET_BYTES:
+        if len(join.token_id) != TOKEN_ID_BYTES:
             raise PartyRefused("the join token is not one of ours")
+        if party == sender:  # everybody who was handed the ticket knows this key
+            raise PartyRefused("a newcomer needs a key of its own, not the join token's")
         verify(party, join.signed_bytes(), join.signature)
+        # The wire vouches for the sender; this holds even if some wire does not.
+        verify(sender, join.signed_bytes(), join.joiner_signature)
         now_ms = self._clock.now_ms()
         row = await self._store.write(
             lambda connection: _use(connection, sender, join, party, now_ms)
@@ -207,7 +207,10 @@ class Admission:
 
         Raises:
             NotFound: there is no such party.
+            InvalidRequest: nobody could undo it, for it is the registry or an operator.
         """
+        if self._parties.fixed_role(party) in (Role.REGISTRY, Role.OPERATOR):
+            raise InvalidRequest("the registry and the operator cannot be put out", param="party")
         await self._parties.revoke(party, self._clock.now_ms())
         event(_LOG, "party_revoked", party=party)
         await self._on_revoke(party)
@@ -242,6 +245,21 @@ def check_label(label: str) -> str:
     return label
 
 
+def _check_joiner(joiner: PartyId) -> None:
+    try:
+        party_id(joiner)
+    except MalformedFrame as error:
+        raise InvalidRequest(f"joiner: {error.message}", param="joiner") from error
+
+
+def _insert_token(connection: apsw.Connection, row: tuple[object, ...]) -> None:
+    connection.execute(
+        "INSERT INTO token VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (joiner) DO NOTHING", row
+    )
+    if not connection.changes():
+        raise Conflict("this joiner has a join token already: make a new key for each token")
+
+
 def _use(
     connection: apsw.Connection, sender: PartyId, join: Join, party: PartyId, now_ms: int
 ) -> Party:
@@ -249,16 +267,15 @@ def _use(
     token = next(
         rows(
             connection,
-            "SELECT secret_hash, joiner, role, uses, used, expires_ms FROM token"
-            " WHERE token_id = ?",
+            "SELECT role, uses, used, expires_ms FROM token WHERE token_id = ? AND joiner = ?",
             join.token_id,
+            sender,
         ),
         None,
     )
-    secret_hash = hashlib.sha256(join.secret).digest()
-    if token is None or not hmac.compare_digest(token[0], secret_hash) or token[1] != sender:
+    if token is None:
         raise PartyRefused("the join token is not one of ours")
-    _, _, role_name, uses, used, expires_ms = token
+    role_name, uses, used, expires_ms = token
     role = Role(role_name)
     if now_ms >= expires_ms:
         raise PartyRefused("the join token has expired: ask the operator for a new one")

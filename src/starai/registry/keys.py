@@ -1,39 +1,34 @@
-"""API keys: made here, shown once, known afterwards by their SHA-256 only.
+"""API keys, known by their SHA-256 only: the registry never sees the text of one.
 
-A key has 256 random bits. A slow, salted hash is for secrets that people choose; against this one
-no dictionary helps, and the gateway must look a key up for every request. Gateways get the whole
-table when they ask and each change as it happens; ``version`` grows by one a change, so a gateway
-that missed one sees the gap and asks again. Knows nothing of rate limiting.
+Gateways get the whole table when they ask and each change as it happens; ``version`` grows by one
+a change, so a gateway that missed one sees the gap and asks again. Knows nothing of rate limiting,
+nor of how a key is made (`starai.protocol.api_keys`).
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Literal
 
 import apsw
 import msgspec
 
 from starai.core.clock import Clock
-from starai.core.errors import NotFound, Overloaded
+from starai.core.errors import Conflict, InvalidRequest, NotFound, Overloaded
 from starai.core.randomness import Randomness
+from starai.protocol.api_keys import KEY_HASH_BYTES
 from starai.protocol.registry import KeyEntry, KeyTable
 from starai.registry.admission import check_label
 from starai.registry.schema import integer, rows
 from starai.registry.store import Store
 
-#: How a key begins, so that a person, or a scanner of leaked secrets, knows it for what it is.
-KEY_PREFIX: Final = "sk-starai-"
-_KEY_BYTES: Final = 32
 _ID_BYTES: Final = 6
 #: Live keys: the table must fit one frame, at 350 bytes an entry with the longest name.
 KEYS_MAX: Final = 2_500
 #: Limits per minute beyond any real one; 0 is no limit.
 PER_MINUTE_MAX: Final = 1_000_000_000
 
-_COLUMNS: Final = "key_hash, key_id, name, customer, rpm, tpm, revoked_ms IS NOT NULL"
+_ENTRY: Final = "key_hash, key_id, name, customer, rpm, tpm, revoked_ms IS NOT NULL"
 
 Publish = Callable[[KeyTable], Awaitable[None]]
 
@@ -64,29 +59,38 @@ class Keys:
         self._publish = publish
 
     async def create(
-        self, name: str, requests_per_minute: int = 0, tokens_per_minute: int = 0
-    ) -> tuple[str, KeyEntry]:
-        """A new key: its text, which is kept nowhere, and its entry.
+        self,
+        name: str,
+        requests_per_minute: int = 0,
+        tokens_per_minute: int = 0,
+        *,
+        key_hash: bytes,
+    ) -> KeyEntry:
+        """Take a new key in: ``key_hash`` (32 bytes) is all that is ever known of it.
+
+        The same again, as when an answer was lost, finds the key that was made.
 
         Raises:
             InvalidRequest: an argument is out of range.
+            Conflict: the key is known already, with another name or limits, or revoked.
             Overloaded: there are `KEYS_MAX` live keys.
         """
         check_label(name)
+        if len(key_hash) != KEY_HASH_BYTES:
+            raise InvalidRequest(
+                f"key_hash is the SHA-256 of the key: {KEY_HASH_BYTES} bytes", param="key_hash"
+            )
         limits = (
             integer(requests_per_minute, "requests_per_minute", most=PER_MINUTE_MAX),
             integer(tokens_per_minute, "tokens_per_minute", most=PER_MINUTE_MAX),
         )
-        secret = base64.urlsafe_b64encode(self._randomness.take(_KEY_BYTES)).decode().rstrip("=")
-        text = KEY_PREFIX + secret
-        key_hash = hash_key(text)
         key_id = f"key_{self._randomness.take(_ID_BYTES).hex()}"
         now_ms = self._clock.now_ms()
         change = await self._store.write(
             lambda connection: _create(connection, key_hash, key_id, name, limits, now_ms)
         )
         await self._publish(change)
-        return text, change.entries[0]
+        return change.entries[0]
 
     async def revoke(self, key_id: str) -> KeyEntry:
         """End a key; again changes nothing.
@@ -108,11 +112,6 @@ class Keys:
         return await self._store.read(_list)
 
 
-def hash_key(text: str) -> bytes:
-    """What is known of a key: the SHA-256 of its text."""
-    return hashlib.sha256(text.encode()).digest()
-
-
 def _create(
     connection: apsw.Connection,
     key_hash: bytes,
@@ -121,6 +120,14 @@ def _create(
     limits: tuple[int, int],
     now_ms: int,
 ) -> KeyTable:
+    known = _find(connection, "key_hash", key_hash)
+    if known is not None:
+        entry = known.entries[0]
+        if (entry.name, entry.requests_per_minute, entry.tokens_per_minute) != (name, *limits):
+            raise Conflict("this API key is known already, with another name or other limits")
+        if entry.revoked:
+            raise Conflict("this API key was revoked: make another")
+        return known
     live, customer = next(
         rows(connection, "SELECT sum(revoked_ms IS NULL), max(customer) FROM key")
     )
@@ -131,7 +138,7 @@ def _create(
         "INSERT INTO key VALUES (?, ?, ?, ?, ?, ?, ?, NULL, ?)",
         (key_id, key_hash, name, (customer or 0) + 1, *limits, now_ms, version),
     )
-    return _change(connection, key_id)
+    return _changed(connection, key_id)
 
 
 def _revoke(connection: apsw.Connection, key_id: str, now_ms: int) -> KeyTable:
@@ -139,7 +146,7 @@ def _revoke(connection: apsw.Connection, key_id: str, now_ms: int) -> KeyTable:
         "UPDATE key SET revoked_ms = ?, version = ? WHERE key_id = ? AND revoked_ms IS NULL",
         (now_ms, _version(connection) + 1, key_id),
     )
-    return _change(connection, key_id)
+    return _changed(connection, key_id)
 
 
 def _version(connection: apsw.Connection) -> int:
@@ -151,17 +158,27 @@ def _entry(row: tuple[object, ...]) -> KeyEntry:
     return msgspec.convert((*row[:-1], bool(row[-1])), KeyEntry)
 
 
-def _change(connection: apsw.Connection, key_id: str) -> KeyTable:
-    found = list(rows(connection, f"SELECT {_COLUMNS} FROM key WHERE key_id = ?", key_id))  # noqa: S608
-    if not found:
+def _changed(connection: apsw.Connection, key_id: str) -> KeyTable:
+    change = _find(connection, "key_id", key_id)
+    if change is None:
         raise NotFound(f"no API key {key_id!r}")
-    return KeyTable(_version(connection), (_entry(found[0]),), complete=False)
+    return change
+
+
+def _find(
+    connection: apsw.Connection, column: Literal["key_id", "key_hash"], value: str | bytes
+) -> KeyTable | None:
+    """A key's last change, under the version that it had: told again, it hides no later one."""
+    sql = f"SELECT version, {_ENTRY} FROM key WHERE {column} = ?"  # noqa: S608
+    for version, *entry in rows(connection, sql, value):
+        return KeyTable(version, (_entry(tuple(entry)),), complete=False)
+    return None
 
 
 def _table(connection: apsw.Connection) -> KeyTable:
     live = rows(
         connection,
-        f"SELECT {_COLUMNS} FROM key WHERE revoked_ms IS NULL ORDER BY customer",  # noqa: S608
+        f"SELECT {_ENTRY} FROM key WHERE revoked_ms IS NULL ORDER BY customer",  # noqa: S608
     )
     return KeyTable(_version(connection), tuple(_entry(row) for row in live), complete=True)
 

@@ -61,6 +61,10 @@ class Parties:
             return self._fixed[party]
         raise PartyRefused("this party is not in the network; join with a token")
 
+    def fixed_role(self, party: PartyId) -> Role | None:
+        """The role that ``party`` was started with, or None if it joined or is unknown."""
+        return self._fixed.get(party)
+
     def require(self, party: PartyId, *roles: Role) -> Role:
         """The role of ``party`` if it is one of ``roles``.
 

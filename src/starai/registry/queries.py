@@ -1,8 +1,8 @@
 """People's questions to the registry, and the few orders that an operator gives the same way.
 
 A query names what it wants and carries arguments in JSON; each is one function with typed
-arguments, so a wrong name or type is refused by name. Who may ask what stands beside it. Knows
-nothing of the wire.
+arguments, so a wrong name or type is refused by name. Who may ask what stands beside it. No secret
+is in a query or its answer: keys are made by who asks. Knows nothing of the wire.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class _Ledger(_Arguments, frozen=True):
 
 class _CreateKey(_Arguments, frozen=True):
     name: str
+    key_hash: str
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
 
@@ -66,6 +67,7 @@ class _RevokeKey(_Arguments, frozen=True):
 
 
 class _CreateToken(_Arguments, frozen=True):
+    joiner: str
     role: Role = Role.NODE
     uses: int = 1
     lifetime_ms: int = TOKEN_LIFETIME_MS
@@ -151,32 +153,38 @@ class Queries:
         return {"tokens": [_shown(row) for row in await self._admission.tokens()]}
 
     async def _create_key(self, asked: _CreateKey) -> object:
-        text, entry = await self._keys.create(
-            asked.name, asked.requests_per_minute, asked.tokens_per_minute
+        entry = await self._keys.create(
+            asked.name,
+            asked.requests_per_minute,
+            asked.tokens_per_minute,
+            key_hash=_from_hex(asked.key_hash, "key_hash"),
         )
-        return {"key": text, "key_id": entry.key_id, "customer": entry.customer}
+        return {"key_id": entry.key_id, "customer": entry.customer}
 
     async def _revoke_key(self, asked: _RevokeKey) -> object:
         entry = await self._keys.revoke(asked.key_id)
         return {"key_id": entry.key_id, "revoked": entry.revoked}
 
     async def _create_token(self, asked: _CreateToken) -> object:
-        text = await self._admission.create_token(
-            asked.role, asked.uses, asked.lifetime_ms, asked.label
+        return await self._admission.create_token(
+            *(asked.role, asked.uses, asked.lifetime_ms, asked.label),
+            joiner=PartyId(asked.joiner),
         )
-        return {"token": text, "role": asked.role, "uses": asked.uses}
 
     async def _revoke_token(self, asked: _RevokeToken) -> object:
-        try:
-            token_id = bytes.fromhex(asked.token_id)
-        except ValueError:
-            raise InvalidRequest("token_id is hexadecimal", param="token_id") from None
-        await self._admission.expire_token(token_id)
+        await self._admission.expire_token(_from_hex(asked.token_id, "token_id"))
         return {"token_id": asked.token_id, "revoked": True}
 
     async def _revoke_party(self, asked: _RevokeParty) -> object:
         await self._admission.revoke(PartyId(asked.party))
         return {"party": asked.party, "revoked": True}
+
+
+def _from_hex(text: str, name: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise InvalidRequest(f"{name} is hexadecimal", param=name) from None
 
 
 def _shown(row: msgspec.Struct) -> dict[str, Any]:

@@ -66,13 +66,14 @@ class _House:
         self.cut_off.append(party)
 
     async def ticket(self, role: Role = Role.NODE, uses: int = 1, lifetime_ms: int = DAY_MS):
-        return JoinTicket.parse(await self.admission.create_token(role, uses, lifetime_ms, "x"))
+        joiner = Identity.create(_CHANCE)
+        grant = await self.admission.create_token(role, uses, lifetime_ms, "x", joiner=joiner.party)
+        return JoinTicket.of(grant, joiner)
 
     async def join(self, ticket: JoinTicket, newcomer: Identity, **changes) -> Admitted:
-        join = Join(ticket.token_id, ticket.secret, newcomer.party, b"", "box")
-        join = msgspec.structs.replace(join, signature=newcomer.sign(join.signed_bytes()))
-        sender = Identity.from_seed(ticket.seed).party
-        return await self.admission.join(sender, msgspec.structs.replace(join, **changes))
+        joiner = Identity.from_seed(ticket.seed)
+        join = Join.signed(ticket.token_id, newcomer, joiner, "box")
+        return await self.admission.join(joiner.party, msgspec.structs.replace(join, **changes))
 
 
 @pytest.fixture
@@ -88,25 +89,27 @@ def _newcomer() -> Identity:
 @pytest.mark.anyio
 async def test_a_ticket_carries_all_a_newcomer_needs(house: _House) -> None:
     """The text holds the network and a joiner that may only join and dies with the token."""
-    text = await house.admission.create_token(Role.NODE, 1, 3_600_000)
+    made = await house.ticket(lifetime_ms=3_600_000)
+    text = made.text()
     assert text.startswith("sat_")
     assert text.isascii()
     assert len(text) < 2500
     assert not set(text) & set(" +/=&?#%\"'")
     ticket = JoinTicket.parse(f"  {text}\n")
+    assert ticket == made
     assert ticket.urls == ("nats://127.0.0.1:4222",)
     assert (ticket.account, ticket.network) == (ACCOUNT.nkey, "testnet")
     credential = read_credential(ticket.credential, ACCOUNT.nkey, house.clock.ms)
     assert credential.role is Role.JOINER
     assert credential.party == Identity.from_seed(ticket.seed).party
     assert credential.expires_ms == house.clock.ms + 3_600_000
-    assert ticket.secret.hex() not in repr(ticket)
+    assert ticket.seed not in repr(ticket)
 
 
 @pytest.mark.anyio
 async def test_a_damaged_ticket_is_refused_in_plain_words(house: _House) -> None:
     """A ticket that was not copied whole, or is something else, is refused and never quoted."""
-    text = await house.admission.create_token(Role.NODE, 1, 3_600_000)
+    text = (await house.ticket()).text()
     flipped = text[:50] + ("A" if text[50] != "A" else "B") + text[51:]
     for wrong in (
         "",
@@ -186,14 +189,18 @@ async def test_a_token_dies_with_its_time(house: _House) -> None:
 
 @pytest.mark.anyio
 async def test_a_forged_join_is_refused(house: _House) -> None:
-    """A wrong secret, id, signature, name or joiner lets nobody in and costs the token nothing."""
+    """A wrong id, signature, name or joiner lets nobody in and costs the token nothing."""
     ticket, newcomer = await house.ticket(), _newcomer()
     other = await house.ticket()
+    own = newcomer.sign(b"starai/v1/join" + ticket.token_id + newcomer.party.encode())
     for changes, error in (
-        ({"secret": other.secret}, PartyRefused),
-        ({"secret": b""}, PartyRefused),
         ({"token_id": b"x" * 16}, SealBroken),
+        ({"token_id": b"x"}, PartyRefused),
+        ({"token_id": other.token_id}, SealBroken),
         ({"signature": b"x" * 64}, SealBroken),
+        ({"joiner_signature": b"x" * 64}, SealBroken),
+        ({"joiner_signature": b""}, SealBroken),
+        ({"joiner_signature": own}, SealBroken),
         ({"party": _newcomer().party}, SealBroken),
         ({"party": "nobody"}, MalformedFrame),
         ({"label": "x" * 65}, InvalidRequest),
@@ -201,8 +208,11 @@ async def test_a_forged_join_is_refused(house: _House) -> None:
     ):
         with pytest.raises(error):
             await house.join(ticket, newcomer, **changes)
-    with pytest.raises(PartyRefused, match="not one of ours"):
-        await house.join(msgspec.structs.replace(ticket, seed=other.seed), newcomer)
+    for stranger in (other.seed, _newcomer().seed):  # signed well, but not by this token's joiner
+        with pytest.raises(PartyRefused, match="not one of ours"):
+            await house.join(msgspec.structs.replace(ticket, seed=stranger), newcomer)
+    with pytest.raises(PartyRefused, match="key of its own"):
+        await house.join(ticket, Identity.from_seed(ticket.seed))
     assert [token.used for token in await house.admission.tokens()] == [0, 0]
     await house.join(ticket, newcomer)
 
@@ -259,25 +269,33 @@ async def test_tokens_have_bounds(house: _House) -> None:
         (Role.NODE, 0, DAY_MS, ""),
         (Role.NODE, True, DAY_MS, ""),
         (Role.NODE, 1, 0, ""),
-        (Role.NODE, 1, 1000 * DAY_MS, ""),
+        (Role.NODE, 1, 31 * DAY_MS, ""),
         (Role.NODE, 1, DAY_MS, "two\nlines"),
     ):
         with pytest.raises(InvalidRequest):
-            await house.admission.create_token(*arguments)
+            await house.admission.create_token(*arguments, joiner=_newcomer().party)
+    assert (await house.ticket(lifetime_ms=30 * DAY_MS)).credential
+
+
+@pytest.mark.anyio
+async def test_a_token_is_for_one_new_joiner(house: _House) -> None:
+    """What is no public user nkey, or has a token already, gets none."""
+    for wrong in ("", "nobody", ACCOUNT.nkey, _newcomer().seed, _newcomer().party.lower()):
+        with pytest.raises(InvalidRequest, match="joiner"):
+            await house.admission.create_token(Role.NODE, 1, DAY_MS, joiner=wrong)
+    joiner = _newcomer().party
+    await house.admission.create_token(Role.NODE, 1, DAY_MS, joiner=joiner)
+    with pytest.raises(Conflict, match="new key"):
+        await house.admission.create_token(Role.GATEWAY, 5, DAY_MS, joiner=joiner)
+    assert [token.role for token in await house.admission.tokens()] == [Role.NODE]
 
 
 @pytest.mark.anyio
 async def test_no_secret_is_stored(tmp_path: Path) -> None:
-    """Neither the token's secret nor the joiner's key is anywhere in the files of the store."""
+    """The joiner's seed is nowhere in the files of the store, nor is its credential."""
     async with open_store(tmp_path / "registry.db") as store:
         ticket = await _House(store).ticket()
         stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
         assert ticket.token_id in stored
-        seed = ticket.seed.encode()
-        for secret in (
-            ticket.secret,
-            seed,
-            ticket.credential.encode(),
-            ticket.secret.hex().encode(),
-        ):
-            assert secret not in stored
+        for secret in (ticket.seed, ticket.credential):
+            assert secret.encode() not in stored

@@ -30,7 +30,7 @@ from starai.protocol.registry import (
     Side,
 )
 from starai.protocol.subjects import KEYS_CHANGED, Role, beat, inbox, registry
-from starai.protocol.tickets import JoinTicket
+from starai.protocol.tickets import JoinTicket, TokenGrant
 from starai.registry.service import (
     CONFIRM_WORKERS,
     MAILBOX_MAX,
@@ -175,19 +175,17 @@ async def test_no_answer_goes_to_another_inbox(house: House) -> None:
 
 async def test_a_newcomer_joins_works_renews_and_is_put_out(house: House) -> None:
     """The whole life of a party, from the operator's token to its revocation."""
-    made = await house.query("create_token", uses=1, label="attic")
-    ticket = JoinTicket.parse(made["token"])
+    newcomer, joiner = Identity.create(_CHANCE), Identity.create(_CHANCE)
+    made = await house.query("create_token", uses=1, label="attic", joiner=joiner.party)
+    assert sorted(made) == ["account", "credential", "network", "token_id", "urls"]
+    ticket = JoinTicket.of(msgspec.convert(made, TokenGrant), joiner)
     assert ticket.urls == CONFIG.urls
-    newcomer, joiner = Identity.create(_CHANCE), Identity.from_seed(ticket.seed)
-    join = Join(ticket.token_id, ticket.secret, newcomer.party, b"", "attic")
-    join = msgspec.structs.replace(join, signature=newcomer.sign(join.signed_bytes()))
+    join = Join.signed(ticket.token_id, newcomer, joiner, "attic")
     for _ in range(2):  # the second time as if the answer had been lost
         frame = await house.ask("join", joiner, join, Role.JOINER)
         admitted = decode(frame, Admitted)
     assert read_credential(admitted.credential, ACCOUNT.nkey, 0).role is Role.NODE
-    late = Identity.create(_CHANCE)
-    second = msgspec.structs.replace(join, party=late.party)
-    second = msgspec.structs.replace(second, signature=late.sign(second.signed_bytes()))
+    second = Join.signed(ticket.token_id, Identity.create(_CHANCE), joiner)
     frame = await house.ask("join", joiner, second, Role.JOINER)
     assert peek(frame) is Acknowledged
     assert "used up" in decode(frame, Acknowledged).message
@@ -209,11 +207,13 @@ async def test_gateways_learn_of_keys(house: House) -> None:
     heard: list[KeyTable] = []
     wire = house.wire(GATEWAY)
     async with wire.subscribe(KEYS_CHANGED, lambda d: heard.append(decode(d.payload, KeyTable))):
-        made = await house.query("create_key", name="alice", requests_per_minute=5)
-        assert made["key"].startswith("sk-starai-")
+        made = await house.query("create_key", name="alice", key_hash="5a" * 32)
+        assert sorted(made) == ["customer", "key_id"]
         frame = await house.ask("keys", GATEWAY, KeyTableRequest(GATEWAY.party))
         table = decode(frame, KeyTable)
-        assert [one.key_id for one in table.entries] == [made["key_id"]]
+        assert [(one.key_id, one.key_hash) for one in table.entries] == [
+            (made["key_id"], b"\x5a" * 32)
+        ]
         await house.query("revoke_key", key_id=made["key_id"])
         await anyio.sleep(0.1)
     assert [(one.version, one.entries[0].revoked) for one in heard] == [(1, False), (2, True)]
@@ -248,13 +248,23 @@ async def test_who_may_ask_what(house: House) -> None:
         ("task", {}, "invalid_request"),
         ("task", {"task_id": "xyz"}, "invalid_request"),
         ("ledger", {"limit": -1}, "invalid_request"),
-        ("create_key", {"name": "x", "tokens_per_minute": -1}, "invalid_request"),
-        ("create_token", {"role": "operator"}, "invalid_request"),
-        ("create_token", {"role": "king"}, "invalid_request"),
+        ("create_key", {"name": "x"}, "invalid_request"),
+        ("create_key", {"name": "x", "key_hash": "xyz"}, "invalid_request"),
+        ("create_key", {"name": "x", "key_hash": "5a"}, "invalid_request"),
+        (
+            "create_key",
+            {"name": "x", "key_hash": "5a" * 32, "tokens_per_minute": -1},
+            "invalid_request",
+        ),
+        ("create_token", {}, "invalid_request"),
+        ("create_token", {"joiner": "nobody"}, "invalid_request"),
+        ("create_token", {"joiner": SELF.party, "role": "operator"}, "invalid_request"),
+        ("create_token", {"joiner": SELF.party, "role": "king"}, "invalid_request"),
         ("revoke_token", {"token_id": "zz"}, "invalid_request"),
         ("revoke_token", {"token_id": "00"}, "not_found"),
         ("revoke_key", {"key_id": "key_0"}, "not_found"),
         ("revoke_party", {"party": "nobody"}, "not_found"),
+        ("revoke_party", {"party": OPERATOR.party}, "invalid_request"),
     ],
 )
 async def test_wrong_questions_are_refused(house: House, what, arguments, code) -> None:
