@@ -23,7 +23,7 @@ import msgspec
 from starai.core.errors import MalformedFrame, SealBroken, Unavailable
 from starai.core.limits import ANSWER_PARTS_BUFFERED_MAX
 from starai.exchange.base import SILENCE_S, AttemptFailed, FailureKind, Settled, TaskKey
-from starai.exchange.mailbox import Mailbox
+from starai.exchange.mailboxes import Mailbox
 from starai.exchange.member import Member
 from starai.protocol import tokens
 from starai.protocol.frames import decode, encode, peek

@@ -24,7 +24,7 @@ from starai.core.errors import (
 from starai.core.logging import event
 from starai.engines.base import Emitted, EngineInfo, EngineSpec
 from starai.engines.process import EngineWorker, engine_process
-from starai.exchange.mailbox import Mailbox
+from starai.exchange.mailboxes import Mailbox
 from starai.exchange.serving import Refused, ServedTask
 from starai.protocol import tokens
 from starai.protocol.tasks import RefusalCode, TaskHeader
