@@ -75,10 +75,10 @@ class Up:
             **options,
         )
 
-    def starai(self, *arguments: str) -> str:
+    def starai(self, *arguments: str, home: Path | None = None) -> str:
         """What a `starai` command of a second terminal prints."""
         done = subprocess.run(
-            [sys.executable, "-m", "starai.cli", *arguments, "--home", str(self.home)],
+            [sys.executable, "-m", "starai.cli", *arguments, "--home", str(home or self.home)],
             capture_output=True,
             text=True,
             timeout=60,

@@ -25,13 +25,16 @@ from starai.protocol.subjects import Role
 
 #: Speed is shown over this many seconds.
 SPEED_WINDOW_S = 3
+PORT = click.IntRange(1, 65535)
 
 
 @click.command()
 @home_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where the gateway listens.")
-@click.option("--port", default=8000, show_default=True, help="The gateway's port.")
-@click.option("--nats-port", default=4222, show_default=True, help="NATS' port, on loopback.")
+@click.option("--port", type=PORT, default=8000, show_default=True, help="The gateway's port.")
+@click.option(
+    "--nats-port", type=PORT, default=4222, show_default=True, help="NATS' port, on loopback."
+)
 @click.option(
     "--model",
     default="embedded",
