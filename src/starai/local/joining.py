@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 
 import anyio
+import msgspec
 
 from starai.core.clock import Clock
 from starai.core.errors import (
@@ -60,15 +61,7 @@ async def join(
     async with connect_nats(settings) as wire:
         admitted = await _ask(wire, request)
     home.save_party(name, PartyFile(seed, admitted.credential))
-    if not _is_known(home, ticket.account):
-        home.save_network(
-            NetworkFile(
-                name=admitted.network,
-                account=ticket.account,
-                nats_url=ticket.urls[0],
-                block_ms=admitted.block_ms,
-            )
-        )
+    home.save_network(_network(home, ticket, admitted))
     event(_LOG, "joined", network=admitted.network, party=identity.party)
 
 
@@ -83,12 +76,21 @@ def is_admitted(home: Home, name: str, clock: Clock) -> bool:
     return True
 
 
-def _is_known(home: Home, account: str) -> bool:
-    """Whether this home knows the network already, as the one that started it does."""
+def _network(home: Home, ticket: JoinTicket, admitted: Admitted) -> NetworkFile:
+    """Where the network is; a home that knows it already keeps what else it knows."""
+    fresh = NetworkFile(
+        name=admitted.network,
+        account=ticket.account,
+        nats_url=ticket.urls[0],
+        block_ms=admitted.block_ms,
+    )
     try:
-        return home.network().account == account
+        known = home.network()
     except ConfigurationRefused:
-        return False
+        return fresh
+    if known.account != fresh.account:
+        return fresh
+    return msgspec.structs.replace(known, nats_url=fresh.nats_url, block_ms=fresh.block_ms)
 
 
 async def _ask(wire: NatsWire, request: Join) -> Admitted:

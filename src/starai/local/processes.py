@@ -35,6 +35,8 @@ RESTART_FIRST_S, RESTART_LAST_S = 0.2, 5.0
 SETTLED_S = 20.0
 #: A log that has grown over this is begun anew at the next start.
 LOG_BYTES_MAX = 16 << 20
+#: Set for the children of `processes`: their standard input is a pipe from their parent.
+CHILD_MARK = "STARAI_CHILD"
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,10 @@ class Processes:
         """The process of a service; 0 while it is being restarted."""
         process = self._children[name].process
         return process.pid if process is not None else 0
+
+    def restarts(self, name: str) -> int:
+        """How often a service has died and been started again."""
+        return self._children[name].restarts
 
     @property
     def names(self) -> Sequence[str]:
@@ -145,27 +151,31 @@ async def _spawn(service: Service) -> Process:
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **service.secret},
+            env={**os.environ, CHILD_MARK: "1", "PYTHONUNBUFFERED": "1", **service.secret},
         )
 
 
 @asynccontextmanager
 async def as_child() -> AsyncIterator[anyio.CancelScope]:
-    """Run a service's body: cancelled on SIGTERM, or when standard input closes.
+    """Run a service's body: cancelled on SIGTERM, or, for a child, when its parent is gone.
 
-    SIGINT is left to the parent, which turns one Ctrl-C into an orderly stop of all.
+    A child leaves SIGINT to its parent, which turns one Ctrl-C into an orderly stop of all.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stops = [signal.SIGTERM]
+    if os.environ.get(CHILD_MARK):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    else:
+        stops.append(signal.SIGINT)
     async with task_group() as group:
-        group.start_soon(_cancel_on_sigterm, group.cancel_scope)
-        if not sys.stdin.isatty():
+        group.start_soon(_cancel_on_signal, group.cancel_scope, stops)
+        if os.environ.get(CHILD_MARK):
             threading.Thread(target=_terminate_at_end_of_input, daemon=True).start()
         yield group.cancel_scope
         group.cancel_scope.cancel()
 
 
-async def _cancel_on_sigterm(scope: anyio.CancelScope) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+async def _cancel_on_signal(scope: anyio.CancelScope, stops: Sequence[signal.Signals]) -> None:
+    with anyio.open_signal_receiver(*stops) as signals:
         async for _ in signals:
             scope.cancel()
 

@@ -40,6 +40,9 @@ from starai.wire.server import NatsServer, NatsServerSettings, nats_server
 LOCAL_BLOCK_MS = 2_000
 #: A node that loads a large model may take long; this is for the embedded one and the services.
 READY_S = 300.0
+LOOK_S = 0.05
+#: A service that dies this often while the network starts will not come up.
+GIVE_UP_RESTARTS = 3
 TOKEN_LIFETIME_MS = 3_600_000
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -92,12 +95,12 @@ async def network_up(
             say("starting the registry")
             await running.start(_service(home, REGISTRY, "serve", REGISTRY))
             async with operator(home) as asked:
-                await _until_registry_answers(asked, home)
+                await _until_registry_answers(asked, running, home)
                 say(f"starting the gateway, the distributor and {settings.nodes} node(s)")
                 await _start_services(settings, running, asked, clock)
                 url = _url(settings)
                 say(f"loading {model.name}")
-                await _until_ready(url, home)
+                await _until_ready(url, running, home)
                 key = await _api_key(home, url, asked)
                 home.save_client(ClientFile(f"{url}/v1", key))
 
@@ -187,27 +190,27 @@ async def _api_key(home: Home, url: str, asked: Operator) -> str:
         return made
 
 
-async def _until_registry_answers(asked: Operator, home: Home) -> None:
-    with anyio.move_on_after(READY_S):
-        while True:
-            try:
-                await asked.ask("keys")
-            except (Unavailable, DeadlinePassed):
-                await anyio.sleep(0.05)
-            else:
-                return
+async def _until_registry_answers(asked: Operator, running: Processes, home: Home) -> None:
+    for _ in range(int(READY_S / LOOK_S)):
+        if running.restarts(REGISTRY) >= GIVE_UP_RESTARTS:
+            break
+        with suppress(Unavailable, DeadlinePassed):
+            await asked.ask("keys")
+            return
+        await anyio.sleep(LOOK_S)
     raise Unavailable(f"the registry did not come up; see {home.log(REGISTRY)}")
 
 
-async def _until_ready(url: str, home: Home) -> None:
+async def _until_ready(url: str, running: Processes, home: Home) -> None:
     async with httpx.AsyncClient(base_url=url, timeout=2.0, trust_env=False) as client:
-        with anyio.move_on_after(READY_S):
-            while True:
-                with suppress(httpx.HTTPError):
-                    answer = await client.get("/readyz")
-                    if answer.status_code == 200:
-                        return
-                await anyio.sleep(0.05)
+        for _ in range(int(READY_S / LOOK_S)):
+            with suppress(httpx.HTTPError):
+                if (await client.get("/readyz")).status_code == 200:
+                    return
+            for name in running.names:
+                if running.restarts(name) >= GIVE_UP_RESTARTS:
+                    raise Unavailable(f"{name} keeps ending; {home.log(name)} says why")
+            await anyio.sleep(LOOK_S)
     raise Unavailable(f"no node is ready to serve; see the logs in {home.log(GATEWAY).parent}")
 
 
