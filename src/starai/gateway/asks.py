@@ -13,7 +13,8 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
 
     Exactly one of ``messages`` (a conversation) and ``prompts`` is given; there are
     ``n * max(1, len(prompts))`` choices. ``max_tokens`` None leaves the length to the gateway.
-    ``logprobs`` None asks for none, else for that many rivals of each token.
+    ``logprobs`` None asks for none, else for that many rivals of each token. What is None from
+    ``temperature`` to ``min_p`` is as the model's makers advise.
     """
 
     model: str
@@ -26,10 +27,10 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     stops: tuple[str, ...] = ()
     seed: int | None = None
     logprobs: int | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] = {}

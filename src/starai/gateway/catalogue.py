@@ -10,7 +10,7 @@ import msgspec
 
 from starai.core.errors import ModelNotFound, Unavailable
 from starai.models.codec import TextCodec, open_codec
-from starai.models.manifest import ModelManifest
+from starai.models.manifest import ModelManifest, SamplingDefaults
 from starai.protocol.ports import TaskPort
 
 #: Names in an error message; more would bury the message.
@@ -26,6 +26,7 @@ class TextModel(msgspec.Struct, frozen=True, gc=False):
     eos_token_ids: tuple[int, ...]
     codec: TextCodec
     fingerprint: str
+    sampling: SamplingDefaults = SamplingDefaults()
 
 
 class ModelCard(msgspec.Struct, frozen=True):
@@ -56,6 +57,7 @@ class Catalogue:
                 eos_token_ids=manifest.eos_token_ids,
                 codec=open_codec(manifest),
                 fingerprint=f"fp_{manifest.root.hex()[:10]}",
+                sampling=manifest.sampling,
             )
             for manifest in manifests
         }

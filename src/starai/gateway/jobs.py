@@ -14,6 +14,7 @@ from starai.core.randomness import Randomness, uuid7
 from starai.gateway.asks import Ask
 from starai.gateway.catalogue import TextModel
 from starai.gateway.refusals import check_range
+from starai.models.manifest import SamplingDefaults
 from starai.protocol.generation import Generation, Sampling
 from starai.protocol.ports import Submission
 from starai.protocol.tokens import pack
@@ -108,7 +109,7 @@ class JobMaker:
                 generation = Generation(
                     prompt=packed,
                     max_tokens=max_tokens,
-                    sampling=self._sampling(ask, len(tasks)),
+                    sampling=self._sampling(ask, len(tasks), model.sampling),
                     stop_token_ids=model.eos_token_ids,
                     salt=self._randomness.take(16),
                     top_logprobs=ask.logprobs,
@@ -148,14 +149,14 @@ class JobMaker:
             )
         return ask.max_tokens
 
-    def _sampling(self, ask: Ask, index: int) -> Sampling:
+    def _sampling(self, ask: Ask, index: int, advice: SamplingDefaults) -> Sampling:
         key = self._randomness.take(32) if ask.seed is None else sample_key(ask.seed, index)
         return Sampling(
             sample_key=key,
-            temperature=ask.temperature,
-            top_p=ask.top_p,
-            top_k=ask.top_k,
-            min_p=ask.min_p,
+            temperature=advice.temperature if ask.temperature is None else ask.temperature,
+            top_p=advice.top_p if ask.top_p is None else ask.top_p,
+            top_k=advice.top_k if ask.top_k is None else ask.top_k,
+            min_p=advice.min_p if ask.min_p is None else ask.min_p,
             presence_penalty=ask.presence_penalty,
             frequency_penalty=ask.frequency_penalty,
             logit_bias=ask.logit_bias,

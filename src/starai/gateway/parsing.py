@@ -242,8 +242,7 @@ def _ask(
         check_length("logit_bias", bias, longest=LOGIT_BIAS_MAX)
     for weight in bias.values():
         check_range("logit_bias", weight, -100, 100)
-    temperature = 1.0 if request.temperature is None else request.temperature
-    top_p = 1.0 if request.top_p is None else request.top_p
+    temperature, top_p = request.temperature, request.top_p
     if top_p == 0:
         # A nucleus of probability 0 is the likeliest token alone, which is what greedy means.
         temperature, top_p = 0.0, 1.0
@@ -261,8 +260,8 @@ def _ask(
         temperature=temperature,
         top_p=top_p,
         # -1 is how vLLM's clients say "all".
-        top_k=max(0, request.top_k or 0),
-        min_p=request.min_p or 0.0,
+        top_k=None if request.top_k is None else max(0, request.top_k),
+        min_p=request.min_p,
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
         logit_bias=bias,

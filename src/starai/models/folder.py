@@ -11,7 +11,8 @@ from typing import Any, Final
 import msgspec
 
 from starai.core.errors import ModelFileRefused
-from starai.models.manifest import ModelManifest, merkle_root
+from starai.core.limits import SAMPLER_CANDIDATES
+from starai.models.manifest import ModelManifest, SamplingDefaults, merkle_root
 from starai.models.weights import TensorInfo, read_safetensors_header
 
 INDEX_FILE: Final = "model.safetensors.index.json"
@@ -95,6 +96,7 @@ def read_folder(folder: Path, name: str) -> ModelManifest:
         bos_token_id=_bos_token_id(config, vocab_size),
         num_parameters=sum(tensor.num_elements for tensor in tensors.values()),
         architecture=str(architectures[0]),
+        sampling=_sampling_defaults(folder),
     )
 
 
@@ -194,6 +196,19 @@ def _eos_token_ids(folder: Path, config: dict[str, Any], vocab_size: int) -> tup
     if not all(isinstance(value, int) and 0 <= value < vocab_size for value in ids):
         raise ModelFileRefused(f"'eos_token_id' {sorted(map(str, ids))} is outside the vocabulary")
     return tuple(sorted(ids))
+
+
+def _sampling_defaults(folder: Path) -> SamplingDefaults:
+    """What generation_config.json advises; a value out of range is as good as none."""
+    advice = read_optional_json(folder / "generation_config.json")
+    found: dict[str, float] = {}
+    for name, most in (("temperature", 2.0), ("top_p", 1.0), ("min_p", 1.0)):
+        value = advice.get(name)
+        if isinstance(value, int | float) and 0 <= value <= most:
+            found[name] = float(value)
+    top_k = advice.get("top_k")
+    in_reach = isinstance(top_k, int) and 0 < top_k <= SAMPLER_CANDIDATES
+    return SamplingDefaults(**found, top_k=top_k if in_reach else 0)  # type: ignore[arg-type]
 
 
 def _bos_token_id(config: dict[str, Any], vocab_size: int) -> int | None:

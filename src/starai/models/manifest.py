@@ -21,6 +21,15 @@ Kind = Literal["huggingface", "llama2c", "mock"]
 _HASH_CHUNK_BYTES: Final = 1 << 20
 
 
+class SamplingDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a model's makers would have it sampled when a request does not say."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+
 class ModelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A model as the network knows it.
 
@@ -39,6 +48,7 @@ class ModelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bos_token_id: int | None
     num_parameters: int
     architecture: str
+    sampling: SamplingDefaults = SamplingDefaults()
 
 
 def merkle_root(files: Mapping[str, Path]) -> bytes:
