@@ -27,7 +27,7 @@ test: $(VENV)/.dev ## run the tests (TESTS="tests/unit/wire -x")
 	@$(BIN)/python -m pytest $(TESTS)
 
 test-all: $(VENV)/.dev ## run every test, the slow ones too
-	@$(BIN)/python -m pytest -m "slow or not slow" --timeout=900 $(TESTS)
+	@$(BIN)/python -m pytest -m "slow or not slow" --timeout=900 -o faulthandler_timeout=880 $(TESTS)
 
 check: $(VENV)/.dev $(VENV)/.docs ## lint, format, types, layers, test docstrings, docs
 	$(BIN)/ruff check .

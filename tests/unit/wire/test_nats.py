@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -268,11 +269,16 @@ async def test_something_else_listens_there(
     settings: Settings, nats: NatsServer, said: bytes
 ) -> None:
     """A port on which something other than NATS listens is not waited for in vain."""
+    served: set[asyncio.Task[None] | None] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.add(asyncio.current_task())
         writer.write(said)
-        await reader.read(1)
+        with suppress(ConnectionError):
+            await reader.read(1)
         writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
@@ -285,6 +291,8 @@ async def test_something_else_listens_there(
         with pytest.raises(Unavailable, match="NATS"):
             async with connect_nats(there):
                 pass
+        # No connection may outlive its test.
+        await asyncio.gather(*filter(None, served))
 
 
 async def test_a_server_that_hangs_is_left(
