@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections import deque
@@ -104,11 +105,7 @@ def _facts(running: Running) -> str:
 def _guide(running: Running) -> str:
     url, key, model = running.url, running.api_key, running.model
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-    python = (
-        f"from openai import OpenAI; c = OpenAI(base_url='{url}/v1', api_key='{key}'); "
-        f"print(c.chat.completions.create(model='{model}', "
-        "messages=[{'role': 'user', 'content': 'Hello'}]).choices[0].message.content)"
-    )
+    python = f"from starai.client import Client; print(Client('{url}/v1', '{key}').chat('Hello'))"
     return f"""
 StarAI is up.
 
@@ -121,10 +118,12 @@ Paste into another terminal:
   curl {url}/v1/chat/completions -H "Authorization: Bearer {key}" \\
     -H "Content-Type: application/json" -d '{body}'
 
-  python3 -c "{python}"
+  {_here(sys.executable)} -c "{python}"
 
   {_starai()} chat "Hello"
   {_starai()} status        also: nodes, models, tasks, ledger show
+
+Any OpenAI client works too: give it the URL as its base_url, and the key.
 
 Ctrl-C stops everything and loses nothing.
 """
@@ -133,10 +132,15 @@ Ctrl-C stops everything and loses nothing.
 def _starai() -> str:
     """The command as this person can type it: `make up` runs one that is not on PATH."""
     given = Path(sys.argv[0])
-    if given.name == "starai" and given.exists() and given.parent != Path():
-        on_path = any(Path(p) == given.parent for p in os.environ.get("PATH", "").split(os.pathsep))
-        return "starai" if on_path else os.path.relpath(given)
-    return "starai"
+    if given.name != "starai" or not given.exists() or shutil.which("starai") == str(given):
+        return "starai"
+    return _here(str(given))
+
+
+def _here(path: str) -> str:
+    """A path as it is good in this folder: relative when that is shorter."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative
 
 
 async def _show_life(running: Running, progress: Status | None) -> None:

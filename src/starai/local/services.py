@@ -161,9 +161,18 @@ async def confirming(home: Home, name: str, member: Member, side: Side) -> Async
 
 
 def engine_spec(models: Path, options: NodeOptions) -> EngineSpec:
-    """Which engine serves a model: the native one, or the mock for tests and benchmarks."""
+    """Which engine serves a model: the native one, or the mock for tests and benchmarks.
+
+    Raises:
+        ConfigurationRefused: the native engine is not installed.
+        ModelNotFound, ModelFileRefused: the model cannot be served.
+    """
     manifest = open_model(options.model, models)
     kind = MOCK_NAME if manifest.kind == MOCK_NAME else "text"
+    if kind == "text" and importlib.util.find_spec("torch") is None:
+        raise ConfigurationRefused(
+            'the native engine is not installed here: pip install "starai[engine]"'
+        )
     extra = {"step_delay_ms": options.step_delay_ms} if kind == MOCK_NAME else {}
     return EngineSpec(
         kind=kind,

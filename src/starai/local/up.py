@@ -30,7 +30,14 @@ from starai.local.home import ClientFile, Home, NetworkFile
 from starai.local.joining import is_admitted
 from starai.local.membership import create_party
 from starai.local.processes import Processes, Service, processes
-from starai.local.services import DISTRIBUTOR, GATEWAY, LOCAL_PARTIES, REGISTRY
+from starai.local.services import (
+    DISTRIBUTOR,
+    GATEWAY,
+    LOCAL_PARTIES,
+    REGISTRY,
+    NodeOptions,
+    engine_spec,
+)
 from starai.models.catalog import open_model
 from starai.protocol.subjects import Role
 from starai.wire.keeping import load_or_create_authority
@@ -86,6 +93,7 @@ async def network_up(
     """
     home, clock, randomness = settings.home, SystemClock(), SystemRandomness()
     model = open_model(settings.model, home.models)
+    engine_spec(home.models, NodeOptions(settings.model))  # refused now rather than in a log
     with _sole_owner(home):
         _check_port_free(settings.host, settings.port)
         say("starting NATS")
