@@ -26,6 +26,8 @@ from starai.protocol.subjects import Role
 
 #: Speed is shown over this many seconds.
 SPEED_WINDOW_S = 3
+#: Ctrl-C, an orderly kill, and a terminal that is closed.
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if os.name == "posix" else [])]
 PORT = click.IntRange(1, 65535)
 
 
@@ -86,7 +88,7 @@ async def _run(settings: UpSettings, as_json: bool, quiet: bool) -> None:
 async def _cancel_on_signal(
     scope: anyio.CancelScope, *, task_status: anyio.abc.TaskStatus[None]
 ) -> None:
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with anyio.open_signal_receiver(*STOP_SIGNALS) as signals:
         task_status.started()
         async for _ in signals:
             scope.cancel()
