@@ -12,6 +12,10 @@ PIP_LOCKED = $(shell sed -n 's/^pip==/pip==/p' $(LOCK))
 # Bytecode is written on first use: compiling all of torch up front costs more than it saves.
 INSTALL = $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c $(LOCK)
 
+# What the first start would otherwise compile while somebody waits for it.
+WARM_UP = import starai.cli.up; from starai.engines.registry import open_engine; \
+  from starai.engines.base import EngineSpec; open_engine(EngineSpec('text', 'embedded'))
+
 .DEFAULT_GOAL := help
 .PHONY: help install up test test-all check bench docs lock clean
 
@@ -64,6 +68,7 @@ $(VENV)/.pip: $(LOCK)
 
 $(VENV)/.engine: $(VENV)/.pip pyproject.toml
 	@$(INSTALL) --build-constraint $(LOCK) -e ".[engine]"
+	@$(BIN)/python -c "$(WARM_UP)"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.engine

@@ -15,7 +15,7 @@ import msgspec
 from rich.console import Console
 from rich.status import Status
 
-from starai.cli.options import home_option
+from starai.cli.options import DEFAULT_HOME, home_option
 from starai.core.clock import SystemClock
 from starai.core.concurrency import task_group
 from starai.core.limits import BEAT_LEASE_S
@@ -78,7 +78,7 @@ async def _run(settings: UpSettings, as_json: bool, quiet: bool) -> None:
         with console.status("starting") as progress:
             async with network_up(settings, progress.update) as running:
                 progress.stop()
-                click.echo(_facts(running) if as_json else _guide(running))
+                click.echo(_facts(running) if as_json else _guide(running, settings.home))
                 await _show_life(running, None if quiet else progress)
         group.cancel_scope.cancel()
     if not as_json:
@@ -104,10 +104,11 @@ def _facts(running: Running) -> str:
     return msgspec.json.encode(facts).decode()
 
 
-def _guide(running: Running) -> str:
+def _guide(running: Running, home: Home) -> str:
     url, key, model = running.url, running.api_key, running.model
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     python = f"from starai.client import Client; print(Client('{url}/v1', '{key}').chat('Hello'))"
+    here = "" if home.path == DEFAULT_HOME.expanduser() else f" --home {home.path}"
     return f"""
 StarAI is up.
 
@@ -122,8 +123,8 @@ Paste into another terminal:
 
   {_here(sys.executable)} -c "{python}"
 
-  {_starai()} chat "Hello"
-  {_starai()} status        also: nodes, models, tasks, ledger show
+  {_starai()} chat "Hello"{here}
+  {_starai()} status{here}        also: nodes, models, tasks, ledger show
 
 Any OpenAI client works too: give it the URL as its base_url, and the key.
 
