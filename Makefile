@@ -68,7 +68,7 @@ $(VENV)/.pip: $(LOCK)
 
 $(VENV)/.engine: $(VENV)/.pip pyproject.toml
 	@$(INSTALL) --build-constraint $(LOCK) -e ".[engine]"
-	@$(BIN)/python -c "$(WARM_UP)"
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c "$(WARM_UP)"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.engine
