@@ -7,11 +7,13 @@ from typing import Any
 import anyio
 import click
 
-from starai.cli.options import home_option, json_option
+from starai.cli.options import AT_LEAST_ONE, NOT_NEGATIVE, home_option, json_option
 from starai.cli.tables import clock_time, show_json, show_table
 from starai.local.asking import Operator, operator
 from starai.local.home import Home
 from starai.protocol.subjects import Role
+
+HOURS = click.FloatRange(0, 24 * 30, min_open=True)
 
 
 @click.group()
@@ -22,8 +24,8 @@ def keys() -> None:
 @keys.command("create")
 @home_option
 @click.argument("name")
-@click.option("--requests-per-minute", default=0, help="Limit; 0: none.")
-@click.option("--tokens-per-minute", default=0, help="Limit; 0: none.")
+@click.option("--requests-per-minute", type=NOT_NEGATIVE, default=0, help="Limit; 0: none.")
+@click.option("--tokens-per-minute", type=NOT_NEGATIVE, default=0, help="Limit; 0: none.")
 def create_key(home: Home, name: str, requests_per_minute: int, tokens_per_minute: int) -> None:
     """Make an API key for NAME and print it: only its hash is kept, so note it down now."""
 
@@ -81,8 +83,12 @@ def tokens() -> None:
     show_default=True,
     help="What the newcomer will be.",
 )
-@click.option("--uses", default=1, show_default=True, help="How many newcomers it lets in.")
-@click.option("--hours", default=24.0, show_default=True, help="How long it is good for.")
+@click.option(
+    "--uses", type=AT_LEAST_ONE, default=1, show_default=True, help="How many newcomers it lets in."
+)
+@click.option(
+    "--hours", type=HOURS, default=24.0, show_default=True, help="How long it is good for."
+)
 @click.option("--label", default="", help="A note for the list of tokens.")
 def create_token(home: Home, role: str, uses: int, hours: float, label: str) -> None:
     """Make a token and print it. Pass it on like a password.

@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import click
 
-from starai.cli.options import home_option
+from starai.cli.options import AT_LEAST_ONE, NOT_NEGATIVE, home_option
 from starai.cli.serve import run_service
 from starai.local import services
 from starai.local.asking import give_order, revoke_party
@@ -29,8 +29,16 @@ def node() -> None:
     help="A one-time token: `starai tokens create` makes one.",
 )
 @click.option("--model", default="embedded", show_default=True, help="Which model to serve.")
-@click.option("--slots", default=8, show_default=True, help="Answers to generate at once.")
-@click.option("--threads", default=0, show_default=True, help="CPU threads; 0: decide by itself.")
+@click.option(
+    "--slots", type=AT_LEAST_ONE, default=8, show_default=True, help="Answers to generate at once."
+)
+@click.option(
+    "--threads",
+    type=NOT_NEGATIVE,
+    default=0,
+    show_default=True,
+    help="CPU threads; 0: decide by itself.",
+)
 @click.option("--label", default="", help="What people see beside the node's key.")
 @click.option("--step-delay-ms", default=0.0, hidden=True, help="Slows the mock model down.")
 def start(home: Home, *, name: str, token: str, **given: Any) -> None:

@@ -15,6 +15,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 #: Where a machine keeps its part of a network, unless --home or STARAI_HOME says otherwise.
 DEFAULT_HOME = Path("~/.starai")
 
+PORT = click.IntRange(1, 65535)
+AT_LEAST_ONE = click.IntRange(min=1)
+NOT_NEGATIVE = click.IntRange(min=0)
+
 
 def home_option(command: F) -> F:
     """``--home``: the command gets a `Home`."""

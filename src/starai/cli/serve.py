@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 import click
 
-from starai.cli.options import home_option
+from starai.cli.options import PORT, home_option
 from starai.core.logging import setup
 from starai.local import services
 from starai.local.home import Home
@@ -36,7 +36,7 @@ def distributor(home: Home) -> None:
 @serve.command()
 @home_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8000, show_default=True, help="Port to listen on.")
+@click.option("--port", type=PORT, default=8000, show_default=True, help="Port to listen on.")
 @click.option("--cors-origin", multiple=True, default=("*",), help="Origins that browsers may use.")
 def gateway(home: Home, host: str, port: int, cors_origin: tuple[str, ...]) -> None:
     """Run the gateway: OpenAI's API over HTTP."""

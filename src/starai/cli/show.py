@@ -8,7 +8,7 @@ import anyio
 import click
 import msgspec
 
-from starai.cli.options import home_option, json_option
+from starai.cli.options import AT_LEAST_ONE, home_option, json_option
 from starai.cli.tables import clock_time, short, show_json, show_table
 from starai.local.asking import operator
 from starai.local.home import Home
@@ -91,7 +91,9 @@ def nodes(home: Home, as_json: bool) -> None:
 @click.command()
 @home_option
 @json_option
-@click.option("--limit", default=20, show_default=True, help="How many, newest first.")
+@click.option(
+    "--limit", type=AT_LEAST_ONE, default=20, show_default=True, help="How many, newest first."
+)
 @click.option("--state", default=None, help="Only those in this state, for example matched.")
 def tasks(home: Home, as_json: bool, limit: int, state: str | None) -> None:
     """The tasks on record, newest first: who did what, and whether both sides agree."""
@@ -126,7 +128,13 @@ def ledger() -> None:
 @ledger.command()
 @home_option
 @json_option
-@click.option("--limit", default=10, show_default=True, help="How many blocks, newest first.")
+@click.option(
+    "--limit",
+    type=AT_LEAST_ONE,
+    default=10,
+    show_default=True,
+    help="How many blocks, newest first.",
+)
 def show(home: Home, as_json: bool, limit: int) -> None:
     """Blocks of records with what both sides agree on, the totals, and each node's part."""
     arguments: dict[str, object] = {"limit": limit}

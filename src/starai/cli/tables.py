@@ -11,6 +11,7 @@ import msgspec
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 PIPE_COLUMNS = 160
 #: Columns whose values are numbers, aligned to the right.
@@ -33,8 +34,12 @@ def show_json(value: object) -> None:
 def show_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str
 ) -> None:
-    """A table, or the sentence ``empty`` when there are no rows."""
-    made = [[str(cell) for cell in row] for row in rows]
+    """A table, or the sentence ``empty`` when there are no rows.
+
+    Cells are shown as they are: what others call themselves is neither markup nor a terminal's
+    commands.
+    """
+    made = [[Text(_printable(str(cell))) for cell in row] for row in rows]
     if not made:
         click.echo(empty)
         return
@@ -46,6 +51,10 @@ def show_table(
     console = Console()
     # A pipe has no width: nothing is cut off there.
     Console(width=None if console.is_terminal else PIPE_COLUMNS).print(table)
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def short(key: object) -> str:

@@ -15,8 +15,7 @@ import msgspec
 from rich.console import Console
 from rich.status import Status
 
-from starai.cli.options import DEFAULT_HOME, home_option
-from starai.core.clock import SystemClock
+from starai.cli.options import AT_LEAST_ONE, DEFAULT_HOME, NOT_NEGATIVE, PORT, home_option
 from starai.core.concurrency import task_group
 from starai.core.limits import BEAT_LEASE_S
 from starai.core.logging import setup
@@ -28,7 +27,6 @@ from starai.protocol.subjects import Role
 SPEED_WINDOW_S = 3
 #: Ctrl-C, an orderly kill, and a terminal that is closed.
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if os.name == "posix" else [])]
-PORT = click.IntRange(1, 65535)
 
 
 @click.command()
@@ -44,9 +42,23 @@ PORT = click.IntRange(1, 65535)
     show_default=True,
     help="What to serve: embedded, a folder, a llama2.c .bin, or ORG/NAME once pulled.",
 )
-@click.option("--nodes", default=1, show_default=True, help="How many nodes to run here.")
-@click.option("--slots", default=8, show_default=True, help="Answers a node generates at once.")
-@click.option("--threads", default=0, show_default=True, help="CPU threads a node; 0: automatic.")
+@click.option(
+    "--nodes", type=AT_LEAST_ONE, default=1, show_default=True, help="How many nodes to run here."
+)
+@click.option(
+    "--slots",
+    type=AT_LEAST_ONE,
+    default=8,
+    show_default=True,
+    help="Answers a node generates at once.",
+)
+@click.option(
+    "--threads",
+    type=NOT_NEGATIVE,
+    default=0,
+    show_default=True,
+    help="CPU threads a node; 0: automatic.",
+)
 @click.option("--cors-origin", multiple=True, default=("*",), help="Origins that browsers may use.")
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as one line of JSON.")
 @click.option("--no-live", is_flag=True, help="No live status line.")
@@ -148,14 +160,13 @@ def _here(path: str) -> str:
 
 async def _show_life(running: Running, progress: Status | None) -> None:
     """One line, kept current: nodes, requests, speed."""
-    clock = SystemClock()
     seen: deque[int] = deque(maxlen=2 * SPEED_WINDOW_S)
     if progress is not None:
         progress.start()
     while True:
         await anyio.sleep(0.5)
         asked = running.operator
-        asked.forget_silent(clock.now_ms() - int(BEAT_LEASE_S * 1000))
+        asked.forget_silent(BEAT_LEASE_S)
         if progress is None:
             continue
         nodes, gateways = asked.beats(Role.NODE), asked.beats(Role.GATEWAY)

@@ -6,6 +6,8 @@ from typing import Final
 
 #: A wire frame. NATS' default is 1 MiB; a 128k-token prompt is 512 KiB of u32 ids.
 FRAME_BYTES_MAX: Final = 1 << 20
+#: A sealed piece of an answer: a few tokens with 20 log-probabilities each, and room for proofs.
+CHUNK_BYTES_MAX: Final = 1 << 16
 #: An HTTP body: a 128k-token prompt is about 600 KB of text; JSON escapes can double it.
 REQUEST_BODY_BYTES_MAX: Final = 4 << 20
 #: Choices of one request, as OpenAI's clients rarely ask for more and each one is a task.

@@ -21,7 +21,7 @@ from starai.core.errors import (
 )
 from starai.core.logging import event
 from starai.exchange.base import Settled, short, task_record
-from starai.exchange.carrying import Carrier, Journey
+from starai.exchange.carrying import Carrier, Journey, attempts_within
 from starai.exchange.confirming import Confirmer
 from starai.exchange.member import Member
 from starai.exchange.offering import Offering
@@ -29,7 +29,7 @@ from starai.exchange.presence import Presence, keep_beating
 from starai.exchange.routing import WAITING_MAX, Routing
 from starai.exchange.serving import Refused, ServedTask, Serving
 from starai.protocol.identity import raw_public
-from starai.protocol.presence import Beat, ServedModel
+from starai.protocol.presence import SLOTS_MAX, Beat, ServedModel
 from starai.protocol.subjects import Role
 from starai.protocol.tasks import RefusalCode
 
@@ -88,6 +88,7 @@ class Distributor:
             deadline_ms=header.deadline_ms,
             generation=task.generation,
             price_id=header.price_id,
+            first_attempt=attempts_within(header.attempt),
         )
         async with self._carrier.carry(journey) as answer:
             try:
@@ -117,7 +118,7 @@ class Distributor:
     def _models(self) -> tuple[ServedModel, ...]:
         """What the nodes serve together; here a task may also wait for a free slot."""
         return tuple(
-            msgspec.structs.replace(model, slots=model.slots + WAITING_MAX)
+            msgspec.structs.replace(model, slots=min(model.slots + WAITING_MAX, SLOTS_MAX))
             for model in self._nodes.models()
         )
 

@@ -41,7 +41,12 @@ class Target(msgspec.Struct, frozen=True):
 
 
 class Journey(msgspec.Struct, frozen=True):
-    """What is to be carried: one answer, for one customer, until a deadline in Unix ms."""
+    """What is to be carried: one answer, for one customer, until a deadline in Unix ms.
+
+    Attempts are numbered from ``first_attempt`` on. Whoever carries on what was offered to it
+    under some attempt takes `attempts_within` that: so no two attempts at one task ever bear the
+    same number, whichever distributors carried it, and each has its own place in the books.
+    """
 
     task_id: bytes
     model_root: bytes
@@ -49,6 +54,12 @@ class Journey(msgspec.Struct, frozen=True):
     deadline_ms: int
     generation: Generation
     price_id: int = 0
+    first_attempt: int = 0
+
+
+def attempts_within(attempt: int) -> int:
+    """The first number of the attempts that are made on behalf of ``attempt``."""
+    return attempt * ATTEMPTS_MAX
 
 
 class Route(Protocol):
@@ -79,6 +90,7 @@ class Carried:
         route: Route,
         journey: Journey,
         on_settled: Callable[[Settled], Awaitable[None]] | None,
+        final: Collection[str],
     ) -> None:
         """Stand before the first attempt."""
         self._member = member
@@ -86,6 +98,7 @@ class Carried:
         self._route = route
         self._journey = journey
         self._on_settled = on_settled
+        self._final = final
         self._accepted = bytearray(journey.generation.accepted)
         self._failed: list[PartyId] = []
         self._attempt = 0
@@ -116,20 +129,24 @@ class Carried:
             return part
 
     async def end(self, failure: AttemptFailed | None) -> None:
-        """End the current attempt: close it, put it on record, tell the route."""
+        """End the current attempt: put it on record, close it, tell the route.
+
+        Also when the reader is cancelled meanwhile: the callee will put it on record too.
+        """
         stream, target = self._stream, self._target
         self._stream = self._target = None
         if target is None:
             return
-        try:
-            if stream is not None and self._on_settled is not None:
-                settled = stream.settle(self._member.clock.now_ms())
-                if settled.ids:
-                    await self._on_settled(settled)
-        finally:
-            exchange, self._exchange = self._exchange, AsyncExitStack()
-            await exchange.aclose()
-            self._route.ended(target, self._journey, failure)
+        with anyio.CancelScope(shield=True):
+            try:
+                if stream is not None and self._on_settled is not None:
+                    settled = stream.settle(self._member.clock.now_ms())
+                    if settled.ids:
+                        await self._on_settled(settled)
+            finally:
+                exchange, self._exchange = self._exchange, AsyncExitStack()
+                await exchange.aclose()
+                self._route.ended(target, self._journey, failure)
 
     async def _begin(self) -> AnswerStream:
         journey = self._journey
@@ -145,7 +162,7 @@ class Carried:
         )
         ask = Ask(
             task_id=journey.task_id,
-            attempt=self._attempt,
+            attempt=journey.first_attempt + self._attempt,
             callee=self._target.callee,
             role=self._target.role,
             prekey=self._target.prekey,
@@ -163,7 +180,7 @@ class Carried:
         error = _verdict(failure)
         if not error.retryable and not isinstance(error, ModelNotFound):
             raise error from failure
-        if self._attempt >= ATTEMPTS_MAX:
+        if self._attempt >= ATTEMPTS_MAX or failure.refusal in self._final:
             raise error from failure
 
 
@@ -194,24 +211,26 @@ class Carrier:
         offering: Offering,
         route: Route,
         on_settled: Callable[[Settled], Awaitable[None]] | None = None,
+        final: Collection[str] = (),
     ) -> None:
         """Offer through ``offering`` along ``route``.
 
         ``on_settled`` is awaited for every attempt with accepted tokens, before its last part
-        is handed on.
+        is handed on. After a refusal with one of the ``final`` codes nobody else is tried.
         """
         self._member = member
         self._offering = offering
         self._route = route
         self._on_settled = on_settled
+        self._final = final
 
     @asynccontextmanager
     async def carry(self, journey: Journey) -> AsyncIterator[Carried]:
         """An answer to read; leaving the context early cancels the work."""
-        carried = Carried(self._member, self._offering, self._route, journey, self._on_settled)
+        carried = Carried(
+            self._member, self._offering, self._route, journey, self._on_settled, self._final
+        )
         try:
             yield carried
         finally:
-            # What was accepted goes on record also when the reader is cancelled.
-            with anyio.CancelScope(shield=True):
-                await carried.end(None)
+            await carried.end(None)

@@ -10,28 +10,43 @@ import anyio
 T = TypeVar("T")
 
 
+class MailboxOverflow(Exception):
+    """An item came for which there was no room: what the reader gets has a gap."""
+
+
 class Mailbox(Generic[T]):
-    """First in, first out; `put` never blocks, `get` waits."""
+    """First in, first out; `put` never blocks, `get` waits.
+
+    A reader is never handed what comes before a gap as if it were all: once an item had to be
+    dropped, `get` raises.
+    """
 
     def __init__(self, limit: int) -> None:
         """Hold at most ``limit`` items."""
         self._items: deque[T] = deque()
         self._limit = limit
+        self._overflown = False
         self._arrived = anyio.Event()
 
-    def put(self, item: T) -> bool:
-        """Add an item; False, and nothing is added, when the mailbox is full."""
-        if len(self._items) >= self._limit:
-            return False
-        self._items.append(item)
+    def put(self, item: T) -> None:
+        """Add an item, or drop it when the mailbox is full."""
+        if len(self._items) < self._limit:
+            self._items.append(item)
+        else:
+            self._overflown = True
         self._arrived.set()
-        return True
 
     async def get(self) -> T:
-        """The oldest item; wait for one."""
-        while not self._items:
+        """The oldest item; wait for one.
+
+        Raises:
+            MailboxOverflow: an item had to be dropped.
+        """
+        while not (self._items or self._overflown):
             self._arrived = anyio.Event()
             await self._arrived.wait()
+        if self._overflown:
+            raise MailboxOverflow
         return self._items.popleft()
 
     def __len__(self) -> int:

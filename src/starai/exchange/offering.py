@@ -16,14 +16,21 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import anyio
 import msgspec
 
-from starai.core.errors import MalformedFrame, SealBroken, Unavailable
+from starai.core.errors import (
+    Conflict,
+    MalformedFrame,
+    RequestTooLarge,
+    SealBroken,
+    Unavailable,
+)
 from starai.core.limits import ANSWER_PARTS_BUFFERED_MAX
 from starai.exchange.base import SILENCE_S, AttemptFailed, FailureKind, Settled, TaskKey
-from starai.exchange.mailboxes import Mailbox
+from starai.exchange.mailboxes import Mailbox, MailboxOverflow
 from starai.exchange.member import Member
 from starai.protocol import tokens
 from starai.protocol.frames import decode, encode, peek
@@ -77,38 +84,30 @@ class Ask(msgspec.Struct, frozen=True):
 class AnswerStream:
     """An answer as it arrives. Made by `Offering.offer`."""
 
-    def __init__(self, header: TaskHeader, keys: TaskKeys) -> None:
-        """Expect the answer to ``header``."""
+    def __init__(self, header: TaskHeader, keys: TaskKeys, tokens_max: int) -> None:
+        """Expect the answer to ``header``: up to ``tokens_max`` tokens."""
         self.header = header
         self.finished = False
         self._opener = AnswerOpener(keys)
         self._early: dict[int, bytes] = {}
         self._mail: Mailbox[Answer | Refusal | FailureKind] = Mailbox(ANSWER_PARTS_BUFFERED_MAX)
         self._ids = bytearray()
-        self._broken: FailureKind | None = None
+        self._tokens_max = tokens_max
         self._closed_ms: int | None = None
 
     async def receive(self, silence_s: float = SILENCE_S) -> Part:
         """The next part, in order; parts without ids are signs of life.
 
+        Chunks that are not next do not count as life: one was lost, and never comes.
+
         Raises:
             AttemptFailed: the callee refused, fell silent, broke the chain or is gone.
         """
-        while True:
-            early = self._early.pop(self._opener.seq, None)
-            if early is not None:
-                return self._open(early)
-            with anyio.move_on_after(silence_s):
-                mail = await self._mail.get()
-                match mail:
-                    case Answer(seq=seq, sealed=sealed):
-                        self._keep(seq, sealed)
-                    case Refusal(code=code, retry_after_ms=retry_after_ms):
-                        raise AttemptFailed(FailureKind.REFUSED, code, retry_after_ms)
-                    case FailureKind():
-                        raise AttemptFailed(mail)
-                continue
-            raise AttemptFailed(FailureKind.SILENT)
+        with anyio.move_on_after(silence_s):
+            while (sealed := self._early.pop(self._opener.seq, None)) is None:
+                await self._take_mail()
+            return self._open(sealed)
+        raise AttemptFailed(FailureKind.SILENT)
 
     def settle(self, now_ms: int) -> Settled:
         """How the exchange ends: what was accepted. The first call fixes the closing time."""
@@ -123,26 +122,42 @@ class AnswerStream:
 
     def deliver(self, mail: Answer | Refusal | FailureKind) -> None:
         """Hand in what came; called by the offering's handler."""
-        if not self._mail.put(mail) and self._broken is None:
-            self._broken = FailureKind.OVERFLOW
+        self._mail.put(mail)
 
-    def _keep(self, seq: int, sealed: bytes) -> None:
-        if self._broken is not None:
-            raise AttemptFailed(self._broken)
-        if seq < self._opener.seq:
-            return
-        if len(self._early) >= EARLY_MAX:
-            raise AttemptFailed(FailureKind.MALFORMED)
-        self._early[seq] = sealed
+    async def _take_mail(self) -> None:
+        try:
+            mail = await self._mail.get()
+        except MailboxOverflow as error:
+            raise AttemptFailed(FailureKind.OVERFLOW) from error
+        match mail:
+            case Answer(seq=seq, sealed=sealed):
+                if not 0 <= seq - self._opener.seq < EARLY_MAX:
+                    return  # a repeated one, or so far ahead that some were lost
+                self._early[seq] = sealed
+            case Refusal(code=code, retry_after_ms=retry_after_ms):
+                raise AttemptFailed(FailureKind.REFUSED, code, retry_after_ms)
+            case FailureKind():
+                raise AttemptFailed(mail)
 
     def _open(self, sealed: bytes) -> Part:
         try:
             part = self._opener.open(sealed)
         except SealBroken as error:
             raise AttemptFailed(FailureKind.MALFORMED) from error
+        if (len(self._ids) + len(part.ids)) // 4 > self._tokens_max:
+            raise AttemptFailed(FailureKind.MALFORMED)
         self._ids += part.ids
         self.finished = part.finish is not None
         return part
+
+
+@dataclass
+class _Line:
+    """The session with a callee; ``opening`` rides along until one answer has been seen."""
+
+    prekey_id: bytes
+    session: Session
+    opening: SessionOpening | None
 
 
 class Offering:
@@ -155,8 +170,7 @@ class Offering:
         self._identity = member.identity
         self._clock = member.clock
         self._streams: dict[TaskKey, AnswerStream] = {}
-        self._sessions: dict[PartyId, tuple[bytes, Session, SessionOpening]] = {}
-        self._answered: set[bytes] = set()
+        self._lines: dict[PartyId, _Line] = {}
         self._closed: OrderedDict[TaskKey, tuple[str, bytes]] = OrderedDict()
 
     @asynccontextmanager
@@ -171,9 +185,13 @@ class Offering:
 
         Raises:
             AttemptFailed: the offer cannot be sent, or the callee's prekey is not good.
+            Conflict: this attempt of this task is under way.
+            RequestTooLarge: the prompt does not fit into a message.
         """
-        stream, keys, message = self._prepare(ask)
         key = (ask.task_id, ask.attempt)
+        if key in self._streams:
+            raise Conflict("this attempt of this task is under way")
+        stream, keys, message = self._prepare(ask)
         subject = offer(ask.role, ask.callee)
         self._streams[key] = stream
         try:
@@ -181,32 +199,32 @@ class Offering:
                 await self._wire.publish(subject, encode(message))
             except Unavailable as error:
                 raise AttemptFailed(FailureKind.GONE) from error
+            except MalformedFrame as error:
+                raise RequestTooLarge("the prompt does not fit into a message") from error
             yield stream
-        except AttemptFailed as failure:
-            if failure.refusal == RefusalCode.UNKNOWN_SESSION:
-                self._sessions.pop(ask.callee, None)
-            raise
         finally:
-            self._streams.pop(key, None)
-            if stream.accepted_seq:
-                self._answered.add(stream.header.session_id)
+            del self._streams[key]
+            line = self._line_of(stream)
+            if line is not None and stream.accepted_seq:
+                line.opening = None
             self._close(key, subject, stream, keys)
 
     def lose(self, callee: PartyId) -> None:
         """Fail every exchange with a callee that is known to be gone."""
+        self._lines.pop(callee, None)
         for stream in self._streams.values():
             if stream.header.callee == callee:
                 stream.deliver(FailureKind.GONE)
 
     def _prepare(self, ask: Ask) -> tuple[AnswerStream, TaskKeys, Offer]:
-        session, opening = self._session(ask.callee, ask.prekey)
+        line = self._line(ask.callee, ask.prekey)
         plaintext = encode_request(ask.generation)
         header = TaskHeader(
             task_id=ask.task_id,
             attempt=ask.attempt,
             caller=self._identity.party,
             callee=ask.callee,
-            session_id=session.session_id,
+            session_id=line.session.session_id,
             model_root=ask.model_root,
             prompt_tokens=tokens.count(ask.generation.prompt),
             max_tokens=ask.generation.max_tokens,
@@ -216,29 +234,30 @@ class Offering:
             price_id=ask.price_id,
             request_hash=request_hash(plaintext),
         )
-        keys = derive_keys(session.secret, header)
-        message = Offer(header, seal_request(keys, plaintext), opening)
-        return AnswerStream(header, keys), keys, message
+        keys = derive_keys(line.session.secret, header)
+        message = Offer(header, seal_request(keys, plaintext), line.opening)
+        accepted = tokens.count(ask.generation.accepted)
+        return AnswerStream(header, keys, header.max_tokens - accepted), keys, message
 
-    def _session(self, callee: PartyId, prekey: Prekey) -> tuple[Session, SessionOpening | None]:
-        """The session with a callee; its opening rides along until one answer has been seen."""
-        known = self._sessions.get(callee)
-        if known is None or known[0] != prekey.prekey_id or self._is_stale(known[1]):
-            try:
-                check_prekey(prekey, self._clock.now_ms())
-            except (SealBroken, MalformedFrame) as error:
-                raise AttemptFailed(FailureKind.MALFORMED) from error
-            if known is not None:
-                self._answered.discard(known[1].session_id)
+    def _line(self, callee: PartyId, prekey: Prekey) -> _Line:
+        known = self._lines.get(callee)
+        now_ms = self._clock.now_ms()
+        if known and known.prekey_id == prekey.prekey_id and now_ms < known.session.expires_ms:
+            return known
+        try:
+            check_prekey(prekey, now_ms)
             session, opening = open_session(
                 prekey, self._identity, self._member.credential(), self._member.randomness
             )
-            known = self._sessions[callee] = (prekey.prekey_id, session, opening)
-        _, session, opening = known
-        return session, None if session.session_id in self._answered else opening
+        except SealBroken as error:
+            raise AttemptFailed(FailureKind.MALFORMED) from error
+        line = self._lines[callee] = _Line(prekey.prekey_id, session, opening)
+        return line
 
-    def _is_stale(self, session: Session) -> bool:
-        return session.expires_ms <= self._clock.now_ms()
+    def _line_of(self, stream: AnswerStream) -> _Line | None:
+        """The line that a stream's offer went over, unless another has taken its place."""
+        line = self._lines.get(stream.header.callee)
+        return line if line and line.session.session_id == stream.header.session_id else None
 
     def _close(self, key: TaskKey, subject: str, stream: AnswerStream, keys: TaskKeys) -> None:
         settled = stream.settle(self._clock.now_ms())
@@ -273,7 +292,14 @@ class Offering:
             if closed is not None:
                 self._wire.publish_soon(*closed)
         elif stream.header.callee == delivery.subject.split(".")[2]:
+            if isinstance(mail, Refusal) and mail.code == RefusalCode.UNKNOWN_SESSION:
+                self._forget_line(stream)
             stream.deliver(mail)
+
+    def _forget_line(self, stream: AnswerStream) -> None:
+        """The callee no longer knows this session: the next offer opens another."""
+        if self._line_of(stream) is not None:
+            del self._lines[stream.header.callee]
 
     def _on_rubbish(self, delivery: Delivery) -> None:
         """A callee that sends bytes that are no message has failed in all it does for us."""

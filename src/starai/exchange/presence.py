@@ -84,7 +84,7 @@ class Presence:
             message = decode(delivery.payload, Beat)
         except MalformedFrame:
             return
-        if delivery.subject != beat(self._role, message.party):
+        if delivery.subject != beat(self._role, message.party) or message.role != self._role.value:
             return
         known = self._sightings.get(message.party)
         if known is not None and (message.boot, message.seq) <= (known.beat.boot, known.beat.seq):
@@ -100,13 +100,16 @@ class Presence:
             self._on_beat(message)
 
     async def _sweep(self) -> None:
+        looked_s = self._clock.monotonic_s()
         while True:
             await anyio.sleep(BEAT_INTERVAL_S)
-            self._drop_silent(self._clock.monotonic_s())
+            now_s = self._clock.monotonic_s()
+            self._drop_silent(now_s, overslept=now_s - looked_s > BEAT_LEASE_S)
+            looked_s = now_s
 
-    def _drop_silent(self, now_s: float) -> None:
-        if not self._wire.connected:
-            # We hear nobody: it is our own line. Give everybody a fresh lease.
+    def _drop_silent(self, now_s: float, *, overslept: bool) -> None:
+        if overslept or not self._wire.connected:
+            # We heard nobody: we were stopped, or it is our own line. A fresh lease for everybody.
             for sighting in self._sightings.values():
                 sighting.seen_s = now_s
             return

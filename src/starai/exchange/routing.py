@@ -1,12 +1,14 @@
 """Routes to the parties of one role that are there now: what each serves, how busy, how reliable.
 
 A distributor routes to nodes, a gateway to distributors. All of it is rebuilt from beats: whoever
-starts anew knows everything after half a second. In-flight tasks are counted here as sets of
-keys, because beats lag behind bursts. Which candidate is best, `starai.matching` says.
+starts anew knows everything after half a second. In-flight tasks are counted here by
+themselves, because beats lag behind bursts. Which candidate is best, `starai.matching` says.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 
 import anyio
@@ -14,17 +16,20 @@ import msgspec
 
 from starai.core.clock import Clock
 from starai.core.errors import ContextTooLong, ModelNotFound, Overloaded, SealBroken, Unavailable
-from starai.exchange.base import AttemptFailed, FailureKind
+from starai.core.logging import event
+from starai.exchange.base import AttemptFailed, FailureKind, short
 from starai.exchange.carrying import Journey, Target
 from starai.exchange.presence import Presence
 from starai.matching import Candidate, Demand, FinishTime, Policy
 from starai.protocol import tokens
 from starai.protocol.identity import PartyId
 from starai.protocol.ports import Wire
-from starai.protocol.presence import Beat, ServedModel
+from starai.protocol.presence import MODELS_MAX, SLOTS_MAX, Beat, ServedModel
 from starai.protocol.subjects import Role
-from starai.protocol.tasks import RefusalCode
+from starai.protocol.tasks import Prekey, RefusalCode
 from starai.sealing import check_prekey
+
+_LOG = logging.getLogger(__name__)
 
 #: Tasks that may wait for a free node; beyond that the answer is "overloaded, come back".
 WAITING_MAX = 256
@@ -36,8 +41,11 @@ WAIT_FOR_NODE_S = 8.0
 SAME_AGAIN_S = 0.5
 #: How often the waiting look again although nothing was heard.
 LOOK_AGAIN_S = 0.25
-#: A failure counts half after this many seconds.
+#: A prekey that is not good is looked at again after this long; a signature costs 0.1 ms.
+CHECK_AGAIN_S = 5.0
+#: A failure counts half after this many seconds; what is left of it after ten of them, nothing.
 FAILURE_HALF_LIFE_S = 15.0
+FAILURE_FORGOTTEN_S = 10 * FAILURE_HALF_LIFE_S
 
 
 class Health(msgspec.Struct):
@@ -66,27 +74,35 @@ class Routing:
         self._role = role
         self._clock = clock
         self._policy = policy or FinishTime()
-        self._in_flight: dict[PartyId, set[bytes]] = {}
+        self._in_flight: Counter[PartyId] = Counter()
         self._health: dict[PartyId, Health] = {}
         self._waiting = 0
         self._changed = anyio.Event()
-        self._checked: set[bytes] = set()
+        self._good: dict[PartyId, Prekey] = {}
+        self._bad: dict[PartyId, tuple[Prekey, float]] = {}
         self._tell_gone = on_gone
         self.presence = Presence(
             wire, role, clock, on_gone=self._on_gone, on_beat=lambda _: self._wake()
         )
 
     def models(self) -> tuple[ServedModel, ...]:
-        """What can be served now: per model the longest context and all slots together."""
+        """What can be served now: per model the longest context and all slots together.
+
+        Those that most parties serve come first, and there is an end to them: one party that
+        makes models up keeps no other's from being seen.
+        """
         found: dict[bytes, ServedModel] = {}
+        parties: Counter[bytes] = Counter()
         for _, model in self._serving():
-            known = found.get(model.model_root, msgspec.structs.replace(model, slots=0))
-            found[model.model_root] = msgspec.structs.replace(
+            root = model.model_root
+            known = found.get(root, msgspec.structs.replace(model, slots=0))
+            parties[root] += 1
+            found[root] = msgspec.structs.replace(
                 known,
                 context_length=max(known.context_length, model.context_length),
-                slots=known.slots + model.slots,
+                slots=min(known.slots + model.slots, SLOTS_MAX),
             )
-        return tuple(found.values())
+        return tuple(found[root] for root, _ in parties.most_common(MODELS_MAX))
 
     @property
     def num_waiting(self) -> int:
@@ -108,7 +124,9 @@ class Routing:
 
     def ended(self, target: Target, journey: Journey, failure: AttemptFailed | None) -> None:
         """Free the place; remember a failure that was the callee's fault."""
-        self._in_flight.get(target.callee, set()).discard(journey.task_id)
+        self._in_flight[target.callee] -= 1
+        if not self._in_flight[target.callee]:
+            del self._in_flight[target.callee]
         if failure is not None and _is_fault(failure):
             now_s = self._clock.monotonic_s()
             health = self._health.setdefault(target.callee, Health())
@@ -152,7 +170,7 @@ class Routing:
                 continue
             seen = self.presence.get(PartyId(candidate.party))
             if seen is not None and seen.prekey is not None and self._is_sound(seen):
-                self._in_flight.setdefault(seen.party, set()).add(journey.task_id)
+                self._in_flight[seen.party] += 1
                 return Target(seen.party, self._role, seen.prekey)
         return None
 
@@ -165,7 +183,7 @@ class Routing:
             yield Candidate(
                 party=seen.party,
                 slots=model.slots,
-                running=max(seen.running, len(self._in_flight.get(seen.party, ()))),
+                running=max(seen.running, self._in_flight[seen.party]),
                 context_length=model.context_length,
                 prefill_tps=model.prefill_tps,
                 decode_tps=model.decode_tps,
@@ -179,21 +197,32 @@ class Routing:
                     yield seen, model
 
     def _is_sound(self, seen: Beat) -> bool:
-        """Whether a beat's prekey is its party's own; each prekey is checked once."""
+        """Whether a beat's prekey is its party's own and good now; its signature is seen once."""
         prekey = seen.prekey
         if prekey is None or prekey.party != seen.party:
             return False
-        if prekey.prekey_id not in self._checked:
-            try:
-                check_prekey(prekey, self._clock.now_ms())
-            except SealBroken:
-                return False
-            if len(self._checked) > 10_000:
-                self._checked.clear()
-            self._checked.add(prekey.prekey_id)
+        now_ms, now_s = self._clock.now_ms(), self._clock.monotonic_s()
+        if self._good.get(seen.party) == prekey:
+            return now_ms <= prekey.not_after_ms
+        bad, again_s = self._bad.get(seen.party, (None, 0.0))
+        if bad == prekey and now_s < again_s:
+            return False
+        try:
+            check_prekey(prekey, now_ms)
+        except SealBroken as error:
+            # Looked at again later: it may be our clock that is behind.
+            self._bad[seen.party] = (prekey, now_s + CHECK_AGAIN_S)
+            name = short(seen.party)
+            event(_LOG, "bad_prekey", logging.WARNING, party=name, why=error.message)
+            return False
+        self._good[seen.party] = prekey
         return True
 
     def _on_gone(self, party: PartyId) -> None:
+        self._good.pop(party, None)
+        self._bad.pop(party, None)
+        oldest_s = self._clock.monotonic_s() - FAILURE_FORGOTTEN_S
+        self._health = {who: one for who, one in self._health.items() if one.at_s > oldest_s}
         self._tell_gone(party)
         self._wake()
 

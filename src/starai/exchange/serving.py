@@ -4,7 +4,7 @@
 
     serving = Serving(..., handler=run_one)
     async with anyio.create_task_group() as tasks:
-        await serving.run(tasks)
+        await tasks.start(serving.run)
 
 It does not know what a task is for: the handler does. A node's handler runs an engine, a
 distributor's handler offers the task on to a node.
@@ -20,10 +20,20 @@ from collections.abc import Awaitable, Callable, Collection
 import anyio
 from anyio.abc import TaskGroup
 
-from starai.core.errors import MalformedFrame, PartyRefused, SealBroken, Unavailable
+from starai.core.concurrency import task_group
+from starai.core.errors import (
+    MalformedFrame,
+    Overloaded,
+    PartyRefused,
+    SealBroken,
+    StarAIError,
+    Unavailable,
+)
+from starai.core.limits import REQUEST_DEADLINE_S
 from starai.core.logging import event
 from starai.exchange.base import SIGN_OF_LIFE_S, Settled, TaskKey, short
 from starai.exchange.member import Member
+from starai.exchange.replays import SeenOffers
 from starai.protocol.frames import decode, encode, peek
 from starai.protocol.generation import Finish, Generation, TokenLogprobs
 from starai.protocol.identity import PartyId
@@ -53,8 +63,8 @@ _LOG = logging.getLogger(__name__)
 
 #: Sessions kept: one caller has one a prekey, so this is many callers.
 SESSIONS_MAX = 1024
-#: Offers remembered, so that a repeated one is not run twice.
-OFFERS_REMEMBERED_MAX = 8192
+#: Tasks at once, with those that wait for their close; what is offered beyond is refused.
+TASKS_MAX = 4096
 #: How long a finished answer waits for its close, and how often it asks for it.
 CLOSE_WAIT_S = 10.0
 CLOSE_ASK_S = 1.0
@@ -111,6 +121,11 @@ class ServedTask:
         self._last_frame = encode(Answer(self.header.task_id, self.header.attempt, seq, sealed))
         await self._wire.publish(self._subject, self._last_frame)
 
+    @property
+    def num_sent(self) -> int:
+        """Tokens sent so far."""
+        return len(self._ids) // 4
+
     def refuse(self, code: str, retry_after_ms: int = 0) -> None:
         """Say no, or no more."""
         message = Refusal(self.header.task_id, self.header.attempt, code, retry_after_ms)
@@ -164,7 +179,7 @@ class Serving:
         self._handler = handler
         self._on_settled = on_settled
         self._sessions: OrderedDict[bytes, Session] = OrderedDict()
-        self._seen: OrderedDict[TaskKey, None] = OrderedDict()
+        self._seen = SeenOffers()
         self._tasks: dict[TaskKey, ServedTask] = {}
         self._group: TaskGroup | None = None
 
@@ -181,7 +196,7 @@ class Serving:
     async def run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         """Hear offers until cancelled; each task runs in this call's own task group."""
         subject = offer(self._role, self._identity.party)
-        async with anyio.create_task_group() as group:
+        async with task_group() as group:
             self._group = group
             async with self._wire.subscribe(subject, self._on_delivery):
                 task_status.started()
@@ -216,12 +231,13 @@ class Serving:
 
     def _on_offer(self, message: Offer) -> None:
         header = message.header
-        key = (header.task_id, header.attempt)
-        if key in self._seen or header.callee != self._identity.party or self._group is None:
+        if header.callee != self._identity.party or self._group is None:
             return
-        self._seen[key] = None
-        while len(self._seen) > OFFERS_REMEMBERED_MAX:
-            self._seen.popitem(last=False)
+        if header in self._seen:
+            return
+        if len(self._tasks) >= TASKS_MAX:
+            self._say_no(header, RefusalCode.BUSY)
+            return
         try:
             session = self._session(message)
             if session is None:
@@ -239,6 +255,8 @@ class Serving:
             )
             self._say_no(header, RefusalCode.BAD_REQUEST)
             return
+        self._seen.add(header)  # only now: before, anybody could have said it
+        key = (header.task_id, header.attempt)
         task = self._tasks[key] = ServedTask(header, generation, keys, self._wire)
         self._group.start_soon(self._serve, key, task)
 
@@ -300,13 +318,15 @@ class Serving:
     async def _handle(self, task: ServedTask) -> None:
         left_s = (task.header.deadline_ms - self._clock.now_ms()) / 1000
         try:
-            with anyio.fail_after(max(left_s, 0.0)):
+            with anyio.fail_after(min(max(left_s, 0.0), REQUEST_DEADLINE_S)):
                 await task.send()  # chunk 0 accepts the task
                 await self._handler(task)
         except TimeoutError:
             raise Refused(RefusalCode.DEADLINE) from None
 
     async def _settle(self, task: ServedTask) -> None:
+        if not task.num_sent:
+            return  # whatever its close says, there is nothing to settle
         if task.close is None:
             with anyio.move_on_after(CLOSE_WAIT_S):
                 while not task.closed.is_set():
@@ -320,7 +340,11 @@ class Serving:
             event(_LOG, "false_close", logging.WARNING, task=task.header.task_id.hex())
             return
         if settled is not None and self._on_settled is not None:
-            await self._on_settled(settled)
+            try:
+                await self._on_settled(settled)
+            except Overloaded:
+                # The registry has been away for so long that its records fill the disk's share.
+                event(_LOG, "record_lost", logging.ERROR, task=task.header.task_id.hex())
 
 
 async def _keep_alive(task: ServedTask) -> None:
@@ -330,5 +354,5 @@ async def _keep_alive(task: ServedTask) -> None:
         if task.is_alive() and not task.finished:
             try:
                 await task.send()
-            except Unavailable:
-                return  # the handler's own next part meets the same fault and ends the task
+            except StarAIError:
+                return  # the chain is broken: the caller hears nothing in turn and goes elsewhere

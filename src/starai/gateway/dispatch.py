@@ -18,6 +18,7 @@ from starai.protocol.generation import Part
 from starai.protocol.ports import Submission
 from starai.protocol.presence import Beat, ServedModel
 from starai.protocol.subjects import Role
+from starai.protocol.tasks import RefusalCode
 
 
 class Dispatch:
@@ -31,7 +32,9 @@ class Dispatch:
         self._done = 0
         self._offering = Offering(member)
         self._routing = Routing(member.wire, Role.DISTRIBUTOR, member.clock, self._offering.lose)
-        self._carrier = Carrier(member, self._offering, self._routing)
+        # A distributor says "busy" after it has waited for all nodes itself: asking on would
+        # multiply the load when there is too much of it.
+        self._carrier = Carrier(member, self._offering, self._routing, final=(RefusalCode.BUSY,))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import anyio
 
 from starai.core.concurrency import task_group
-from starai.core.errors import DeadlinePassed, MalformedFrame, Unavailable
+from starai.core.errors import MalformedFrame, StarAIError
 from starai.core.logging import event
 from starai.exchange.member import Member
 from starai.gateway.keys import KeyRing
@@ -68,6 +68,6 @@ class _Follower:
                 registry("keys", party), encode(KeyTableRequest(party)), timeout_s=TIMEOUT_S
             )
             return self._keys.apply(decode(frame, KeyTable))
-        except (Unavailable, DeadlinePassed, MalformedFrame) as error:
+        except StarAIError as error:  # whatever it is, the keys known so far are still good
             event(_LOG, "keys_not_fetched", logging.DEBUG, code=error.code)
             return False

@@ -15,6 +15,7 @@ import msgspec
 from starai.core.errors import InvalidRequest, MalformedFrame, NotFound
 from starai.core.limits import BEAT_INTERVAL_S
 from starai.exchange.member import Member
+from starai.exchange.presence import PARTIES_MAX, Sighting
 from starai.local.home import Home
 from starai.local.membership import membership
 from starai.protocol.api_keys import hash_api_key, new_api_key
@@ -38,16 +39,18 @@ class Operator:
     def __init__(self, member: Member) -> None:
         """Made by `operator`."""
         self._member = member
-        self._beats: dict[PartyId, Beat] = {}
+        self._beats: dict[PartyId, Sighting] = {}
 
     def beats(self, role: Role | None = None) -> list[Beat]:
         """The last beat of everybody heard so far, by role and name."""
-        found = [one for one in self._beats.values() if role is None or one.role == role.value]
+        found = [seen.beat for seen in self._beats.values()]
+        found = [one for one in found if role is None or one.role == role.value]
         return sorted(found, key=lambda one: (one.role, one.label, one.party))
 
-    def forget_silent(self, older_than_ms: int) -> None:
-        """Forget those whose last beat was sent before a time."""
-        self._beats = {k: v for k, v in self._beats.items() if v.sent_ms >= older_than_ms}
+    def forget_silent(self, after_s: float) -> None:
+        """Forget those that have not been heard for ``after_s`` seconds."""
+        oldest_s = self._member.clock.monotonic_s() - after_s
+        self._beats = {who: seen for who, seen in self._beats.items() if seen.seen_s >= oldest_s}
 
     async def listen(self, seconds: float = LISTEN_S) -> list[Beat]:
         """Everybody who beats within ``seconds``."""
@@ -109,17 +112,20 @@ class Operator:
                 await self._member.wire.publish(control(node), encode(Control(order)))
                 await anyio.sleep(BEAT_INTERVAL_S)
                 seen = self._beats.get(node)
-                if seen is not None and seen.draining is wanted:
+                if seen is not None and seen.beat.draining is wanted:
                     return
         raise NotFound(f"no node {node} answers; `starai nodes` lists those that do")
 
     def hear(self, delivery: Delivery) -> None:
-        """Take a beat in."""
+        """Take a beat in, if it is its sender's own."""
         try:
-            beat = decode(delivery.payload, Beat)
+            heard = decode(delivery.payload, Beat)
         except MalformedFrame:
             return
-        self._beats[beat.party] = beat
+        if delivery.subject != f"starai.beat.{heard.role}.{heard.party}":
+            return
+        if heard.party in self._beats or len(self._beats) < PARTIES_MAX:
+            self._beats[heard.party] = Sighting(heard, self._member.clock.monotonic_s())
 
 
 @asynccontextmanager

@@ -47,11 +47,18 @@ async def join(
     The same name keeps its key: joining again with a new token renews its credential.
 
     Raises:
-        ConfigurationRefused: the token is no token, or damaged.
+        ConfigurationRefused: the token is no token, or damaged; or this home is another
+            network's.
         PartyRefused: the network does not let it in; says why.
         Unavailable: NATS or the registry cannot be reached.
     """
     ticket = JoinTicket.parse(token)
+    known = _known_network(home)
+    if known is not None and known.account != ticket.account:
+        raise ConfigurationRefused(
+            f"{home.path} belongs to another network ({known.name}); name a folder of its own for "
+            "this one: --home FOLDER"
+        )
     seed = home.party(name).seed if home.has_party(name) else Identity.create(randomness).seed
     identity = Identity.from_seed(seed)
     joiner = Identity.from_seed(ticket.seed)
@@ -61,14 +68,14 @@ async def join(
     async with connect_nats(settings) as wire:
         admitted = await _ask(wire, request)
     home.save_party(name, PartyFile(seed, admitted.credential))
-    home.save_network(_network(home, ticket, admitted))
+    home.save_network(_network(known, ticket, admitted))
     event(_LOG, "joined", network=admitted.network, party=identity.party)
 
 
 def is_admitted(home: Home, name: str, clock: Clock) -> bool:
     """Whether the party has a credential that is still good."""
-    if not home.has_party(name):
-        return False
+    if not home.has_party(name) or not home.party(name).credential:
+        return False  # without a credential, an attempt to join did not come to its end
     try:
         read_credential(home.party(name).credential, home.network().account, clock.now_ms())
     except (PartyRefused, MalformedFrame, SealBroken):
@@ -76,7 +83,14 @@ def is_admitted(home: Home, name: str, clock: Clock) -> bool:
     return True
 
 
-def _network(home: Home, ticket: JoinTicket, admitted: Admitted) -> NetworkFile:
+def _known_network(home: Home) -> NetworkFile | None:
+    try:
+        return home.network()
+    except ConfigurationRefused:
+        return None
+
+
+def _network(known: NetworkFile | None, ticket: JoinTicket, admitted: Admitted) -> NetworkFile:
     """Where the network is; a home that knows it already keeps what else it knows."""
     fresh = NetworkFile(
         name=admitted.network,
@@ -84,11 +98,7 @@ def _network(home: Home, ticket: JoinTicket, admitted: Admitted) -> NetworkFile:
         nats_url=ticket.urls[0],
         block_ms=admitted.block_ms,
     )
-    try:
-        known = home.network()
-    except ConfigurationRefused:
-        return fresh
-    if known.account != fresh.account:
+    if known is None:
         return fresh
     return msgspec.structs.replace(known, nats_url=fresh.nats_url, block_ms=fresh.block_ms)
 

@@ -11,7 +11,7 @@ import anyio
 
 from starai.core.clock import Clock, SystemClock
 from starai.core.concurrency import task_group
-from starai.core.errors import DeadlinePassed, MalformedFrame, PartyRefused, Unavailable
+from starai.core.errors import PartyRefused, StarAIError
 from starai.core.logging import event
 from starai.core.randomness import Randomness, SystemRandomness
 from starai.exchange.member import Member
@@ -131,9 +131,10 @@ class _Renewal:
             await anyio.sleep(self.credential.renew_in_s(self.clock.now_ms()))
             try:
                 await self._renew()
-            except (Unavailable, DeadlinePassed, MalformedFrame, PartyRefused) as error:
+            except StarAIError as error:  # the old credential is good for a while yet
                 event(_LOG, "renewal_failed", logging.WARNING, code=error.code)
-                await anyio.sleep(RENEW_RETRY_S)
+            # Also after a success: two clocks apart could make every new credential look old.
+            await anyio.sleep(RENEW_RETRY_S)
 
     async def _renew(self) -> None:
         fresh = self.reissue() if self.reissue is not None else await self._ask()

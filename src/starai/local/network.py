@@ -28,7 +28,7 @@ from anyio.abc import TaskGroup
 
 from starai.core.clock import Clock, SystemClock
 from starai.core.concurrency import task_group
-from starai.core.errors import StarAIError, Unavailable
+from starai.core.errors import Unavailable
 from starai.core.randomness import Randomness, SystemRandomness
 from starai.distributor.service import Distributor
 from starai.exchange.member import Member
@@ -235,7 +235,7 @@ class Network:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._stop is not None and self._token is not None:
+        if self._stop is not None and self._token is not None and self._running is not None:
             anyio.from_thread.run_sync(self._stop.set, token=self._token)
         self._thread.join()
 
@@ -247,11 +247,12 @@ class Network:
     def _run(self) -> None:
         try:
             anyio.run(self._main)
-        except BaseExceptionGroup as group:
-            self._error = group.exceptions[0]
-        except StarAIError as error:
+        except BaseException as error:  # noqa: BLE001 - raised again where the network is entered
+            while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+                error = error.exceptions[0]
             self._error = error
         finally:
+            self._running = None
             self._settled.set()
 
     async def _main(self) -> None:
@@ -261,4 +262,3 @@ class Network:
             self._running = running
             self._settled.set()
             await self._stop.wait()
-            self._running = None

@@ -69,8 +69,8 @@ class Processes:
 
     async def start(self, service: Service) -> None:
         """Run a service until it is stopped, restarting it when it dies."""
-        child = self._children[service.name] = _Child(service)
-        child.process = await _spawn(service)
+        child = _Child(service, await _spawn(service))
+        self._children[service.name] = child
         self._group.start_soon(self._watch, child)
 
     def pid(self, name: str) -> int:
@@ -102,23 +102,30 @@ class Processes:
     async def _watch(self, child: _Child) -> None:
         # Shielded: a cancelled owner still has to see its children end; `stop_all` ends this.
         with anyio.CancelScope(shield=True):
-            wait_s = RESTART_FIRST_S
-            while child.process is not None:
-                began_s = self._clock.monotonic_s()
-                code = await child.process.wait()
-                await child.process.aclose()
-                child.process = None
-                if child.stopping.is_set():
-                    break
-                event(_LOG, "service_died", logging.ERROR, service=child.service.name, code=code)
-                settled = self._clock.monotonic_s() - began_s > SETTLED_S
-                wait_s = RESTART_FIRST_S if settled else min(wait_s * 2, RESTART_LAST_S)
-                with anyio.move_on_after(wait_s):
-                    await child.stopping.wait()
-                if not child.stopping.is_set():
-                    child.restarts += 1
-                    child.process = await _spawn(child.service)
-            child.ended.set()
+            try:
+                await self._keep_running(child)
+            finally:
+                child.ended.set()
+
+    async def _keep_running(self, child: _Child) -> None:
+        wait_s = RESTART_FIRST_S
+        while child.process is not None:
+            began_s = self._clock.monotonic_s()
+            code = await child.process.wait()
+            await child.process.aclose()
+            child.process = None
+            if child.stopping.is_set():
+                return
+            event(_LOG, "service_died", logging.ERROR, service=child.service.name, code=code)
+            settled = self._clock.monotonic_s() - began_s > SETTLED_S
+            wait_s = RESTART_FIRST_S if settled else min(wait_s * 2, RESTART_LAST_S)
+            with anyio.move_on_after(wait_s):
+                await child.stopping.wait()
+                return
+            child.restarts += 1
+            child.process = await _spawn(child.service)
+            if child.stopping.is_set():  # while it was being made, nobody could tell it
+                _signal(child, signal.SIGTERM)
 
 
 def _signal(child: _Child, number: signal.Signals) -> None:

@@ -183,8 +183,10 @@ async def _api_key(home: Home, url: str, asked: Operator) -> str:
     async with httpx.AsyncClient(base_url=url, timeout=5.0, trust_env=False) as client:
 
         async def opens(key: str) -> bool:
-            answer = await client.get("/v1/models", headers={"Authorization": f"Bearer {key}"})
-            return answer.status_code == 200
+            with suppress(httpx.HTTPError):  # too slow to say: then a new key is made
+                answer = await client.get("/v1/models", headers={"Authorization": f"Bearer {key}"})
+                return answer.status_code == 200
+            return False
 
         with suppress(ConfigurationRefused):
             known = home.client().api_key
@@ -199,26 +201,26 @@ async def _api_key(home: Home, url: str, asked: Operator) -> str:
 
 
 async def _until_registry_answers(asked: Operator, running: Processes, home: Home) -> None:
-    for _ in range(int(READY_S / LOOK_S)):
-        if running.restarts(REGISTRY) >= GIVE_UP_RESTARTS:
-            break
-        with suppress(Unavailable, DeadlinePassed):
-            await asked.ask("keys")
-            return
-        await anyio.sleep(LOOK_S)
+    with anyio.move_on_after(READY_S):
+        while running.restarts(REGISTRY) < GIVE_UP_RESTARTS:
+            with suppress(Unavailable, DeadlinePassed):
+                await asked.ask("keys")
+                return
+            await anyio.sleep(LOOK_S)
     raise Unavailable(f"the registry did not come up; see {home.log(REGISTRY)}")
 
 
 async def _until_ready(url: str, running: Processes, home: Home) -> None:
     async with httpx.AsyncClient(base_url=url, timeout=2.0, trust_env=False) as client:
-        for _ in range(int(READY_S / LOOK_S)):
-            with suppress(httpx.HTTPError):
-                if (await client.get("/readyz")).status_code == 200:
-                    return
-            for name in running.names:
-                if running.restarts(name) >= GIVE_UP_RESTARTS:
-                    raise Unavailable(f"{name} keeps ending; {home.log(name)} says why")
-            await anyio.sleep(LOOK_S)
+        with anyio.move_on_after(READY_S):
+            while True:
+                with suppress(httpx.HTTPError):
+                    if (await client.get("/readyz")).status_code == 200:
+                        return
+                for name in running.names:
+                    if running.restarts(name) >= GIVE_UP_RESTARTS:
+                        raise Unavailable(f"{name} keeps ending; {home.log(name)} says why")
+                await anyio.sleep(LOOK_S)
     raise Unavailable(f"no node is ready to serve; see the logs in {home.log(GATEWAY).parent}")
 
 

@@ -17,6 +17,7 @@ from starai.core.clock import Clock
 from starai.core.concurrency import task_group
 from starai.core.errors import (
     ConfigurationRefused,
+    EngineDied,
     ModelFileRefused,
     ModelNotFound,
     StarAIError,
@@ -24,7 +25,7 @@ from starai.core.errors import (
 from starai.core.logging import event
 from starai.engines.base import Emitted, EngineInfo, EngineSpec
 from starai.engines.process import EngineWorker, engine_process
-from starai.exchange.mailboxes import Mailbox
+from starai.exchange.mailboxes import Mailbox, MailboxOverflow
 from starai.exchange.serving import Refused, ServedTask
 from starai.protocol import tokens
 from starai.protocol.tasks import RefusalCode, TaskHeader
@@ -134,10 +135,12 @@ class Runner:
         try:
             await worker.admit(key, task.generation)
             await self._stream(task, mailbox)
+        except (EngineDied, MailboxOverflow) as error:
+            raise Refused(RefusalCode.ENGINE_FAILED) from error
         finally:
             del self._mail[key]
             if not task.finished and self._worker is worker:
-                with anyio.CancelScope(shield=True), anyio.move_on_after(1.0):
+                with anyio.CancelScope(shield=True), contextlib.suppress(EngineDied):
                     await worker.cancel(key)
 
     async def _stream(self, task: ServedTask, mailbox: Mailbox[Emitted | None]) -> None:
@@ -183,4 +186,4 @@ class Runner:
 
 
 def _engine_key(header: TaskHeader) -> bytes:
-    return header.task_id + header.attempt.to_bytes(2, "little")
+    return header.task_id + header.attempt.to_bytes(4, "little")

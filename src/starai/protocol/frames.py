@@ -27,22 +27,24 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_lik
 
 
 _NUMBER_OF: dict[type[Message], int] = {}
+_KIND_OF: dict[int, type[Message]] = {}
 _DECODER_OF: dict[type[Message], msgspec.msgpack.Decoder[Message]] = {}
 _ENCODE: Final = msgspec.msgpack.Encoder().encode
 
 
 def message_types() -> tuple[type[Message], ...]:
     """Every class that can travel, by type number."""
-    return tuple(sorted(_NUMBER_OF, key=_NUMBER_OF.__getitem__))
+    return tuple(_KIND_OF[number] for number in sorted(_KIND_OF))
 
 
 def travels(number: int) -> Callable[[type[M]], type[M]]:
     """Class decorator: give a message its type number."""
 
     def claim(kind: type[M]) -> type[M]:
-        if number in _NUMBER_OF.values() or not 0 < number < 256:
+        if number in _KIND_OF or not 0 < number < 256:
             raise AssertionError(f"type number {number} is taken or out of range")
         _NUMBER_OF[kind] = number
+        _KIND_OF[number] = kind
         _DECODER_OF[kind] = msgspec.msgpack.Decoder(kind)
         return kind
 
@@ -92,5 +94,4 @@ def peek(frame: bytes) -> type[Message] | None:
     """Which message a frame claims to hold, or None; costs no parsing."""
     if len(frame) <= _HEAD or frame[:3] != _MAGIC:
         return None
-    number = frame[3]
-    return next((kind for kind, taken in _NUMBER_OF.items() if taken == number), None)
+    return _KIND_OF.get(frame[3])

@@ -6,8 +6,11 @@ These values are the sealed content of a task. Nothing here knows about text, no
 from __future__ import annotations
 
 import enum
+from typing import Annotated
 
 import msgspec
+
+from starai.core.limits import TOP_LOGPROBS_MAX
 
 
 class Finish(enum.Enum):
@@ -58,7 +61,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, arr
 
     token_id: int
     logprob: float
-    top: tuple[tuple[int, float], ...] = ()
+    top: Annotated[tuple[tuple[int, float], ...], msgspec.Meta(max_length=TOP_LOGPROBS_MAX)] = ()
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

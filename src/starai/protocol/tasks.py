@@ -7,13 +7,15 @@ a node. `starai.exchange` runs them; `starai.sealing` makes what is sealed in th
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 from starai.core.errors import MalformedFrame
+from starai.core.limits import CHUNK_BYTES_MAX
+from starai.protocol.fields import U32, Bytes16, Bytes32, Count, Name, Party, UnixMs
 from starai.protocol.frames import Message, travels
-from starai.protocol.identity import PartyId, raw_public
+from starai.protocol.identity import raw_public
 
 _HEADER: Final = struct.Struct("<4sB3x16sI32s32s16s32sIIQQQI32s")
 
@@ -26,19 +28,19 @@ class TaskHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_
     operator's price table (0: free). ``attempt`` counts re-offers of one task from 0.
     """
 
-    task_id: bytes
-    attempt: int
-    caller: PartyId
-    callee: PartyId
-    session_id: bytes
-    model_root: bytes
-    prompt_tokens: int
-    max_tokens: int
-    offered_ms: int
-    deadline_ms: int
-    customer: int
-    price_id: int
-    request_hash: bytes
+    task_id: Bytes16
+    attempt: U32
+    caller: Party
+    callee: Party
+    session_id: Bytes16
+    model_root: Bytes32
+    prompt_tokens: U32
+    max_tokens: U32
+    offered_ms: UnixMs
+    deadline_ms: UnixMs
+    customer: Count
+    price_id: U32
+    request_hash: Bytes32
 
     def canonical(self) -> bytes:
         """Fixed-width bytes, equal on every machine.
@@ -75,11 +77,11 @@ class TaskHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_
 class Prekey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
     """A party's short-lived X25519 key, signed by its identity. Times are Unix milliseconds."""
 
-    party: PartyId
-    prekey_id: bytes
-    public: bytes
-    not_before_ms: int
-    not_after_ms: int
+    party: Party
+    prekey_id: Bytes16
+    public: Bytes32
+    not_before_ms: UnixMs
+    not_after_ms: UnixMs
     signature: bytes
 
     def signed_bytes(self) -> bytes:
@@ -101,8 +103,8 @@ class SessionOpening(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ar
     the role that may offer tasks.
     """
 
-    session_id: bytes
-    prekey_id: bytes
+    session_id: Bytes16
+    prekey_id: Bytes16
     box: bytes
     credential: str
     signature: bytes
@@ -124,20 +126,20 @@ class Answer(Message, frozen=True):
     Chunk 0 accepts the task. Every chunk is sealed under the code of the one before.
     """
 
-    task_id: bytes
-    attempt: int
-    seq: int
-    sealed: bytes
+    task_id: Bytes16
+    attempt: U32
+    seq: U32
+    sealed: Annotated[bytes, msgspec.Meta(max_length=CHUNK_BYTES_MAX)]
 
 
 @travels(3)
 class Refusal(Message, frozen=True):
     """Callee to caller: no, or no more. ``code`` is one of `RefusalCode`'s values."""
 
-    task_id: bytes
-    attempt: int
-    code: str
-    retry_after_ms: int = 0
+    task_id: Bytes16
+    attempt: U32
+    code: Name
+    retry_after_ms: U32 = 0
 
 
 class RefusalCode:
@@ -163,12 +165,12 @@ class Close(Message, frozen=True):
     said it. Both sides derive the same record from the header and this message.
     """
 
-    task_id: bytes
-    attempt: int
-    accepted_seq: int
-    accepted_tokens: int
-    closed_ms: int
-    tag: bytes
+    task_id: Bytes16
+    attempt: U32
+    accepted_seq: U32
+    accepted_tokens: U32
+    closed_ms: UnixMs
+    tag: Bytes16
 
     def tagged_bytes(self) -> bytes:
         """The bytes under the tag."""

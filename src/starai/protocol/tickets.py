@@ -89,7 +89,7 @@ class JoinTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_
             if hashlib.sha256(body).digest()[:_CHECK_BYTES] != raw[:_CHECK_BYTES]:
                 raise ConfigurationRefused("the join token is damaged: copy the whole line again")
             return msgspec.msgpack.decode(body, type=cls)
-        except (binascii.Error, ValueError) as error:
+        except (binascii.Error, ValueError, msgspec.DecodeError) as error:
             raise ConfigurationRefused(
                 "the join token is damaged: copy the whole line again"
             ) from error

@@ -93,6 +93,8 @@ class AnswerOpener(_Chain):
             raise SealBroken(f"answer chunk {self.seq} is malformed") from error
         if len(part.ids) % 4:
             raise SealBroken(f"answer chunk {self.seq} holds broken token ids")
+        if part.logprobs and len(part.logprobs) != len(part.ids) // 4:
+            raise SealBroken(f"answer chunk {self.seq} holds log-probabilities of other tokens")
         code = self.next_code(part.ids, part.finish, part.sketch, part.spots)
         if not hmac.compare_digest(code, part.code):
             raise SealBroken(f"answer chunk {self.seq} breaks the chain of codes")

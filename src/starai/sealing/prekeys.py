@@ -10,7 +10,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from starai.core.clock import Clock
-from starai.core.errors import SealBroken
+from starai.core.errors import MalformedFrame, SealBroken
 from starai.core.limits import PREKEY_LIFETIME_S
 from starai.core.randomness import Randomness
 from starai.protocol.identity import Identity, verify
@@ -18,6 +18,8 @@ from starai.protocol.tasks import Prekey
 
 #: Clocks of two machines may differ by this much before a fresh prekey looks unborn.
 CLOCK_SKEW_MS = 120_000
+#: A prekey that lives longer gives no forward secrecy worth the name: it is not sealed to.
+LIFETIME_MS_MAX = 86_400_000
 
 
 class PrekeyRing:
@@ -89,6 +91,11 @@ def check_prekey(prekey: Prekey, now_ms: int) -> None:
     """
     if len(prekey.public) != 32 or len(prekey.prekey_id) != 16:
         raise SealBroken("a prekey has a field of the wrong length")
+    if prekey.not_after_ms - prekey.not_before_ms > LIFETIME_MS_MAX:
+        raise SealBroken("a prekey lives for more than a day")
     if not prekey.not_before_ms - CLOCK_SKEW_MS <= now_ms <= prekey.not_after_ms:
         raise SealBroken("a prekey is outside its validity; are both clocks right?")
-    verify(prekey.party, prekey.signed_bytes(), prekey.signature)
+    try:
+        verify(prekey.party, prekey.signed_bytes(), prekey.signature)
+    except MalformedFrame as error:
+        raise SealBroken("a prekey's party is no party") from error

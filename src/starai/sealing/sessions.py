@@ -42,10 +42,17 @@ class Session(msgspec.Struct, frozen=True):
 def open_session(
     prekey: Prekey, identity: Identity, credential: str, randomness: Randomness
 ) -> tuple[Session, SessionOpening]:
-    """A new session with the owner of an already checked prekey. Costs about 0.2 ms."""
+    """A new session with the owner of an already checked prekey. Costs about 0.2 ms.
+
+    Raises:
+        SealBroken: the prekey is no key: its owner may sign any 32 bytes.
+    """
     session_id, secret = randomness.take(16), randomness.take(32)
     info = _info(identity.party, prekey.party, prekey.prekey_id, session_id)
-    box = _SUITE.encrypt(secret, X25519PublicKey.from_public_bytes(prekey.public), info=info)
+    try:
+        box = _SUITE.encrypt(secret, X25519PublicKey.from_public_bytes(prekey.public), info=info)
+    except ValueError as error:
+        raise SealBroken("a prekey is a point to which nothing can be sealed") from error
     opening = SessionOpening(
         session_id=session_id,
         prekey_id=prekey.prekey_id,

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from starai.core.errors import SealBroken
+from starai.protocol import tokens
 from starai.protocol.generation import Generation
 from starai.protocol.tasks import Close, TaskHeader
 
@@ -66,7 +67,8 @@ def open_request(keys: TaskKeys, header: TaskHeader, sealed: bytes) -> Generatio
     """The request of a task.
 
     Raises:
-        SealBroken: the seal, the hash in the header or the content is wrong.
+        SealBroken: the seal, the hash in the header or the content is wrong, or the header
+            counts other tokens than the content asks for: the header is what gets on record.
     """
     try:
         plaintext = ChaCha20Poly1305(keys.request).decrypt(_REQUEST_NONCE, sealed, keys.header_hash)
@@ -80,6 +82,11 @@ def open_request(keys: TaskKeys, header: TaskHeader, sealed: bytes) -> Generatio
         raise SealBroken("a request's content is malformed") from error
     if len(generation.sampling.sample_key) != 32 or len(generation.salt) != 16:
         raise SealBroken("a request's key or salt has the wrong length")
+    if len(generation.prompt) % 4 or len(generation.accepted) % 4:
+        raise SealBroken("a request holds broken token ids")
+    asked = (tokens.count(generation.prompt), generation.max_tokens)
+    if asked != (header.prompt_tokens, header.max_tokens):
+        raise SealBroken("a request is not of the size that its header states")
     return generation
 
 

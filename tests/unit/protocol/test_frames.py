@@ -32,12 +32,16 @@ def made(kind: type[Any], chance: SeededRandomness) -> Any:
 def value_of(info: Any, chance: SeededRandomness) -> Any:
     pick = int(chance.fraction() * 6)
     match info:
+        case msgspec.inspect.BytesType(min_length=size) if size:
+            return chance.take(size)
         case msgspec.inspect.BytesType():
             return chance.take(pick * 8)
+        case msgspec.inspect.StrType(pattern=pattern) if pattern:
+            return Identity.create(chance).party
         case msgspec.inspect.StrType():
             return chance.take(pick).hex()
-        case msgspec.inspect.IntType():
-            return int.from_bytes(chance.take(1 + pick), "big")
+        case msgspec.inspect.IntType(le=most):
+            return min(int.from_bytes(chance.take(1 + pick), "big"), most or 1 << 63)
         case msgspec.inspect.FloatType():
             return chance.fraction()
         case msgspec.inspect.BoolType():

@@ -1,0 +1,393 @@
+"""An exchange with a party that lies, repeats, floods or forgets; and books that stay equal."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import msgspec
+import pytest
+
+from starai.core.errors import Conflict, Overloaded
+from starai.exchange import serving as serving_module
+from starai.exchange.base import SILENCE_S, AttemptFailed, FailureKind, Settled, task_record
+from starai.exchange.carrying import Carrier, Journey, Target, attempts_within
+from starai.exchange.mailboxes import Mailbox, MailboxOverflow
+from starai.exchange.offering import AnswerStream, Ask, Offering
+from starai.exchange.replays import SeenOffers
+from starai.exchange.serving import Refused, ServedTask, Serving
+from starai.protocol import tokens
+from starai.protocol.frames import encode, peek
+from starai.protocol.generation import Finish, Generation, Sampling
+from starai.protocol.ports import Delivery
+from starai.protocol.subjects import Role, offer
+from starai.protocol.tasks import Answer, Close, Offer, RefusalCode, TaskHeader
+from starai.sealing import derive_keys, encode_request, seal_request
+from starai.testing.parties import Parties
+from starai.wire.memory import Faults, MemoryNetwork
+
+pytestmark = pytest.mark.anyio
+
+LENGTH = 20
+GENERATION = Generation(
+    tokens.pack(range(10)), LENGTH, Sampling(b"k" * 32), stop_token_ids=(), salt=b"s" * 16
+)
+
+
+@pytest.fixture
+def anyio_backend(virtual_time: object) -> object:
+    """All of this happens in virtual time."""
+    return virtual_time
+
+
+async def answer_all(task: ServedTask) -> None:
+    for position in range(tokens.count(task.generation.accepted), LENGTH):
+        await anyio.sleep(0.05)
+        await task.send(tokens.pack([position]), Finish.LENGTH if position == LENGTH - 1 else None)
+
+
+async def exhaust(answer: AnswerStream) -> None:
+    while not answer.finished:
+        await answer.receive()
+
+
+class Scene:
+    """One caller, one callee, everything that is said between them, and both books."""
+
+    def __init__(self, network: MemoryNetwork, handler: Callable[..., Awaitable[None]]) -> None:
+        self.network = network
+        parties = Parties(network)
+        self.caller, self.callee = parties.join(Role.DISTRIBUTOR), parties.join(Role.NODE)
+        self.offering = Offering(self.caller)
+        self.callee_book: list[Settled] = []
+        self.caller_book: list[Settled] = []
+        self.offers: list[bytes] = []
+        self.endings: list[AttemptFailed | None] = []
+        self.record = self._note
+        self.serving = Serving(
+            *(self.callee, Role.NODE, (Role.DISTRIBUTOR,), handler),
+            on_settled=self.book,
+        )
+        self.spy = network.connect(parties.join(Role.NODE).identity.party)
+        self.target = Target(self.callee.identity.party, Role.NODE, self.serving.prekey)
+
+    async def book(self, settled: Settled) -> None:
+        await self.record(settled)
+
+    async def _note(self, settled: Settled) -> None:
+        self.callee_book.append(settled)
+
+    async def note_caller(self, settled: Settled) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.caller_book.append(settled)
+
+    @property
+    def subject(self) -> str:
+        return offer(Role.NODE, self.target.callee)
+
+    def hear(self, delivery: Delivery) -> None:
+        if peek(delivery.payload) is Offer:
+            self.offers.append(delivery.payload)
+
+    def ask(self, task_id: bytes = b"t" * 16) -> Ask:
+        deadline_ms = self.caller.clock.now_ms() + 60_000
+        prekey = self.target.prekey
+        return Ask(
+            *(task_id, 0, self.target.callee, Role.NODE, prekey, b"m" * 32, 1, deadline_ms),
+            GENERATION,
+        )
+
+    def journey(self, **changes: object) -> Journey:
+        deadline_ms = self.caller.clock.now_ms() + 60_000
+        made = Journey(b"t" * 16, b"m" * 32, 1, deadline_ms, GENERATION)
+        return msgspec.structs.replace(made, **changes)
+
+    async def choose(self, journey: Journey, failed: object) -> Target:
+        return self.target
+
+    def ended(self, target: Target, journey: Journey, failure: AttemptFailed | None) -> None:
+        self.endings.append(failure)
+
+    async def read(self, task_id: bytes = b"t" * 16) -> list[int]:
+        ids: list[int] = []
+        async with self.offering.offer(self.ask(task_id)) as answer:
+            while not answer.finished:
+                ids += tokens.unpack((await answer.receive()).ids)
+        return ids
+
+    async def carry(self, final: tuple[str, ...] = (), **changes: object) -> list[int]:
+        ids: list[int] = []
+        carrier = Carrier(self.caller, self.offering, self, self.note_caller, final)
+        async with carrier.carry(self.journey(**changes)) as answer:
+            finish = None
+            while finish is None:
+                part = await answer.receive()
+                ids += tokens.unpack(part.ids)
+                finish = part.finish
+        return ids
+
+    def books(self) -> tuple[list[bytes], list[bytes]]:
+        node, raw = self.callee.identity.raw, self.caller.identity.raw
+        both = (self.caller_book, self.callee_book)
+        mine, theirs = ([task_record(one, node, raw).canonical() for one in book] for book in both)
+        return mine, theirs
+
+
+@asynccontextmanager
+async def scene(handler: Callable[..., Awaitable[None]] = answer_all) -> AsyncIterator[Scene]:
+    async with MemoryNetwork() as network, anyio.create_task_group() as group:
+        made = Scene(network, handler)
+        await group.start(made.serving.run)
+        async with made.offering.running(), made.spy.subscribe(made.subject, made.hear):
+            yield made
+            group.cancel_scope.cancel()
+
+
+async def test_a_session_that_the_callee_forgot_is_opened_anew() -> None:
+    """The refusal is noticed, the next attempt brings a new session; the reader sees nothing."""
+    async with scene() as made:
+        assert len(await made.read(b"1" * 16)) == LENGTH
+        made.serving._sessions.clear()
+        assert len(await made.carry()) == LENGTH
+        refusals = [one.refusal if one else None for one in made.endings]
+        assert refusals == [RefusalCode.UNKNOWN_SESSION, None]
+
+
+async def test_a_lost_chunk_is_noticed_within_a_second_although_others_come() -> None:
+    """Signs of life behind a gap are none: the chunk before them never comes."""
+
+    async def endless(task: ServedTask) -> None:
+        while True:
+            await anyio.sleep(0.05)
+            await task.send()
+
+    async with scene(endless) as made:
+        async with made.offering.offer(made.ask()) as answer:
+            for _ in range(3):
+                await answer.receive()
+            made.network.faults = Faults(loss=1.0)
+            await anyio.sleep(0.1)
+            made.network.faults = Faults()
+            began = anyio.current_time()
+            with pytest.raises(AttemptFailed) as failed:
+                await exhaust(answer)
+        assert failed.value.kind is FailureKind.SILENT
+        assert anyio.current_time() - began < SILENCE_S + 0.2
+
+
+async def test_more_tokens_than_asked_for_are_not_accepted() -> None:
+    """A callee cannot run up a bill beyond max_tokens, nor an answer without end."""
+
+    async def generous(task: ServedTask) -> None:
+        await task.send(tokens.pack(range(LENGTH)))
+        await task.send(tokens.pack([1]))
+        await anyio.sleep_forever()
+
+    async with scene(generous) as made, made.offering.offer(made.ask()) as answer:
+        with pytest.raises(AttemptFailed) as failed:
+            await exhaust(answer)
+        assert failed.value.kind is FailureKind.MALFORMED
+        assert tokens.count(answer.settle(0).ids) == LENGTH
+
+
+async def test_a_callee_that_signs_a_point_without_order_is_only_failed() -> None:
+    """A prekey to which nothing can be sealed is the callee's failure, not our fault."""
+    async with scene() as made:
+        hollow = msgspec.structs.replace(made.target.prekey, public=bytes(32))
+        signature = made.callee.identity.sign(hollow.signed_bytes())
+        prekey = msgspec.structs.replace(hollow, signature=signature)
+        ask = msgspec.structs.replace(made.ask(), prekey=prekey)
+        with pytest.raises(AttemptFailed) as failed:
+            async with made.offering.offer(ask):
+                pass
+        assert failed.value.kind is FailureKind.MALFORMED
+
+
+async def test_an_attempt_is_offered_once_at_a_time() -> None:
+    """Using a task id twice at once is refused where it happens, and harms the first no more."""
+    async with scene() as made, made.offering.offer(made.ask()) as answer:
+        await answer.receive()
+        with pytest.raises(Conflict):
+            async with made.offering.offer(made.ask()):
+                pass
+        await exhaust(answer)
+
+
+async def test_a_replayed_offer_is_not_run_again_even_when_it_is_forgotten() -> None:
+    """Whoever heard an old offer cannot have it answered again under the same keys."""
+    runs: list[bytes] = []
+
+    async def count(task: ServedTask) -> None:
+        runs.append(task.header.task_id)
+        await answer_all(task)
+
+    async with scene(count) as made:
+        made.serving._seen = SeenOffers(limit=2)
+        for number in range(5):
+            await made.read(bytes([number]) * 16)
+        assert len(runs) == 5
+        for payload in made.offers:
+            await made.spy.publish(made.subject, payload)
+        await anyio.sleep(1)
+        assert len(runs) == 5
+
+
+async def test_an_offer_that_does_not_open_takes_nobodys_place() -> None:
+    """Claiming somebody's task id beforehand does not keep the real offer from being run."""
+    async with scene() as made:
+        ask = made.ask()
+        header = TaskHeader(
+            *(ask.task_id, 0, made.caller.identity.party, ask.callee, b"?" * 16, b"m" * 32),
+            *(10, LENGTH, 1, ask.deadline_ms, 1, 0, b"?" * 32),
+        )
+        await made.spy.publish(made.subject, encode(Offer(header, b"rubbish")))
+        await anyio.sleep(0.1)
+        assert len(await made.read()) == LENGTH
+
+
+async def test_a_header_cannot_state_another_size_than_the_request_has() -> None:
+    """What gets on record is what was asked: a caller cannot book fewer prompt tokens."""
+    async with scene() as made:
+        stream, _, message = made.offering._prepare(made.ask())
+        small = msgspec.structs.replace(message.header, prompt_tokens=1)
+        line = made.offering._lines[made.target.callee]
+        keys = derive_keys(line.session.secret, small)
+        sealed = seal_request(keys, encode_request(GENERATION))
+        heard: list[bytes] = []
+        async with made.network.connect(made.caller.identity.party).subscribe(
+            "starai.answer.>", lambda delivery: heard.append(delivery.payload)
+        ):
+            await made.spy.publish(made.subject, encode(Offer(small, sealed, message.opening)))
+            await anyio.sleep(0.5)
+        assert [peek(one) is Answer for one in heard] == [False]
+        assert stream.accepted_seq == 0
+
+
+async def test_a_flood_of_refused_tasks_leaves_nothing_behind() -> None:
+    """Tasks without a token are forgotten at once, and no more than a limit run at a time."""
+
+    async def busy(task: ServedTask) -> None:
+        raise Refused(RefusalCode.BUSY)
+
+    async with scene(busy) as made:
+        for number in range(50):
+            with pytest.raises(AttemptFailed):
+                await made.read(number.to_bytes(16, "big"))
+        await anyio.sleep(0.1)
+        assert len(made.serving._tasks) == 0
+
+
+async def test_tasks_beyond_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller cannot fill a callee's memory with tasks."""
+    monkeypatch.setattr(serving_module, "TASKS_MAX", 1)
+    async with scene() as made, made.offering.offer(made.ask()) as answer:
+        await answer.receive()
+        with pytest.raises(AttemptFailed) as failed:
+            await made.read(b"2" * 16)
+        assert failed.value.refusal == RefusalCode.BUSY
+
+
+async def test_a_full_outbox_does_not_end_the_service() -> None:
+    """A record that finds no room is lost with a word in the log; the next task is served."""
+
+    async def full(settled: Settled) -> None:
+        raise Overloaded("the outbox is full")
+
+    async with scene() as made:
+        made.record = full
+        assert len(await made.read(b"1" * 16)) == LENGTH
+        await anyio.sleep(1)
+        assert len(await made.read(b"2" * 16)) == LENGTH
+
+
+@pytest.mark.parametrize("after_s", [0.3, 0.31, 1.0, 1.05])
+async def test_a_client_that_hangs_up_leaves_equal_books(after_s: float) -> None:
+    """Cancelled anywhere, also while the end is being put on record: both sides book the same."""
+    async with scene() as made:
+        with anyio.move_on_after(after_s):
+            await made.carry()
+        await anyio.sleep(2)
+        mine, theirs = made.books()
+        assert mine == theirs
+        assert len(mine) == 1
+
+
+async def test_a_hang_up_at_the_very_end_is_on_record_too() -> None:
+    """The reader is cancelled while the last part's record is being written."""
+    async with scene() as made:
+        scope = anyio.CancelScope()
+
+        async def cancelled(settled: Settled) -> None:
+            scope.cancel()
+            await made.note_caller(settled)
+
+        carrier = Carrier(made.caller, made.offering, made, cancelled)
+        with scope:
+            async with carrier.carry(made.journey()) as answer:
+                while True:
+                    await answer.receive()
+        await anyio.sleep(2)
+        mine, theirs = made.books()
+        assert mine == theirs
+        assert len(mine) == 1
+
+
+async def test_a_refusal_in_the_middle_leaves_equal_books() -> None:
+    """What was accepted before the refusal is booked by both, and so is the next attempt."""
+
+    async def halting(task: ServedTask) -> None:
+        if not task.generation.accepted:
+            await task.send(tokens.pack(range(7)))
+            raise Refused(RefusalCode.ENGINE_FAILED)
+        await answer_all(task)
+
+    async with scene(halting) as made:
+        assert await made.carry() == list(range(LENGTH))
+        await anyio.sleep(2)
+        mine, theirs = made.books()
+        assert mine == theirs
+        assert [tokens.count(one.ids) for one in made.caller_book] == [7, LENGTH - 7]
+
+
+async def test_two_distributors_attempts_never_bear_the_same_number() -> None:
+    """A task that its gateway takes elsewhere has other attempt numbers there: other records."""
+    async with scene() as made:
+        for attempt in range(3):
+            await made.carry(first_attempt=attempts_within(attempt))
+        numbers = [one.header.attempt for one in made.caller_book]
+        assert len(set(numbers)) == 3
+        assert made.endings == [None] * 3
+
+
+async def test_a_final_refusal_is_not_asked_again() -> None:
+    """Whoever queues itself says busy once: asking on would multiply the load."""
+
+    async def busy(task: ServedTask) -> None:
+        raise Refused(RefusalCode.BUSY, retry_after_ms=2000)
+
+    async with scene(busy) as made:
+        with pytest.raises(Overloaded) as failed:
+            await made.carry(final=(RefusalCode.BUSY,))
+        assert failed.value.retry_after_s == 2.0
+        assert len(made.endings) == 1
+
+
+async def test_a_close_of_another_task_or_with_another_tag_is_nothing() -> None:
+    """Only the caller ends a task."""
+    async with scene() as made, made.offering.offer(made.ask()) as answer:
+        await answer.receive()
+        forged = Close(b"t" * 16, 0, 0, 0, 1, bytes(16))
+        await made.spy.publish(made.subject, encode(forged))
+        await exhaust(answer)
+
+
+async def test_a_mailbox_never_hides_a_gap() -> None:
+    """Once an item was dropped, the reader is told instead of being handed the rest."""
+    mailbox: Mailbox[int] = Mailbox(2)
+    mailbox.put(1)
+    assert await mailbox.get() == 1
+    for item in range(3):
+        mailbox.put(item)
+    with pytest.raises(MailboxOverflow):
+        await mailbox.get()

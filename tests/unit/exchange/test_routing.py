@@ -1,0 +1,308 @@
+"""Who gets the next task, who waits and for how long, and what a hostile beat cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import msgspec
+import pytest
+
+from starai.core.errors import ContextTooLong, ModelNotFound, Overloaded, Unavailable
+from starai.core.limits import BEAT_INTERVAL_S, BEAT_LEASE_S
+from starai.exchange import routing
+from starai.exchange.base import AttemptFailed, FailureKind
+from starai.exchange.carrying import Journey, Target
+from starai.exchange.member import Member
+from starai.exchange.presence import keep_beating
+from starai.exchange.routing import Routing
+from starai.protocol import tokens
+from starai.protocol.generation import Generation, Sampling
+from starai.protocol.identity import PartyId
+from starai.protocol.presence import MODELS_MAX, SLOTS_MAX, Beat, ServedModel
+from starai.protocol.subjects import Role
+from starai.protocol.tasks import Prekey, RefusalCode
+from starai.sealing import PrekeyRing
+from starai.testing.parties import Parties
+from starai.wire.memory import MemoryNetwork
+
+pytestmark = pytest.mark.anyio
+
+ROOT = b"m" * 32
+GONE = AttemptFailed(FailureKind.GONE)
+
+
+@pytest.fixture
+def anyio_backend(virtual_time: object) -> object:
+    """All of this happens in virtual time."""
+    return virtual_time
+
+
+class FakeNode:
+    """A node that only beats; its beats say what a test wants."""
+
+    def __init__(self, member: Member) -> None:
+        self.member = member
+        self.party = member.identity.party
+        self.prekey: Prekey = PrekeyRing(member.identity, member.clock, member.randomness).current()
+        self.model = ServedModel("m", ROOT, 1000, 1, 100.0, 10.0)
+        self.models: tuple[ServedModel, ...] | None = None
+        self.draining = False
+        self.scope = anyio.CancelScope()
+
+    def beat(self, seq: int) -> Beat:
+        models = self.models if self.models is not None else (self.model,)
+        return Beat(
+            *(self.party, "node", 1, seq, 1, self.draining, 0, 0, 0, 0, self.prekey, models)
+        )
+
+    async def run(self) -> None:
+        with self.scope:
+            await keep_beating(self.member.wire, Role.NODE, self.beat)
+
+
+class Scene:
+    def __init__(self, network: MemoryNetwork, tasks: anyio.abc.TaskGroup) -> None:
+        self.parties = Parties(network)
+        self.tasks = tasks
+        self.gone: list[PartyId] = []
+        self.me = self.parties.join(Role.DISTRIBUTOR)
+        self.routing = Routing(self.me.wire, Role.NODE, self.me.clock, self.gone.append)
+
+    async def add(self, **model: object) -> FakeNode:
+        node = FakeNode(self.parties.join(Role.NODE))
+        node.model = msgspec.structs.replace(node.model, **model)
+        self.tasks.start_soon(node.run)
+        await anyio.sleep(0.01)
+        return node
+
+    async def choose(self, *failed: FakeNode, **changes: object) -> Target:
+        return await self.routing.choose(journey(**changes), [one.party for one in failed])
+
+
+def journey(prompt: int = 10, root: bytes = ROOT) -> Journey:
+    generation = Generation(
+        tokens.pack(range(prompt)), 50, Sampling(b"k" * 32), stop_token_ids=(), salt=b"s" * 16
+    )
+    return Journey(b"t" * 16, root, 1, 2**40, generation)
+
+
+@asynccontextmanager
+async def scene() -> AsyncIterator[Scene]:
+    async with MemoryNetwork() as network, anyio.create_task_group() as tasks:
+        made = Scene(network, tasks)
+        async with made.routing.presence.watching():
+            yield made
+            tasks.cancel_scope.cancel()
+
+
+async def test_the_fastest_free_node_is_chosen() -> None:
+    """Of two free nodes the one with the earlier estimated end gets the task."""
+    async with scene() as made:
+        await made.add(decode_tps=5.0)
+        fast = await made.add(decode_tps=50.0)
+        assert (await made.choose()).callee == fast.party
+
+
+async def test_a_full_node_is_left_out_before_its_beat_says_so() -> None:
+    """Places are counted here at once: a burst does not pile up on one node."""
+    async with scene() as made:
+        fast, slow = await made.add(decode_tps=50.0), await made.add(decode_tps=5.0)
+        assert [(await made.choose()).callee for _ in range(2)] == [fast.party, slow.party]
+
+
+async def test_a_freed_place_goes_to_one_who_waits() -> None:
+    """Whoever waits gets the place as soon as it is free."""
+    async with scene() as made:
+        node = await made.add()
+        first = await made.choose()
+        began = anyio.current_time()
+
+        async def free() -> None:
+            await anyio.sleep(3)
+            assert made.routing.num_waiting == 1
+            made.routing.ended(first, journey(), None)
+
+        made.tasks.start_soon(free)
+        assert (await made.choose()).callee == node.party
+        assert anyio.current_time() - began == pytest.approx(3, abs=0.01)
+        assert made.routing.num_waiting == 0
+
+
+async def test_a_node_that_failed_a_task_has_it_again_only_when_there_is_no_other() -> None:
+    """The failed one is avoided; alone, it is asked again after a moment."""
+    async with scene() as made:
+        failed = await made.add(decode_tps=50.0, slots=2)
+        other = await made.add(decode_tps=5.0)
+        assert (await made.choose(failed)).callee == other.party
+        began = anyio.current_time()
+        assert (await made.choose(failed)).callee == failed.party
+        waited_s = anyio.current_time() - began
+        assert routing.SAME_AGAIN_S <= waited_s <= routing.SAME_AGAIN_S + routing.LOOK_AGAIN_S
+
+
+async def test_a_failure_makes_a_node_less_likely_for_a_while() -> None:
+    """A node that let tasks down is second choice until that is forgotten."""
+    async with scene() as made:
+        good, bad = await made.add(slots=9), await made.add(decode_tps=15.0, slots=9)
+        target = await made.choose()
+        assert target.callee == bad.party
+        made.routing.ended(target, journey(), GONE)
+        target = await made.choose()
+        assert target.callee == good.party
+        made.routing.ended(target, journey(), None)
+        await anyio.sleep(10 * routing.FAILURE_HALF_LIFE_S)
+        assert (await made.choose()).callee == bad.party
+
+
+@pytest.mark.parametrize("code", [RefusalCode.BUSY, RefusalCode.DRAINING])
+async def test_a_polite_refusal_is_no_failure(code: str) -> None:
+    """Being busy or draining speaks against nobody."""
+    async with scene() as made:
+        await made.add(slots=9)
+        fast = await made.add(decode_tps=15.0, slots=9)
+        for _ in range(3):
+            target = await made.choose()
+            assert target.callee == fast.party
+            made.routing.ended(target, journey(), AttemptFailed(FailureKind.REFUSED, code))
+
+
+async def test_too_many_who_wait_are_told_when_to_come_back() -> None:
+    """The queue is bounded; beyond it the answer is an immediate Overloaded with a time."""
+    async with scene() as made:
+        await made.add()
+        await made.choose()
+        refused: list[Overloaded] = []
+
+        async def wait() -> None:
+            try:
+                await made.choose()
+            except Overloaded as error:
+                refused.append(error)
+
+        for _ in range(routing.WAITING_MAX):
+            made.tasks.start_soon(wait)
+        await anyio.sleep(0.1)
+        assert made.routing.num_waiting == routing.WAITING_MAX
+        with pytest.raises(Overloaded) as failed:
+            await made.choose()
+        assert failed.value.retry_after_s
+        await anyio.sleep(routing.WAIT_FOR_SLOT_S + 1)
+        assert len(refused) == routing.WAITING_MAX
+        assert all(one.retry_after_s for one in refused)
+        assert made.routing.num_waiting == 0
+
+
+async def test_a_prompt_that_fits_nobody_is_refused_at_once() -> None:
+    """Waiting does not make a context longer."""
+    async with scene() as made:
+        await made.add(context_length=100)
+        began = anyio.current_time()
+        with pytest.raises(ContextTooLong, match="100"):
+            await made.choose(prompt=100)
+        assert anyio.current_time() == began
+
+
+async def test_without_any_node_it_waits_a_little_and_says_so() -> None:
+    """A node that restarts is waited for; then the answer is Unavailable, retryable."""
+    async with scene() as made:
+        began = anyio.current_time()
+        with pytest.raises(Unavailable) as failed:
+            await made.choose()
+        assert failed.value.retry_after_s
+        assert anyio.current_time() - began == pytest.approx(routing.WAIT_FOR_NODE_S, abs=1)
+
+
+async def test_a_model_that_nobody_serves_any_more_is_not_found() -> None:
+    """Nodes are there, but none with this model."""
+    async with scene() as made:
+        await made.add()
+        with pytest.raises(ModelNotFound):
+            await made.choose(root=b"?" * 32)
+
+
+async def test_a_draining_node_gets_nothing() -> None:
+    """A node that drains is passed over."""
+    async with scene() as made:
+        draining = await made.add(decode_tps=99.0)
+        draining.draining = True
+        other = await made.add()
+        await anyio.sleep(2 * BEAT_INTERVAL_S)
+        assert (await made.choose()).callee == other.party
+
+
+async def test_what_is_served_is_added_up() -> None:
+    """Per model: all slots together and the longest context."""
+    async with scene() as made:
+        await made.add(slots=3)
+        await made.add(slots=4, context_length=2000)
+        (model,) = made.routing.models()
+        assert (model.slots, model.context_length) == (7, 2000)
+
+
+async def test_nothing_is_kept_of_those_who_are_gone() -> None:
+    """When parties have come and gone for long, no table has grown."""
+    async with scene() as made:
+        for _ in range(5):
+            node = await made.add()
+            target = await made.choose()
+            made.routing.ended(target, journey(), GONE)
+            node.scope.cancel()
+            await anyio.sleep(BEAT_LEASE_S + routing.FAILURE_FORGOTTEN_S)
+        node = await made.add()
+        node.scope.cancel()
+        await anyio.sleep(2 * BEAT_LEASE_S)
+        tables = made.routing
+        kept = (tables._in_flight, tables._health, tables._good, tables._bad)
+        assert [len(table) for table in kept] == [0, 0, 0, 0]
+        assert len(made.gone) == 6
+
+
+@pytest.mark.parametrize("how", ["unsigned", "anothers", "eternal", "expired"])
+async def test_a_node_with_a_bad_prekey_stands_in_nobodys_way(how: str) -> None:
+    """However tempting it looks, it is passed over, and the sound node gets the task."""
+    async with scene() as made:
+        sound, bad = await made.add(), await made.add(decode_tps=1e9)
+        change = msgspec.structs.replace
+        match how:
+            case "unsigned":
+                bad.prekey = change(bad.prekey, signature=bytes(64))
+            case "anothers":
+                bad.prekey = sound.prekey
+            case "eternal":
+                bad.prekey = _signed(bad, not_after_ms=1 << 46)
+            case _:
+                bad.prekey = _signed(bad, not_after_ms=bad.prekey.not_before_ms + 1)
+        await anyio.sleep(2 * BEAT_INTERVAL_S)
+        assert (await made.choose()).callee == sound.party
+
+
+def _signed(node: FakeNode, **changes: object) -> Prekey:
+    prekey = msgspec.structs.replace(node.prekey, **changes)
+    signature = node.member.identity.sign(prekey.signed_bytes())
+    return msgspec.structs.replace(prekey, signature=signature)
+
+
+async def test_boasting_nodes_do_not_burst_the_sum() -> None:
+    """Claimed slots add up to a number that fits into a beat."""
+    async with scene() as made:
+        await made.add(slots=SLOTS_MAX)
+        await made.add(slots=SLOTS_MAX)
+        assert [model.slots for model in made.routing.models()] == [SLOTS_MAX]
+
+
+async def test_made_up_models_crowd_out_none_that_is_served() -> None:
+    """The list of models has an end, and what more parties serve comes first."""
+    async with scene() as made:
+        liar = await made.add()
+        liar.models = tuple(
+            ServedModel("x" * 200, number.to_bytes(32, "big"), 10, SLOTS_MAX)
+            for number in range(MODELS_MAX)
+        )
+        await anyio.sleep(2 * BEAT_INTERVAL_S)
+        await made.add()
+        await made.add()
+        models = made.routing.models()
+        assert len(models) == MODELS_MAX
+        assert models[0].model_root == ROOT
