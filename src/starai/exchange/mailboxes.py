@@ -49,5 +49,11 @@ class Mailbox(Generic[T]):
             raise MailboxOverflow
         return self._items.popleft()
 
+    def take_ready(self) -> list[T]:
+        """All that waits now, which may be nothing; a gap shows at the next `get`."""
+        ready = [*self._items]
+        self._items.clear()
+        return ready
+
     def __len__(self) -> int:
         return len(self._items)

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import signal
+from collections.abc import Sequence
 
 import anyio
 
@@ -28,6 +29,7 @@ from starai.engines.process import EngineWorker, engine_process
 from starai.exchange.mailboxes import Mailbox, MailboxOverflow
 from starai.exchange.serving import Refused, ServedTask
 from starai.protocol import tokens
+from starai.protocol.generation import TokenLogprobs
 from starai.protocol.tasks import RefusalCode, TaskHeader
 
 _LOG = logging.getLogger(__name__)
@@ -146,21 +148,36 @@ class Runner:
     async def _stream(self, task: ServedTask, mailbox: Mailbox[Emitted | None]) -> None:
         admitted_s = self._clock.monotonic_s()
         first_s = 0.0
-        num_answered = 0
         while not task.finished:
-            emitted = await mailbox.get()
-            if emitted is None:
-                raise Refused(RefusalCode.ENGINE_FAILED)
-            if emitted.error:
-                raise Refused(_REFUSAL_OF.get(emitted.error, RefusalCode.ENGINE_FAILED))
-            await task.send(tokens.pack(emitted.ids), emitted.finish, emitted.logprobs)
-            if not num_answered:
+            # An engine that is faster than the wire fills one chunk with several steps.
+            await self._send(task, [await mailbox.get(), *mailbox.take_ready()])
+            if not first_s:
                 first_s = self._clock.monotonic_s()
                 num_prompt = tokens.count(task.generation.prompt + task.generation.accepted)
                 self.prefill.measured(num_prompt, first_s - admitted_s)
-            num_answered += len(emitted.ids)
-            self.num_tokens += len(emitted.ids)
-        self.decode.measured(num_answered - 1, self._clock.monotonic_s() - first_s)
+        self.decode.measured(task.num_sent - 1, self._clock.monotonic_s() - first_s)
+
+    async def _send(self, task: ServedTask, news: Sequence[Emitted | None]) -> None:
+        """Send the tokens of some steps as one part, then refuse if the last step failed."""
+        ids: list[int] = []
+        logprobs: list[TokenLogprobs] = []
+        finish = refusal = None
+        for emitted in news:
+            if emitted is None:
+                refusal = RefusalCode.ENGINE_FAILED
+            elif emitted.error:
+                refusal = _REFUSAL_OF.get(emitted.error, RefusalCode.ENGINE_FAILED)
+            else:
+                ids += emitted.ids
+                logprobs += emitted.logprobs
+                finish = emitted.finish
+            if refusal or finish:
+                break
+        if ids or finish:
+            self.num_tokens += len(ids)
+            await task.send(tokens.pack(ids), finish, tuple(logprobs))
+        if refusal:
+            raise Refused(refusal)
 
     async def _pump(self, worker: EngineWorker) -> None:
         """Hand the worker's events to their tasks until it dies."""
