@@ -37,6 +37,8 @@ SETTLED_S = 20.0
 LOG_BYTES_MAX = 16 << 20
 #: Set for the children of `processes`: their standard input is a pipe from their parent.
 CHILD_MARK = "STARAI_CHILD"
+#: What runs a service, given its arguments.
+PROGRAM = (sys.executable, "-m", "starai.cli")
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,16 @@ class _Child:
 class Processes:
     """The running services, stopped in the order opposite to that of their start."""
 
-    def __init__(self, group: TaskGroup, clock: Clock) -> None:
+    def __init__(self, group: TaskGroup, clock: Clock, program: Sequence[str]) -> None:
         """Made by `processes`."""
         self._group = group
+        self._program = program
         self._clock = clock
         self._children: dict[str, _Child] = {}
 
     async def start(self, service: Service) -> None:
         """Run a service until it is stopped, restarting it when it dies."""
-        child = _Child(service, await _spawn(service))
+        child = _Child(service, await _spawn(self._program, service))
         self._children[service.name] = child
         self._group.start_soon(self._watch, child)
 
@@ -123,7 +126,7 @@ class Processes:
                 await child.stopping.wait()
                 return
             child.restarts += 1
-            child.process = await _spawn(child.service)
+            child.process = await _spawn(self._program, child.service)
             if child.stopping.is_set():  # while it was being made, nobody could tell it
                 _signal(child, signal.SIGTERM)
 
@@ -135,10 +138,10 @@ def _signal(child: _Child, number: signal.Signals) -> None:
 
 
 @asynccontextmanager
-async def processes(clock: Clock) -> AsyncIterator[Processes]:
-    """Own services inside the context; leaving it stops them all."""
+async def processes(clock: Clock, program: Sequence[str] = PROGRAM) -> AsyncIterator[Processes]:
+    """Own services inside the context, run by ``program``; leaving it stops them all."""
     async with task_group() as group:
-        owned = Processes(group, clock)
+        owned = Processes(group, clock, program)
         try:
             yield owned
         finally:
@@ -147,14 +150,14 @@ async def processes(clock: Clock) -> AsyncIterator[Processes]:
             group.cancel_scope.cancel()
 
 
-async def _spawn(service: Service) -> Process:
+async def _spawn(program: Sequence[str], service: Service) -> Process:
     mode = "ab"
     with suppress(FileNotFoundError):
         if service.log.stat().st_size > LOG_BYTES_MAX:
             mode = "wb"
     with service.log.open(mode) as log:
         return await anyio.open_process(
-            [sys.executable, "-m", "starai.cli", *service.arguments],
+            [*program, *service.arguments],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,

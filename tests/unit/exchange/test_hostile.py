@@ -14,7 +14,7 @@ from starai.exchange import serving as serving_module
 from starai.exchange.base import SILENCE_S, AttemptFailed, FailureKind, Settled, task_record
 from starai.exchange.carrying import Carrier, Journey, Target, attempts_within
 from starai.exchange.mailboxes import Mailbox, MailboxOverflow
-from starai.exchange.offering import AnswerStream, Ask, Offering
+from starai.exchange.offering import EARLY_MAX, AnswerStream, Ask, Offering
 from starai.exchange.replays import SeenOffers
 from starai.exchange.serving import Refused, ServedTask, Serving
 from starai.protocol import tokens
@@ -264,18 +264,37 @@ async def test_a_header_cannot_state_another_size_than_the_request_has() -> None
         assert stream.accepted_seq == 0
 
 
-async def test_a_flood_of_refused_tasks_leaves_nothing_behind() -> None:
-    """Tasks without a token are forgotten at once, and no more than a limit run at a time."""
+async def test_refused_tasks_whose_close_never_comes_leave_nothing_behind() -> None:
+    """A task of which no token was sent is forgotten at once: there is nothing to settle."""
+    scenes: list[Scene] = []
 
     async def busy(task: ServedTask) -> None:
+        scenes[0].network.faults = Faults(loss=1.0)  # neither the refusal nor the close arrives
         raise Refused(RefusalCode.BUSY)
 
     async with scene(busy) as made:
-        for number in range(50):
+        scenes.append(made)
+        for number in range(5):
+            made.network.faults = Faults()
             with pytest.raises(AttemptFailed):
                 await made.read(number.to_bytes(16, "big"))
-        await anyio.sleep(0.1)
         assert len(made.serving._tasks) == 0
+
+
+async def test_chunks_far_ahead_of_their_turn_are_not_kept() -> None:
+    """A callee that numbers its chunks at will fills nobody's memory."""
+
+    async def silent(task: ServedTask) -> None:
+        task.is_alive = lambda: False
+        await anyio.sleep_forever()
+
+    async with scene(silent) as made, made.offering.offer(made.ask()) as answer:
+        for seq in range(1, 1000):
+            answer.deliver(Answer(b"t" * 16, 0, seq * 7, b"x"))
+        with pytest.raises(AttemptFailed) as failed:
+            await exhaust(answer)
+        assert failed.value.kind is FailureKind.SILENT
+        assert len(answer._early) <= EARLY_MAX
 
 
 async def test_tasks_beyond_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,10 @@ from starai.local.asking import Operator
 from starai.protocol.api_keys import KEY_PREFIX, hash_api_key
 from starai.protocol.frames import decode, encode
 from starai.protocol.identity import Identity, KeyKind
+from starai.protocol.ports import Delivery
+from starai.protocol.presence import Beat
 from starai.protocol.registry import Admitted, Join, KeyTable
-from starai.protocol.subjects import KEYS_CHANGED, Role, registry
+from starai.protocol.subjects import KEYS_CHANGED, Role, beat, registry
 from starai.protocol.tickets import JoinTicket
 from starai.registry.service import RegistryConfig, run_registry
 from starai.registry.store import open_store
@@ -104,3 +106,21 @@ async def test_no_secret_travels_or_rests(tmp_path: Path) -> None:
         assert shown in everything  # the watcher did hear, and the files were read
     for secret in (text.encode(), *_spellings(key, ticket.seed, _NEWCOMER.seed)):
         assert secret not in everything
+
+
+def _beat(of: Identity, draining: bool = False) -> bytes:
+    return encode(Beat(of.party, "node", 1, 1, 1 << 46, draining, 0, 0, 0, 0))
+
+
+async def test_nobody_is_seen_through_anothers_beat() -> None:
+    """A node that beats in another's name is not heard; nor does a future date keep it alive."""
+    async with MemoryNetwork() as network:
+        asked = Operator(_member(network))
+        asked.hear(Delivery(beat(Role.NODE, _WATCHER.party), _beat(_NEWCOMER, draining=True)))
+        asked.hear(Delivery(beat(Role.GATEWAY, _WATCHER.party), _beat(_WATCHER)))
+        assert asked.beats() == []
+        asked.hear(Delivery(beat(Role.NODE, _NEWCOMER.party), _beat(_NEWCOMER)))
+        assert [one.party for one in asked.beats(Role.NODE)] == [_NEWCOMER.party]
+        await anyio.sleep(5)
+        asked.forget_silent(3)
+        assert asked.beats() == []

@@ -1,0 +1,252 @@
+"""A distributor between a gateway and scripted nodes, under virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import msgspec
+import pytest
+
+from starai.core.errors import ContextTooLong, DeadlinePassed, Overloaded, StarAIError, Unavailable
+from starai.distributor import service as module
+from starai.distributor.service import Distributor
+from starai.exchange.confirming import Confirmer
+from starai.exchange.member import Member
+from starai.exchange.presence import keep_beating
+from starai.exchange.serving import Refused, ServedTask, Serving
+from starai.gateway.dispatch import Dispatch
+from starai.protocol import tokens
+from starai.protocol.generation import Finish, Generation, Sampling
+from starai.protocol.ports import Submission
+from starai.protocol.presence import SLOTS_MAX, Beat, ServedModel
+from starai.protocol.records import TaskRecord
+from starai.protocol.registry import Side
+from starai.protocol.subjects import Role
+from starai.protocol.tasks import RefusalCode
+from starai.testing.outboxes import MemoryOutbox
+from starai.testing.parties import Parties
+from starai.wire.memory import MemoryNetwork
+
+pytestmark = pytest.mark.anyio
+
+ROOT, LENGTH = b"m" * 32, 12
+GENERATION = Generation(
+    tokens.pack(range(8)), LENGTH, Sampling(b"k" * 32), stop_token_ids=(), salt=b"s" * 16
+)
+Handler = Callable[[ServedTask], Awaitable[None]]
+
+
+@pytest.fixture
+def anyio_backend(virtual_time: object) -> object:
+    """All of this happens in virtual time."""
+    return virtual_time
+
+
+async def answer_all(task: ServedTask) -> None:
+    for position in range(tokens.count(task.generation.accepted), LENGTH):
+        await anyio.sleep(0.1)
+        await task.send(tokens.pack([position]), Finish.LENGTH if position == LENGTH - 1 else None)
+
+
+class Scene:
+    def __init__(self, network: MemoryNetwork, tasks: anyio.abc.TaskGroup) -> None:
+        self.network = network
+        self.tasks = tasks
+        self.parties = Parties(network)
+        self.dispatch = Dispatch(self.parties.join(Role.GATEWAY))
+        self.outbox = MemoryOutbox()
+        self.member = self.parties.join(Role.DISTRIBUTOR)
+        self.scope = anyio.CancelScope()
+        self.model = ServedModel("m", ROOT, 1000, 4)
+
+    async def start_distributor(self) -> None:
+        member = self.member
+        confirmer = Confirmer(
+            *(member.wire, member.identity, self.outbox, "test", 2000, Side.DISTRIBUTOR),
+            clock=member.clock,
+        )
+
+        async def run(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+            with self.scope:
+                await Distributor(member, confirmer).run(task_status=task_status)
+
+        await self.tasks.start(run)
+        await anyio.sleep(1)
+
+    async def add_node(self, handler: Handler = answer_all) -> Member:
+        member = self.parties.join(Role.NODE)
+        serving = Serving(member, Role.NODE, (Role.DISTRIBUTOR,), handler)
+        await self.tasks.start(serving.run)
+
+        def beat(seq: int) -> Beat:
+            served = (*(member.identity.party, "node", 1, seq, 1, False), 0, 0, 0, 0)
+            return Beat(*served, serving.prekey, (self.model,))
+
+        self.tasks.start_soon(keep_beating, member.wire, Role.NODE, beat)
+        await anyio.sleep(1)
+        return member
+
+    def submission(self, deadline_s: float = 60.0, **changes: object) -> Submission:
+        deadline_ms = self.member.clock.now_ms() + int(deadline_s * 1000)
+        made = Submission(b"t" * 16, "m", ROOT, 7, deadline_ms, GENERATION)
+        return msgspec.structs.replace(made, **changes)
+
+    async def read(self, submission: Submission | None = None) -> list[int]:
+        ids: list[int] = []
+        async with self.dispatch.submit(submission or self.submission()) as parts:
+            async for part in parts:
+                ids += tokens.unpack(part.ids)
+        return ids
+
+    async def records(self) -> list[TaskRecord]:
+        found = await self.outbox.pending("confirm.distributor", 100)
+        return [TaskRecord.parse(item) for _, item in found]
+
+
+@asynccontextmanager
+async def scene() -> AsyncIterator[Scene]:
+    async with MemoryNetwork() as network, anyio.create_task_group() as tasks:
+        made = Scene(network, tasks)
+        async with made.dispatch.running():
+            await made.start_distributor()
+            yield made
+            tasks.cancel_scope.cancel()
+
+
+async def test_an_answer_is_on_record_before_its_end_is_handed_on() -> None:
+    """Whoever saw the last token can be sure that the books know it."""
+    async with scene() as made:
+        node = await made.add_node()
+        async with made.dispatch.submit(made.submission()) as parts:
+            async for part in parts:
+                done = await made.records() if part.finish else []
+        (record,) = done
+        assert (record.node, record.distributor) == (node.identity.raw, made.member.identity.raw)
+        assert (record.prompt_tokens, record.answer_tokens, record.customer) == (8, LENGTH, 7)
+
+
+async def test_a_client_that_hangs_up_is_charged_for_what_it_got() -> None:
+    """The attempt is on record with the tokens that were accepted until then."""
+    async with scene() as made:
+        await made.add_node()
+        with anyio.move_on_after(0.55):
+            await made.read()
+        await anyio.sleep(1)
+        assert [one.answer_tokens for one in await made.records()] == [5]
+
+
+async def test_a_node_that_dies_costs_its_own_part_only() -> None:
+    """Each attempt has its own record, and together they are the whole answer."""
+    died: list[bytes] = []
+
+    async def dies_once(task: ServedTask) -> None:
+        if not died:
+            died.append(task.header.task_id)
+            await task.send(tokens.pack(range(5)))
+            raise Refused(RefusalCode.ENGINE_FAILED)
+        await answer_all(task)
+
+    async with scene() as made:
+        for _ in range(2):
+            await made.add_node(dies_once)
+        assert await made.read() == list(range(LENGTH))
+        records = await made.records()
+        assert [one.answer_tokens for one in records] == [5, LENGTH - 5]
+        assert len({one.attempt for one in records}) == 2
+
+
+async def test_when_the_distributor_dies_another_carries_on_under_other_numbers() -> None:
+    """No token is missing or doubled, and no two records claim the same attempt."""
+    async with scene() as made:
+        await made.add_node()
+        ids: list[int] = []
+
+        async def read() -> None:
+            ids.extend(await made.read())
+
+        async with anyio.create_task_group() as reading:
+            reading.start_soon(read)
+            await anyio.sleep(0.55)
+            made.scope.cancel()
+            await anyio.sleep(0.01)
+            made.member, made.scope = made.parties.join(Role.DISTRIBUTOR), anyio.CancelScope()
+            await made.start_distributor()
+        assert ids == list(range(LENGTH))
+        records = await made.records()
+        assert len({one.attempt for one in records}) == len(records) == 2
+        assert sum(one.answer_tokens for one in records) == LENGTH
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (RefusalCode.BUSY, Overloaded),
+        (RefusalCode.CONTEXT_TOO_LONG, ContextTooLong),
+        (RefusalCode.ENGINE_FAILED, Unavailable),
+        (RefusalCode.DEADLINE, DeadlinePassed),
+    ],
+)
+async def test_what_every_node_says_is_what_the_client_hears(
+    code: str, expected: type[StarAIError]
+) -> None:
+    """A refusal keeps its meaning over both hops, and does not take for ever."""
+
+    async def refuses(task: ServedTask) -> None:
+        raise Refused(code, retry_after_ms=1500)
+
+    async with scene() as made:
+        await made.add_node(refuses)
+        began = anyio.current_time()
+        with pytest.raises(expected):
+            await made.read()
+        assert anyio.current_time() - began < 40
+
+
+async def test_past_its_deadline_a_request_ends() -> None:
+    """The client hears of it soon after the deadline, and the node is freed."""
+    async with scene() as made:
+        await made.add_node()
+        began = anyio.current_time()
+        with pytest.raises(DeadlinePassed):
+            await made.read(made.submission(deadline_s=0.5))
+        assert anyio.current_time() - began < 1
+
+
+async def test_a_full_house_says_busy_once() -> None:
+    """With all slots taken a request waits its time at the distributor, and is then refused."""
+
+    async def endless(task: ServedTask) -> None:
+        await anyio.sleep_forever()
+
+    async with scene() as made:
+        made.model = msgspec.structs.replace(made.model, slots=1)
+        await made.add_node(endless)
+        made.tasks.start_soon(made.read, made.submission(deadline_s=300))
+        await anyio.sleep(0.5)
+        began = anyio.current_time()
+        with pytest.raises(Overloaded) as failed:
+            await made.read(made.submission(task_id=b"2" * 16))
+        assert failed.value.retry_after_s
+        assert anyio.current_time() - began < 35
+        made.tasks.cancel_scope.cancel()
+
+
+async def test_boasting_nodes_do_not_stop_its_beat() -> None:
+    """Whatever nodes claim, what the distributor says of them fits into a beat."""
+    async with scene() as made:
+        made.model = msgspec.structs.replace(made.model, slots=SLOTS_MAX)
+        for _ in range(2):
+            await made.add_node()
+        await anyio.sleep(2)
+        (served,) = made.dispatch.models()
+        assert served.slots == SLOTS_MAX
+        assert await made.read() == list(range(LENGTH))
+
+
+def test_every_error_has_a_refusal() -> None:
+    """What the caller can act on keeps its kind; the rest is: no node could."""
+    assert module._as_refusal(Overloaded(retry_after_s=2.0)).retry_after_ms == 2000
+    assert module._as_refusal(ContextTooLong()).code == RefusalCode.CONTEXT_TOO_LONG
+    assert module._as_refusal(Unavailable()).code == RefusalCode.NO_NODE

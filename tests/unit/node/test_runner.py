@@ -1,0 +1,238 @@
+"""The runner over real worker processes: what a crash, a hang and a refusal mean for a task."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import msgspec
+import pytest
+
+from starai.core.clock import SystemClock
+from starai.core.errors import ModelNotFound
+from starai.engines.base import EngineSpec
+from starai.exchange.serving import Refused, ServedTask
+from starai.models.catalog import open_model
+from starai.node import runner as module
+from starai.node.runner import Runner, Speed
+from starai.protocol import tokens
+from starai.protocol.generation import Generation, Sampling
+from starai.protocol.subjects import Role
+from starai.protocol.tasks import RefusalCode, TaskHeader
+from starai.sealing import derive_keys
+from starai.testing.parties import Parties
+from starai.wire.memory import MemoryNetwork
+
+pytestmark = pytest.mark.anyio
+
+MOCK = open_model("mock")
+
+
+class Scene:
+    """A running runner, and tasks for it whose parts come back here."""
+
+    def __init__(self, parties: Parties, runner: Runner) -> None:
+        self.runner = runner
+        self.caller, self.callee = parties.join(Role.DISTRIBUTOR), parties.join(Role.NODE)
+        self.number = 0
+
+    def task(self, root: bytes = MOCK.root, **changes: object) -> ServedTask:
+        self.number += 1
+        generation = Generation(
+            prompt=tokens.pack(b"hello"),
+            max_tokens=30,
+            sampling=Sampling(b"k" * 32, logit_bias={256: -100.0}),
+            stop_token_ids=MOCK.eos_token_ids,
+            salt=b"s" * 16,
+        )
+        header = TaskHeader(
+            *(self.number.to_bytes(16, "big"), 2**31, self.caller.identity.party),
+            *(self.callee.identity.party, b"i" * 16, root, 5, 30, 1, 2, 0, 0, b"h" * 32),
+        )
+        generation = msgspec.structs.replace(generation, **changes)
+        return ServedTask(header, generation, derive_keys(b"S" * 32, header), self.callee.wire)
+
+    async def ready(self) -> int:
+        """Wait for a worker; its pid."""
+        with anyio.fail_after(20):
+            while self.runner._worker is None:
+                await anyio.sleep(0.01)
+        return self.runner._worker.pid
+
+
+@asynccontextmanager
+async def scene(slots: int = 2, delay_ms: float = 0.0) -> AsyncIterator[Scene]:
+    spec = EngineSpec("mock", "mock", slots=slots, options={"step_delay_ms": delay_ms})
+    async with MemoryNetwork() as network, anyio.create_task_group() as group:
+        runner = Runner(spec, SystemClock())
+        made = Scene(Parties(network, clock=SystemClock()), runner)
+        group.start_soon(runner.run)
+        yield made
+        group.cancel_scope.cancel()
+
+
+async def refusal_of(made: Scene, task: ServedTask) -> Refused:
+    with pytest.raises(Refused) as refused:
+        await made.runner.answer(task)
+    return refused.value
+
+
+async def test_a_task_is_answered_to_its_end_and_measured() -> None:
+    """All tokens are sent, the finish with the last; the speeds are known afterwards."""
+    async with scene(delay_ms=1) as made:
+        await made.ready()
+        task = made.task()
+        await made.runner.answer(task)
+        assert (task.finished, task.num_sent) == (True, 30)
+        assert made.runner.num_tokens == 30
+        assert made.runner.num_running == 0
+        assert 0 < made.runner.decode.tps < 1100
+        assert made.runner.prefill.tps > 0
+
+
+async def test_before_the_engine_is_ready_a_task_is_sent_elsewhere() -> None:
+    """While the model loads the answer is busy, with a time to come back."""
+    async with scene() as made:
+        refused = await refusal_of(made, made.task())
+        assert (refused.code, made.runner.info) == (RefusalCode.BUSY, None)
+        assert refused.retry_after_ms > 0
+
+
+async def test_another_model_is_refused_by_name() -> None:
+    """The root in the header decides, not a name."""
+    async with scene() as made:
+        await made.ready()
+        assert (await refusal_of(made, made.task(b"?" * 32))).code == RefusalCode.UNKNOWN_MODEL
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"prompt": tokens.pack([65] * 9000)}, RefusalCode.CONTEXT_TOO_LONG),
+        ({"prompt": b""}, RefusalCode.BAD_REQUEST),
+        ({"max_tokens": 0}, RefusalCode.BAD_REQUEST),
+        ({"max_tokens": -(2**63)}, RefusalCode.BAD_REQUEST),
+        ({"top_logprobs": 2**40}, RefusalCode.BAD_REQUEST),
+        ({"sampling": Sampling(b"k" * 32, temperature=float("nan"))}, RefusalCode.BAD_REQUEST),
+        ({"sampling": Sampling(b"k" * 32, top_p=float("inf"))}, RefusalCode.BAD_REQUEST),
+        ({"sampling": Sampling(b"k" * 32, logit_bias={-1: 1.0})}, RefusalCode.BAD_REQUEST),
+        ({"sampling": Sampling(b"k" * 32, logit_bias={2**60: 1.0})}, RefusalCode.BAD_REQUEST),
+        ({"sampling": Sampling(b"k" * 32, logit_bias={1: float("nan")})}, RefusalCode.BAD_REQUEST),
+    ],
+    ids=[
+        *("long", "empty", "no tokens", "negative tokens", "rivals"),
+        *("nan heat", "infinite top_p", "bias of -1", "bias of nobody", "nan bias"),
+    ],
+)
+async def test_what_makes_no_sense_is_refused_and_disturbs_nobody(
+    changes: dict[str, object], code: str
+) -> None:
+    """The engine's refusal becomes the task's, and the worker lives on."""
+    async with scene() as made:
+        pid = await made.ready()
+        assert (await refusal_of(made, made.task(**changes))).code == code
+        await made.runner.answer(made.task())
+        assert await made.ready() == pid
+
+
+async def test_more_tasks_than_slots_are_refused_as_busy() -> None:
+    """A slot too many is refused at once; the others are not touched."""
+    async with scene(slots=1, delay_ms=5) as made, anyio.create_task_group() as group:
+        await made.ready()
+        group.start_soon(made.runner.answer, made.task())
+        await anyio.sleep(0.05)
+        assert (await refusal_of(made, made.task())).code == RefusalCode.BUSY
+
+
+async def test_a_cancelled_task_frees_its_slot() -> None:
+    """Whoever goes away leaves the engine to others."""
+    async with scene(slots=1, delay_ms=5) as made:
+        await made.ready()
+        with anyio.move_on_after(0.05):
+            await made.runner.answer(made.task())
+        assert made.runner.num_running == 0
+        await made.runner.answer(made.task())
+
+
+async def test_a_crash_of_the_engine_fails_its_tasks_and_nothing_else() -> None:
+    """SIGKILL of the worker: the task is refused as the engine's failure, and a new one serves."""
+    async with scene(delay_ms=20) as made:
+        pid = await made.ready()
+
+        async def kill() -> None:
+            await anyio.sleep(0.1)
+            os.kill(pid, signal.SIGKILL)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(kill)
+            refused = await refusal_of(made, made.task())
+        assert refused.code == RefusalCode.ENGINE_FAILED
+        await anyio.sleep(0.05)
+        assert await made.ready() != pid
+        await made.runner.answer(made.task(max_tokens=3))
+
+
+async def test_a_hanging_engine_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped worker gives no sign of life; it is killed, and its task goes elsewhere."""
+    monkeypatch.setattr(module, "HANG_S", 0.5)
+    async with scene(delay_ms=20) as made:
+        pid = await made.ready()
+        task = made.task()
+
+        async def stop() -> None:
+            await anyio.sleep(0.1)
+            assert task.is_alive()
+            os.kill(pid, signal.SIGSTOP)
+            await anyio.sleep(0.7)
+            assert not task.is_alive()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(stop)
+            with anyio.fail_after(10):
+                assert (await refusal_of(made, task)).code == RefusalCode.ENGINE_FAILED
+        assert await made.ready() != pid
+
+
+async def test_steps_that_nobody_could_keep_fail_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wire that takes nothing for too long costs the attempt, never a token in the middle."""
+    monkeypatch.setattr(module, "EMITTED_MAX", 3)
+    async with scene(delay_ms=1) as made:
+        await made.ready()
+        task = made.task()
+
+        async def stuck(*_: object) -> None:
+            await anyio.sleep(0.3)
+
+        monkeypatch.setattr(task, "send", stuck)
+        assert (await refusal_of(made, task)).code == RefusalCode.ENGINE_FAILED
+
+
+async def test_a_continued_answer_begins_behind_what_was_accepted() -> None:
+    """Only the missing tokens are sent."""
+    async with scene() as made:
+        await made.ready()
+        task = made.task(accepted=tokens.pack([40] * 25))
+        await made.runner.answer(task)
+        assert task.num_sent == 5
+
+
+async def test_a_model_that_cannot_be_served_ends_the_runner() -> None:
+    """Starting again would not help: the reason comes out."""
+    runner = Runner(EngineSpec("mock", "no/such-model"), SystemClock())
+    with anyio.fail_after(20), pytest.raises(ModelNotFound):
+        await runner.run()
+
+
+def test_speed_is_smoothed_and_ignores_nonsense() -> None:
+    """The first measurement counts fully, later ones a share; empty ones not at all."""
+    speed = Speed()
+    speed.measured(0, 1.0)
+    speed.measured(5, 0.0)
+    assert speed.tps == 0.0
+    speed.measured(100, 1.0)
+    assert speed.tps == 100.0
+    speed.measured(200, 1.0)
+    assert speed.tps == pytest.approx(100 + module.SPEED_WEIGHT * 100)
