@@ -87,6 +87,12 @@ class Up:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def spawn(self, *arguments: str, home: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
+        """A `starai` command that goes on running: another device's, in a home of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "starai.cli", *arguments, "--home", str(home)], env=env
+        )
+
     def pid(self, *words: str) -> int:
         """The process of a service of this network by words of its command line; 0: none."""
         for folder in Path("/proc").glob("[0-9]*"):
