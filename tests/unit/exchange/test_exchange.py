@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 
 import anyio
 import pytest
+import trio
+import trio.testing
 
 from starai.core.errors import Overloaded, Unavailable
 from starai.core.randomness import SeededRandomness
@@ -200,6 +202,21 @@ async def test_a_silent_callee_is_given_up_within_a_second() -> None:
             await read_all(made, target)
         assert failed.value.kind is FailureKind.SILENT
         assert anyio.current_time() - began < 1.5
+
+
+async def test_a_caller_that_overslept_does_not_blame_the_callee() -> None:
+    """When the caller's own process did not get its turn for seconds, the answer goes on."""
+    async with scene() as made:
+        target = await made.add_callee(answer_all)
+        clock = trio.lowlevel.current_clock()
+        assert isinstance(clock, trio.testing.MockClock)
+
+        async def oversleep() -> None:
+            await anyio.sleep(0.52)
+            clock.jump(4.0)
+
+        made.group.start_soon(oversleep)
+        assert await read_all(made, target) == WHOLE
 
 
 async def test_leaving_early_cancels_the_callees_work() -> None:
