@@ -29,4 +29,7 @@ napoleon_numpy_docstring = False
 
 nitpicky = True
 # Names outside this project resolve only with other projects' inventories, which need a network.
-nitpick_ignore_regex = [(r"py:.*", r"(?!starai\.).*"), (r"py:.*", r"starai\..*\.(M|Handler|Annotated|_\w+)")]
+nitpick_ignore_regex = [
+    (r"py:.*", r"(?!starai\.).*"),
+    (r"py:.*", r"starai\..*\.(M|Handler|Annotated|_\w+)"),
+]

@@ -304,7 +304,7 @@ def _commands() -> dict[str, click.Command]:
                 if child is not None and not child.hidden:
                     walk(child, click.Context(child, info_name=name, parent=context))
 
-    walk(cli, click.Context(cli, info_name="starai"))
+    walk(cli, click.Context(cli, info_name="starai", **cli.context_settings))
     return found
 
 

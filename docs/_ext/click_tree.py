@@ -63,7 +63,7 @@ class ClickTree(SphinxDirective):
         """Import the program and describe it."""
         module, _, attribute = self.arguments[0].partition(":")
         command = getattr(importlib.import_module(module), attribute)
-        context = click.Context(command, info_name=self.options["prog"])
+        context = click.Context(command, info_name=self.options["prog"], **command.context_settings)
         text = "\n".join(describe(command, context, 2))
         return self.parse_text_to_nodes(text, allow_section_headings=True)
 
