@@ -66,7 +66,7 @@ STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if os.name == "
 def up(
     home: Home, *, cors_origin: tuple[str, ...], as_json: bool, no_live: bool, **given: object
 ) -> None:
-    r"""Start a network on this machine: NATS, registry, distributor, gateway and nodes.
+    """Start a network on this machine: NATS, registry, distributor, gateway and nodes.
 
     It prints the URL of an OpenAI-compatible API, an API key, and lines to paste. Ctrl-C stops
     all of it; what was recorded stays in the home folder, and the next start goes on from there.
@@ -76,7 +76,7 @@ def up(
     starai up --model ORG/NAME                  a model fetched by `starai models pull ORG/NAME`
     starai up --nodes 2                         two nodes: kill one and watch its answers go on
     starai up --port 8001 --nats-port 4223 --home ~/other      a second network beside the first
-    """
+    """  # noqa: D301 - click wants a real backspace
     setup(os.environ.get("STARAI_LOG", "ERROR"))
     settings = UpSettings(home=home, cors_origins=cors_origin, **given)  # type: ignore[arg-type]
     anyio.run(_run, settings, as_json, no_live or as_json or not sys.stdout.isatty())

@@ -48,6 +48,7 @@ def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
         assert found is not None
         command = found
     assert command.help
+    assert "\\b" not in done.output
     for option in command.params:
         if isinstance(option, click.Option) and not option.hidden:
             assert option.help, f"{option.opts} of {path} has no help"
