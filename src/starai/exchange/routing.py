@@ -8,7 +8,7 @@ themselves, because beats lag behind bursts. Which candidate is best, `starai.ma
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
 
 import anyio
@@ -59,6 +59,15 @@ class Health(msgspec.Struct):
         return float(self.failures * 0.5 ** ((now_s - self.at_s) / FAILURE_HALF_LIFE_S))
 
 
+class _Waiter:
+    """A task in the line for a model: ``news`` is set when it should look again."""
+
+    __slots__ = ("news",)
+
+    def __init__(self) -> None:
+        self.news = anyio.Event()
+
+
 class Routing:
     """The routes from one party to those of a role (see `starai.exchange.carrying.Route`)."""
 
@@ -76,14 +85,14 @@ class Routing:
         self._policy = policy or FinishTime()
         self._in_flight: Counter[PartyId] = Counter()
         self._health: dict[PartyId, Health] = {}
-        self._waiting = 0
-        self._changed = anyio.Event()
+        #: Tasks that other callers have on a party, as its last beat tells.
+        self._others: dict[PartyId, int] = {}
+        #: Who waits, by model: the first of a line goes first.
+        self._lines: dict[bytes, deque[_Waiter]] = {}
         self._good: dict[PartyId, Prekey] = {}
         self._bad: dict[PartyId, tuple[Prekey, float]] = {}
         self._tell_gone = on_gone
-        self.presence = Presence(
-            wire, role, clock, on_gone=self._on_gone, on_beat=lambda _: self._wake()
-        )
+        self.presence = Presence(wire, role, clock, on_gone=self._on_gone, on_beat=self._on_beat)
 
     def models(self) -> tuple[ServedModel, ...]:
         """What can be served now: per model the longest context and all slots together.
@@ -107,20 +116,29 @@ class Routing:
     @property
     def num_waiting(self) -> int:
         """Tasks that wait for somebody free."""
-        return self._waiting
+        return sum(map(len, self._lines.values()))
 
     async def choose(self, journey: Journey, failed: Collection[PartyId]) -> Target:
         """The best that is free; waits for one, but not for ever and not with too many others."""
-        target = self._try(journey, failed)
-        if target is not None:
-            return target
-        if self._waiting >= WAITING_MAX:
+        line = self._lines.get(journey.model_root)
+        # An answer that was broken off goes to the front: somebody is in the middle of it.
+        if failed or not line:
+            target = self._try(journey, failed)
+            if target is not None:
+                return target
+        if self.num_waiting >= WAITING_MAX:
             raise Overloaded("too many requests wait for a node; try again", retry_after_s=2.0)
-        self._waiting += 1
+        line = self._lines.setdefault(journey.model_root, deque())
+        waiter = _Waiter()
+        line.insert(0 if failed else len(line), waiter)
         try:
-            return await self._wait(journey, failed)
+            return await self._wait(journey, failed, waiter)
         finally:
-            self._waiting -= 1
+            line.remove(waiter)
+            if line:
+                line[0].news.set()
+            else:
+                self._lines.pop(journey.model_root, None)
 
     def ended(self, target: Target, journey: Journey, failure: AttemptFailed | None) -> None:
         """Free the place; remember a failure that was the callee's fault."""
@@ -133,14 +151,16 @@ class Routing:
             health.failures, health.at_s = health.now(now_s) + 1.0, now_s
         self._wake()
 
-    async def _wait(self, journey: Journey, failed: Collection[PartyId]) -> Target:
+    async def _wait(self, journey: Journey, failed: Collection[PartyId], waiter: _Waiter) -> Target:
         began_s = self._clock.monotonic_s()
+        line = self._lines[journey.model_root]
         while True:
             self._refuse_too_long(journey)
             waited_s = self._clock.monotonic_s() - began_s
-            target = self._try(journey, failed if waited_s < SAME_AGAIN_S else ())
-            if target is not None:
-                return target
+            if line[0] is waiter:
+                target = self._try(journey, failed if waited_s < SAME_AGAIN_S else ())
+                if target is not None:
+                    return target
             served = any(m.model_root == journey.model_root for _, m in self._serving())
             if not served and waited_s >= WAIT_FOR_NODE_S:
                 if len(self.presence):
@@ -148,8 +168,9 @@ class Routing:
                 raise Unavailable("no node is connected; try again shortly", retry_after_s=2.0)
             if waited_s >= WAIT_FOR_SLOT_S:
                 raise Overloaded("all nodes are busy; try again shortly", retry_after_s=5.0)
+            waiter.news = anyio.Event()
             with anyio.move_on_after(LOOK_AGAIN_S):
-                await self._changed.wait()
+                await waiter.news.wait()
 
     def _refuse_too_long(self, journey: Journey) -> None:
         """Waiting does not help a prompt that fits nobody's context."""
@@ -183,7 +204,7 @@ class Routing:
             yield Candidate(
                 party=seen.party,
                 slots=model.slots,
-                running=max(seen.running, self._in_flight[seen.party]),
+                running=self._in_flight[seen.party] + self._others.get(seen.party, 0),
                 context_length=model.context_length,
                 prefill_tps=model.prefill_tps,
                 decode_tps=model.decode_tps,
@@ -218,7 +239,13 @@ class Routing:
         self._good[seen.party] = prekey
         return True
 
+    def _on_beat(self, beat: Beat) -> None:
+        # Own tasks are counted to the moment; only what others have there is hearsay.
+        self._others[beat.party] = max(0, beat.running - self._in_flight[beat.party])
+        self._wake()
+
     def _on_gone(self, party: PartyId) -> None:
+        self._others.pop(party, None)
         self._good.pop(party, None)
         self._bad.pop(party, None)
         oldest_s = self._clock.monotonic_s() - FAILURE_FORGOTTEN_S
@@ -227,8 +254,9 @@ class Routing:
         self._wake()
 
     def _wake(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
+        """Let the first of each line look again."""
+        for line in self._lines.values():
+            line[0].news.set()
 
 
 def _is_fault(failure: AttemptFailed) -> bool:

@@ -49,12 +49,14 @@ class FakeNode:
         self.model = ServedModel("m", ROOT, 1000, 1, 100.0, 10.0)
         self.models: tuple[ServedModel, ...] | None = None
         self.draining = False
+        self.running = 0
         self.scope = anyio.CancelScope()
 
     def beat(self, seq: int) -> Beat:
         models = self.models if self.models is not None else (self.model,)
         return Beat(
-            *(self.party, "node", 1, seq, 1, self.draining, 0, 0, 0, 0, self.prekey, models)
+            *(self.party, "node", 1, seq, 1, self.draining, self.running),
+            *(0, 0, 0, self.prekey, models),
         )
 
     async def run(self) -> None:
@@ -128,6 +130,72 @@ async def test_a_freed_place_goes_to_one_who_waits() -> None:
         assert (await made.choose()).callee == node.party
         assert anyio.current_time() - began == pytest.approx(3, abs=0.01)
         assert made.routing.num_waiting == 0
+
+
+async def test_who_came_first_is_served_first() -> None:
+    """Tasks that wait for the same model get their places in the order in which they came."""
+    async with scene() as made:
+        await made.add()
+        held = await made.choose()
+        served: list[int] = []
+
+        async def wait_in_line(number: int) -> None:
+            target = await made.choose()
+            served.append(number)
+            await anyio.sleep(0.1)
+            made.routing.ended(target, journey(), None)
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(20):
+                tasks.start_soon(wait_in_line, number)
+                await anyio.sleep(0.001)
+            assert made.routing.num_waiting == 20
+            made.routing.ended(held, journey(), None)
+            tasks.start_soon(wait_in_line, 20)  # it comes when a place is free, and waits too
+        assert served == list(range(21))
+        assert made.routing.num_waiting == 0
+
+
+async def test_an_answer_that_was_broken_off_goes_to_the_front() -> None:
+    """Whoever was in the middle of an answer goes before those who have none yet."""
+    async with scene() as made:
+        other, node = await made.add(), await made.add()
+        other.scope.cancel()
+        held = await made.choose(other)
+        assert held.callee == node.party
+        served: list[str] = []
+
+        async def wait(name: str, *failed: FakeNode) -> None:
+            target = await made.choose(*failed)
+            served.append(name)
+            made.routing.ended(target, journey(), None)
+
+        await anyio.sleep(BEAT_LEASE_S + 1)  # now there is one node, and it is full
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait, "new")
+            await anyio.sleep(0.01)
+            tasks.start_soon(wait, "broken off", other)
+            await anyio.sleep(0.01)
+            made.routing.ended(held, journey(), None)
+        assert served == ["broken off", "new"]
+
+
+async def test_an_old_beat_does_not_keep_a_freed_place_taken() -> None:
+    """What a beat counted of one's own tasks is known better here; others' tasks are believed."""
+    async with scene() as made:
+        node = await made.add(slots=2)
+        first, second = await made.choose(), await made.choose()
+        node.running = 2
+        await anyio.sleep(BEAT_INTERVAL_S)
+        made.routing.ended(first, journey(), None)
+        with anyio.fail_after(0.01):
+            third = await made.choose()
+        made.routing.ended(second, journey(), None)
+        made.routing.ended(third, journey(), None)
+        await anyio.sleep(2 * BEAT_INTERVAL_S)  # still two running: they are somebody else's
+        with anyio.move_on_after(0.1) as full:
+            await made.choose()
+        assert full.cancelled_caught
 
 
 async def test_a_node_that_failed_a_task_has_it_again_only_when_there_is_no_other() -> None:
