@@ -422,6 +422,8 @@ async def test_comes_back_after_an_outage(world: World) -> None:
             node.publish_soon(subject, b"dropped")
             await node.publish(subject, b"kept")
         await until(lambda: node.connected and operator.connected, within_s=5)
+        # Connected means that the server was told what is heard, not yet that it took note.
+        await settled(operator)
         await node.publish(subject, b"after")
         await until(lambda: b"after" in heard)
         assert b"dropped" not in heard
