@@ -1,4 +1,4 @@
-"""Attention over packed sequences, reading and writing our own KV memory.
+"""Attention over packed sequences, reading and writing paged KV memory.
 
 One forward pass carries pieces of many sequences side by side in one row of tokens: the linear
 layers see one batch without padding, and this function cuts it into its sequences again::
@@ -12,75 +12,86 @@ masks, so causality and sliding windows are made here. Knows nothing about sampl
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
+import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own habit
 from torch import Tensor
 from transformers import AttentionInterface
 
+from starai.engines.text.merging import Partial, attend_part, merge, with_sinks
+from starai.engines.text.pool import KeyValuePool, States
+
 NAME: Final = "starai_packed"
+
+#: Given a layer and the attention of all rows to the keys here, answers with that to all keys
+#: everywhere: how the hosts of Star Attention put their shards together.
+Exchange = Callable[[int, Partial], Partial]
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A piece of one sequence: ``count`` tokens from position ``start``, KV memory ``slot``."""
+    """A piece of one sequence: ``count`` tokens at ``start`` of the KV memory behind ``table``.
 
-    slot: int
+    ``position`` is the first token's rotary position, if it is not ``start``. A piece that does
+    not ``write`` only looks at the ``start`` tokens before it: all its rows see all of them.
+    """
+
+    table: Sequence[int]
     start: int
     count: int
+    position: int | None = None
+    write: bool = True
 
     @property
     def end(self) -> int:
-        """The position behind the piece."""
+        """The place behind the piece."""
         return self.start + self.count
 
 
-class KeyValueStore:
-    """Keys and values of all slots: per layer [slots, kv heads, capacity, width].
-
-    Layers are allocated when they are first written. On CPU the operating system commits pages
-    only as they are touched, so a large unused capacity costs nothing.
-    """
-
-    def __init__(self, slots: int, capacity: int) -> None:
-        """Room for ``slots`` sequences of up to ``capacity`` tokens."""
-        self._slots = slots
-        self._capacity = capacity
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The memory of a layer, shaped after its first keys and values [1, heads, T, width]."""
-        memory = self._layers.get(index)
-        if memory is None:
-            memory = (self._like(key), self._like(value))
-            self._layers[index] = memory
-        return memory
-
-    def _like(self, states: Tensor) -> Tensor:
-        _, heads, _, width = states.shape
-        return states.new_empty((self._slots, heads, self._capacity, width))
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Memory of one position of one sequence, all layers; known after the first pass."""
-        return sum(
-            states.element_size() * states.shape[1] * states.shape[3]
-            for pair in self._layers.values()
-            for states in pair
-        )
-
-
-@dataclass(slots=True)
+@dataclass
 class Pass:
     """One forward pass: its spans in the order of the packed tokens, and what the layers did."""
 
-    store: KeyValueStore
-    spans: list[Span]
+    pool: KeyValuePool
+    spans: Sequence[Span]
+    exchange: Exchange | None = None
     windows: dict[int, int | None] = field(default_factory=dict)
     masks: dict[tuple[int, int, int, int | None], Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def positions(self) -> list[int]:
+        """The rotary position of each packed token."""
+        return [
+            (span.start if span.position is None else span.position) + n
+            for span in self.spans
+            for n in range(span.count)
+        ]
+
+    @cached_property
+    def rows(self) -> Tensor | slice:
+        """Which packed tokens are written."""
+        if all(span.write for span in self.spans):
+            return slice(None)
+        written = np.repeat([s.write for s in self.spans], [s.count for s in self.spans])
+        return torch.from_numpy(np.flatnonzero(written))
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """Where each written token goes: block * block tokens + offset, int64."""
+        block = self.pool.block_tokens
+        parts = [np.zeros(0, np.int64)]
+        for span in self.spans:
+            if span.write:
+                places = np.arange(span.start, span.end)
+                first = span.start // block
+                table = np.asarray(span.table[first : -(-span.end // block)], np.int64)
+                parts.append(table[places // block - first] * block + places % block)
+        return torch.from_numpy(np.concatenate(parts))
 
 
 #: The pass that this thread is in; transformers offers no reliable road for our own arguments.
@@ -101,77 +112,79 @@ def attend(
     if run is None:
         raise RuntimeError("the packed attention was called outside a pass")
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    window = options.get("sliding_window")
-    run.windows[layer] = window
-    keys, values = run.store.layer(layer, key, value)
-    special = {"softcap": options.get("softcap"), "sinks": options.get("s_aux")}
-    fused = all(value is None for value in special.values())
-    outputs: list[Tensor] = []
+    rule = _Rule(scaling, options.get("sliding_window"), options.get("softcap"))
+    run.windows[layer] = rule.window
+    keys, values = run.pool.layer(layer, key, value)
+    slots = run.slots.to(key.device)
+    if len(slots):
+        keys.write(slots, key[0, :, run.rows])
+        values.write(slots, value[0, :, run.rows])
+    parts: list[Partial] = []
     begin = 0
     for span in run.spans:
         rows = slice(begin, begin + span.count)
         begin += span.count
-        keys[span.slot, :, span.start : span.end] = key[0, :, rows]
-        values[span.slot, :, span.start : span.end] = value[0, :, rows]
-        low = max(0, span.start + 1 - window) if window else 0
-        k = keys[span.slot : span.slot + 1, :, low : span.end]
-        v = values[span.slot : span.slot + 1, :, low : span.end]
-        q = query[:, :, rows]
-        if not fused:
-            mask = None if span.count == 1 else _mask(run, span, low, window, q)
-            outputs.append(_attend_written_out(q, k, v, mask, scaling, **special))
-        elif span.count > 1 and (span.start or (window and span.count > window)):
-            mask = _mask(run, span, low, window, q)
-            outputs.append(_attend_fused(q, k, v, mask, scaling, causal=False))
-        else:
-            outputs.append(_attend_fused(q, k, v, None, scaling, causal=span.count > 1))
-    joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-    return joined.transpose(1, 2), None
+        parts.append(_attend_span(run, span, rule, query[:, :, rows], keys, values))
+    part = parts[0] if len(parts) == 1 else _joined(parts)
+    if run.exchange is not None:
+        part = run.exchange(layer, part)
+    sinks = options.get("s_aux")
+    if sinks is not None:
+        part = with_sinks(part, sinks)
+    return part.out.to(query.dtype).transpose(1, 2), None
 
 
-def _attend_fused(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, *, causal: bool
-) -> Tensor:
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=True
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """How a layer scores: factor, sliding window and cap, where it has them."""
+
+    scaling: float | None
+    window: int | None
+    softcap: float | None
+
+
+def _attend_span(
+    run: Pass, span: Span, rule: _Rule, q: Tensor, keys: States, values: States
+) -> Partial:
+    """A piece's attention to its past and to itself."""
+
+    def part(low: int, high: int, *, causal: bool = False, mask: Tensor | None = None) -> Partial:
+        k = keys.read(span.table, low, high, q.dtype)
+        v = values.read(span.table, low, high, q.dtype)
+        return attend_part(q, k, v, rule.scaling, causal=causal, mask=mask, softcap=rule.softcap)
+
+    if not span.write:
+        return part(0, span.start)
+    window = rule.window
+    if window and span.end > window:
+        low = max(0, span.start + 1 - window)
+        mask = None if span.count == 1 else _mask(run, span, low, window, q)
+        return part(low, span.end, mask=mask)
+    if span.count == 1:
+        return part(0, span.end)
+    own = part(span.start, span.end, causal=True)
+    # The kernel's causality is aligned to the top left: the past is a part of its own.
+    return merge([part(0, span.start), own]) if span.start else own
+
+
+def _joined(parts: Sequence[Partial]) -> Partial:
+    dtype = torch.promote_types(parts[0].out.dtype, parts[-1].out.dtype)
+    for one in parts:
+        dtype = torch.promote_types(dtype, one.out.dtype)
+    return Partial(
+        torch.cat([one.out.to(dtype) for one in parts], dim=2),
+        torch.cat([one.lse for one in parts], dim=2),
     )
 
 
-def _attend_written_out(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    scaling: float | None,
-    *,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:
-    """For what no fused kernel offers: soft-capped scores (Gemma 2) and sinks (gpt-oss)."""
-    groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    scores = (q @ k.transpose(2, 3)) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if mask is not None:
-        scores = scores + mask
-    if sinks is not None:
-        column = sinks.reshape(1, -1, 1, 1).expand(1, q.shape[1], q.shape[2], 1)
-        scores = torch.cat([scores, column.to(scores.dtype)], dim=-1)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
-    return weights[..., : k.shape[2]] @ v
-
-
-def _mask(run: Pass, span: Span, low: int, window: int | None, like: Tensor) -> Tensor:
+def _mask(run: Pass, span: Span, low: int, window: int, like: Tensor) -> Tensor:
     """Added to scores [count, end - low]: 0 where a query may look, -inf elsewhere."""
     name = (span.start, span.count, low, window)
     mask = run.masks.get(name)
     if mask is None:
         queries = torch.arange(span.start, span.end, device=like.device)[:, None]
         keys = torch.arange(low, span.end, device=like.device)[None, :]
-        hidden = keys > queries
-        if window:
-            hidden |= keys <= queries - window
+        hidden = (keys > queries) | (keys <= queries - window)
         mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device)
         mask.masked_fill_(hidden, -torch.inf)
         run.masks[name] = mask

@@ -18,8 +18,9 @@ from starai.core.errors import ConfigurationRefused, InternalFault, InvalidReque
 from starai.engines.answer import Answer
 from starai.engines.base import Emitted, EngineInfo, EngineSpec, HiddenStatesHook
 from starai.engines.sampler import sample, token_logprobs
-from starai.engines.text.attention import NAME, KeyValueStore, Pass, Span
+from starai.engines.text.attention import NAME, Pass, Span
 from starai.engines.text.loading import load_model
+from starai.engines.text.pool import BLOCK_TOKENS, KeyValuePool
 from starai.engines.text.probe import forward, probe
 from starai.models.manifest import ModelManifest
 from starai.protocol.generation import Generation
@@ -79,7 +80,8 @@ class TextEngine:
         self._model: Any = load_model(manifest, NAME)
         bytes_per_token = probe(self._model)
         context = _context_length(self._model, manifest, spec, bytes_per_token)
-        self._store = _reserve(self._model, spec.slots, context)
+        self._blocks = -(-context // BLOCK_TOKENS)
+        self._pool = _reserve(self._model, spec.slots * self._blocks)
         self.info = EngineInfo(
             manifest.name, manifest.root, manifest.vocab_size, context, spec.slots
         )
@@ -146,7 +148,7 @@ class TextEngine:
 
     def _advance(self, plan: list[tuple[_Running, int]]) -> list[Emitted]:
         begun = self._clock.monotonic_s()
-        run = Pass(self._store, [Span(r.slot, r.cached, count) for r, count in plan])
+        run = Pass(self._pool, [Span(self._table(r.slot), r.cached, count) for r, count in plan])
         packed = [id_ for running, count in plan for id_ in running.tokens(count)]
         ends = np.cumsum([count for _, count in plan]) - 1
         whole = [i for i, (running, count) in enumerate(plan) if running.pending == count]
@@ -159,6 +161,9 @@ class TextEngine:
         if len(packed) > len(plan):
             self._adapt_share(self._clock.monotonic_s() - begun)
         return news
+
+    def _table(self, slot: int) -> range:
+        return range(slot * self._blocks, (slot + 1) * self._blocks)
 
     def _advance_alone(self, running: _Running, count: int) -> list[Emitted]:
         try:
@@ -208,16 +213,17 @@ class TextEngine:
 
 
 @torch.inference_mode()
-def _reserve(model: Any, slots: int, context: int) -> KeyValueStore:
+def _reserve(model: Any, num_blocks: int) -> KeyValuePool:
     """The KV memory, reserved now by a first pass, so that a lack of memory shows at the start."""
-    store = KeyValueStore(slots, context)
+    pool = KeyValuePool(num_blocks)
     try:
-        forward(model, Pass(store, [Span(0, 0, 1)]), [0], [0])
+        forward(model, Pass(pool, [Span((0,), 0, 1)]), [0], [0])
     except RuntimeError as error:
         raise ConfigurationRefused(
-            f"no memory for {slots} slots of {context} tokens: lower slots, kv_gib or context"
+            f"no memory for {num_blocks} blocks of {BLOCK_TOKENS} tokens: lower slots, kv_gib or "
+            "context"
         ) from error
-    return store
+    return pool
 
 
 def _threads_for(num_parameters: int) -> int:

@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 
 from starai.core.errors import ModelFileRefused
-from starai.engines.text.attention import CURRENT, NAME, KeyValueStore, Pass, Span
+from starai.engines.text.attention import CURRENT, NAME, Pass, Span
+from starai.engines.text.pool import KeyValuePool
 
-#: Two sequences in two passes: prompts side by side, then a piece with a past beside one token.
+#: Two sequences in two passes: prompts side by side, then a piece with a past beside one token;
+#: in small blocks, out of order.
 _LENGTHS: Final = (7, 4)
 _FIRST_PASS: Final = (5, 3)
+_BLOCK_TOKENS: Final = 2
+_TABLES: Final = ((4, 1, 0, 5), (3, 2))
 #: Largest difference of logits, relative to the largest logit. A wrong mask is off by 0.1 to 1.
 _TOLERANCE: Final = {torch.float32: 1e-3, torch.bfloat16: 6e-2}
 _ATTENTION_KINDS: Final = frozenset({"full_attention", "sliding_attention"})
@@ -37,12 +41,11 @@ def forward(model: Any, run: Pass, packed: list[int], keep: list[int]) -> Tensor
         Logits [rows, vocabulary].
     """
     at = model.device
-    positions = [p for span in run.spans for p in range(span.start, span.end)]
     token = CURRENT.set(run)
     try:
         logits: Tensor = model(
             input_ids=torch.tensor([packed], device=at),
-            position_ids=torch.tensor([positions], device=at),
+            position_ids=torch.tensor([run.positions], device=at),
             use_cache=False,
             logits_to_keep=torch.tensor(keep, device=at),
         ).logits[0]
@@ -65,10 +68,10 @@ def probe(model: Any) -> int:
     if strange:
         raise ModelFileRefused(f"{name}: layers of kind {min(strange)!r} are not supported")
     sequences = [_some_ids(length, config.vocab_size) for length in _LENGTHS]
-    store = KeyValueStore(len(sequences), max(_LENGTHS))
+    pool = KeyValuePool(sum(map(len, _TABLES)), _BLOCK_TOKENS)
     try:
         expected = _eager(model, sequences)
-        found, run = _packed(model, sequences, store)
+        found, run = _packed(model, sequences, pool)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ModelFileRefused(f"{name} does not run here: {str(error)[:200]}") from error
     if sorted(run.windows) != list(range(config.num_hidden_layers)):
@@ -86,7 +89,7 @@ def probe(model: Any) -> int:
         raise ModelFileRefused(
             f"{name}: packed attention is off by {off:.2g}; it keeps state that cannot be packed"
         )
-    return store.bytes_per_token
+    return pool.bytes_per_token
 
 
 def _some_ids(count: int, vocab_size: int) -> list[int]:
@@ -105,14 +108,14 @@ def _eager(model: Any, sequences: list[list[int]]) -> Tensor:
     return torch.cat([row[first:] for row, first in zip(rows, _FIRST_PASS, strict=True)]).float()
 
 
-def _packed(model: Any, sequences: list[list[int]], store: KeyValueStore) -> tuple[Tensor, Pass]:
-    begun = Pass(store, [Span(slot, 0, first) for slot, first in enumerate(_FIRST_PASS)])
+def _packed(model: Any, sequences: list[list[int]], pool: KeyValuePool) -> tuple[Tensor, Pass]:
     heads = [id_ for ids, n in zip(sequences, _FIRST_PASS, strict=True) for id_ in ids[:n]]
+    begun = Pass(pool, [Span(t, 0, n) for t, n in zip(_TABLES, _FIRST_PASS, strict=True)])
     forward(model, begun, heads, [0])
     tails = [id_ for ids, n in zip(sequences, _FIRST_PASS, strict=True) for id_ in ids[n:]]
     spans = [
-        Span(slot, first, len(ids) - first)
-        for slot, (ids, first) in enumerate(zip(sequences, _FIRST_PASS, strict=True))
+        Span(table, first, len(ids) - first)
+        for table, ids, first in zip(_TABLES, sequences, _FIRST_PASS, strict=True)
     ]
-    run = Pass(store, spans)
+    run = Pass(pool, spans)
     return forward(model, run, tails, list(range(len(tails)))).float(), run
