@@ -174,3 +174,19 @@ async def test_many_tasks_at_once_all_finish(tmp_path: Path) -> None:
         assert lengths == [60] * 60
         await anyio.sleep(0.2)
         assert [runner.num_running for runner in made.runners] == [0, 0]
+
+
+async def test_an_embedding_travels_the_whole_road(tmp_path: Path) -> None:
+    """A vector comes back sealed like an answer, and both sides have put it on record."""
+    async with road(tmp_path) as made:
+        submission = made.submission()
+        embed = msgspec.structs.replace(submission.generation, max_tokens=0, embed=True)
+        parts: list[Part] = []
+        asked = msgspec.structs.replace(submission, generation=embed)
+        async with made.dispatch.submit(asked) as stream:
+            async for part in stream:
+                parts.append(part)
+        assert [len(part.embedding) for part in parts if part.finish] == [16 * 4]
+        await anyio.sleep(0.2)
+        for side in ("NODE", "DISTRIBUTOR"):
+            assert len(await made.outboxes[side].pending(f"confirm.{side.lower()}", 10)) == 1

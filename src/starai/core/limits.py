@@ -20,6 +20,14 @@ SAMPLER_CANDIDATES: Final = 64
 STOP_STRINGS_MAX: Final = 4
 #: ``logit_bias`` entries of one request; OpenAI's limit.
 LOGIT_BIAS_MAX: Final = 300
+#: A JSON schema or grammar: the largest in use have a few thousand lines, and compiling one costs.
+GRAMMAR_CHARACTERS_MAX: Final = 1 << 16
+#: Priorities go from minus this to this.
+PRIORITY_MAX: Final = 100
+#: An embedding: 12,288 float32, the widest hidden states in use; it must fit into one chunk.
+EMBEDDING_BYTES_MAX: Final = 48 << 10
+#: Inputs of one request for embeddings; OpenAI's limit.
+EMBEDDING_INPUTS_MAX: Final = 2048
 #: Parts of an answer that wait in memory for their reader before it counts as too slow.
 ANSWER_PARTS_BUFFERED_MAX: Final = 4096
 #: Attempts to place one task (first node included) before the client is told.

@@ -15,6 +15,7 @@ from starai.core.concurrency import task_group
 from starai.core.errors import (
     ContextTooLong,
     DeadlinePassed,
+    InvalidRequest,
     ModelNotFound,
     Overloaded,
     StarAIError,
@@ -37,6 +38,7 @@ _LOG = logging.getLogger(__name__)
 
 _REFUSALS: tuple[tuple[type[StarAIError], str], ...] = (
     (ContextTooLong, RefusalCode.CONTEXT_TOO_LONG),
+    (InvalidRequest, RefusalCode.INVALID_REQUEST),
     (ModelNotFound, RefusalCode.UNKNOWN_MODEL),
     (DeadlinePassed, RefusalCode.DEADLINE),
     (Overloaded, RefusalCode.BUSY),
@@ -94,7 +96,7 @@ class Distributor:
             try:
                 while not task.finished:
                     part = await answer.receive()
-                    await task.send(part.ids, part.finish, part.logprobs)
+                    await task.send(part.ids, part.finish, part.logprobs, embedding=part.embedding)
                     self._tokens += len(part.ids) // 4
             except StarAIError as error:
                 self._log_failure(task, error)

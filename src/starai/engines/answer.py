@@ -6,6 +6,10 @@ Shared by all engines, so that they agree on contexts, stops and resumption to t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from starai.core.errors import ContextTooLong, InvalidRequest, MalformedFrame
 from starai.core.limits import TOP_LOGPROBS_MAX
@@ -13,6 +17,9 @@ from starai.engines.base import Emitted, EngineInfo
 from starai.engines.sampler import TokenRace
 from starai.protocol import tokens
 from starai.protocol.generation import Finish, Generation, TokenLogprobs
+
+#: A vector of zeros stays one.
+_TINY: Final = 1e-30
 
 
 class Answer:
@@ -24,6 +31,8 @@ class Answer:
         ids: the answer's token ids so far; generation continues at position ``len(ids)``.
         limit: how many tokens the whole answer may have: ``max_tokens``, or what the context
             leaves.
+        embed: whether the answer is a vector instead of tokens; then ``limit`` is 0 and the
+            answer ends with `embedded`.
         race: the sampler's state.
         top_logprobs: rivals to report per token; None reports nothing.
     """
@@ -38,15 +47,18 @@ class Answer:
         self.key = key
         self.prompt = _ids(generation.prompt, "prompt", info.vocab_size)
         self.ids = _ids(generation.accepted, "accepted", info.vocab_size)
+        self.embed = generation.embed
         room = info.context_length - len(self.prompt)
         if not self.prompt:
             raise InvalidRequest("the prompt is empty", param="prompt")
-        if room < 1:
+        if room < (0 if self.embed else 1):
             raise ContextTooLong(
                 f"the prompt has {len(self.prompt)} tokens; this model's context of "
                 f"{info.context_length} must hold it and at least one token of the answer"
             )
-        if generation.max_tokens < 1:
+        if self.embed:
+            _check_embed(generation)
+        elif generation.max_tokens < 1:
             raise InvalidRequest("max_tokens is at least 1", param="max_tokens")
         top = generation.top_logprobs
         if top is not None and not 0 <= top <= TOP_LOGPROBS_MAX:
@@ -64,6 +76,8 @@ class Answer:
     @property
     def finish(self) -> Finish | None:
         """Why the answer is at its end, if it is; a resumed one can be from the start."""
+        if self.embed:
+            return None
         if self.ids and self.ids[-1] in self._stops:
             return Finish.STOP
         return Finish.LENGTH if len(self.ids) >= self.limit else None
@@ -76,6 +90,12 @@ class Answer:
             self.key, (token_id,), (logprobs,) if logprobs is not None else (), self.finish
         )
 
+    def embedded(self, vector: NDArray[np.floating[Any]]) -> Emitted:
+        """The end of an answer that is a vector: ``vector`` [width], scaled to unit length."""
+        wide = vector.astype(np.float64)
+        scaled = (wide / max(float(np.linalg.norm(wide)), _TINY)).astype("<f4")
+        return Emitted(self.key, (), (), Finish.STOP, embedding=scaled.tobytes())
+
     def ended(self) -> Emitted:
         """The end of an answer that was complete when it was admitted."""
         return Emitted(self.key, (), (), self.finish)
@@ -83,6 +103,12 @@ class Answer:
     def failed(self, code: str) -> Emitted:
         """The end of an answer that cannot go on."""
         return Emitted(self.key, (), (), error=code)
+
+
+def _check_embed(generation: Generation) -> None:
+    asked = (generation.max_tokens, generation.accepted, generation.top_logprobs)
+    if asked != (0, b"", None) or generation.grammar is not None:
+        raise InvalidRequest("an embedding has no tokens, log-probabilities or grammar")
 
 
 def _ids(packed: bytes, name: str, vocab_size: int) -> list[int]:

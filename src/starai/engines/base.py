@@ -47,6 +47,7 @@ class Emitted(msgspec.Struct, frozen=True):
     ``finish`` or ``error`` (the code of an error class) end the sequence. The token that stopped
     an answer is the last of ``ids``: it is no text, but proofs and resumption must see it.
     ``logprobs`` has an entry for each id if the generation asked for them, else none.
+    ``embedding`` (little-endian float32, unit length) is the whole answer to one with ``embed``.
     """
 
     key: bytes
@@ -54,6 +55,7 @@ class Emitted(msgspec.Struct, frozen=True):
     logprobs: tuple[TokenLogprobs, ...]
     finish: Finish | None = None
     error: str = ""
+    embedding: bytes = b""
 
 
 #: Called with a key, the position in prompt-and-answer of the first row, and the hidden states

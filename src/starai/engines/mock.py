@@ -1,7 +1,8 @@
 """An engine without a model, for benchmarks and fail-over tests; loads in milliseconds.
 
 A token is a pure function of the sample key and the position, as with the real engines, so
-resumption behaves alike. It has no hidden states: that hook is never called.
+resumption behaves alike. It has no hidden states: that hook is never called. An embedding has
+16 numbers that depend on the prompt alone. Grammars and adapters are refused.
 
 Options: ``step_delay_ms`` sleeps in each step (default 0); ``tokens`` is the answer's length
 before its end token (default 20), unless ``logit_bias`` bans that token with -100.
@@ -9,20 +10,24 @@ before its end token (default 20), unless ``logit_bias`` bans that token with -1
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
 from starai.core.errors import InvalidRequest, Overloaded
 from starai.engines.answer import Answer
 from starai.engines.base import Emitted, EngineInfo, EngineSpec, HiddenStatesHook
-from starai.engines.sampler import TokenRace, hash_position
+from starai.engines.sampler import Doubles, TokenRace, gumbel, hash_position
 from starai.models.manifest import ModelManifest
 from starai.protocol.generation import Generation, TokenLogprobs
+from starai.protocol.tokens import pack
 
 _BAN = -100.0
 _FIRST_PRINTABLE = 32
 _NUM_PRINTABLE = 95
+_WIDTH = 16
 
 
 class MockEngine:
@@ -44,6 +49,8 @@ class MockEngine:
             raise InvalidRequest("this key is in use")
         if len(self._answers) >= self.info.slots:
             raise Overloaded("no slot is free")
+        if generation.grammar is not None or generation.adapter:
+            raise InvalidRequest("the mock engine knows neither grammars nor adapters")
         self._answers[key] = Answer(key, generation, self.info)
 
     def step(self) -> list[Emitted]:
@@ -69,6 +76,8 @@ class MockEngine:
         """Accepted and never called: a mock has no hidden states."""
 
     def _advance(self, answer: Answer) -> Emitted:
+        if answer.embed:
+            return answer.embedded(_vector(answer.prompt))
         if answer.finish is not None:
             return answer.ended()
         token_id = self._token(answer.race)
@@ -85,3 +94,10 @@ class MockEngine:
             np.array([value], np.uint64) for value in (race.key, race.position, 0)
         )
         return _FIRST_PRINTABLE + int(hash_position(key, position, nothing)[0]) % _NUM_PRINTABLE
+
+
+def _vector(prompt: Sequence[int]) -> Doubles:
+    """A direction for each prompt."""
+    key = np.uint64(int.from_bytes(hashlib.sha256(pack(prompt)).digest()[:8], "little"))
+    places, nothing = np.arange(_WIDTH, dtype=np.uint64), np.zeros(1, np.uint64)
+    return gumbel(hash_position(np.array([key]), places, nothing))

@@ -52,6 +52,12 @@ class Settled(msgspec.Struct, frozen=True):
     ids: bytes
     code: bytes
     closed_ms: int
+    embedding: bytes = b""
+
+    @property
+    def is_owed(self) -> bool:
+        """Whether something was accepted, so that the attempt belongs on record."""
+        return bool(self.ids or self.embedding)
 
 
 def task_record(settled: Settled, raw_node: bytes, raw_distributor: bytes) -> TaskRecord:
@@ -71,7 +77,7 @@ def task_record(settled: Settled, raw_node: bytes, raw_distributor: bytes) -> Ta
         offered_ms=header.offered_ms,
         closed_ms=settled.closed_ms,
         request_hash=header.request_hash,
-        answer_hash=answer_hash(settled.ids),
+        answer_hash=answer_hash(settled.ids + settled.embedding),
         # The chain's code is 16 bytes; the record keeps a full hash's width for it.
         proof_hash=answer_hash(settled.code),
     )

@@ -17,6 +17,7 @@ import msgspec
 from starai.core.errors import (
     ContextTooLong,
     DeadlinePassed,
+    InvalidRequest,
     ModelNotFound,
     Overloaded,
     StarAIError,
@@ -141,7 +142,7 @@ class Carried:
             try:
                 if stream is not None and self._on_settled is not None:
                     settled = stream.settle(self._member.clock.now_ms())
-                    if settled.ids:
+                    if settled.is_owed:
                         await self._on_settled(settled)
             finally:
                 exchange, self._exchange = self._exchange, AsyncExitStack()
@@ -190,6 +191,8 @@ def _verdict(failure: AttemptFailed) -> StarAIError:
     match failure.refusal:
         case RefusalCode.CONTEXT_TOO_LONG:
             return ContextTooLong("prompt and max_tokens exceed the model's context")
+        case RefusalCode.INVALID_REQUEST:
+            return InvalidRequest("the model cannot do what this request asks for")
         case RefusalCode.DEADLINE:
             return DeadlinePassed("the request's deadline passed; ask for fewer tokens")
         case RefusalCode.BUSY:

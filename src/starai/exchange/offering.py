@@ -94,6 +94,7 @@ class AnswerStream:
         self._early: dict[int, bytes] = {}
         self._mail: Mailbox[Answer | Refusal | FailureKind] = Mailbox(ANSWER_PARTS_BUFFERED_MAX)
         self._ids = bytearray()
+        self._embedding = b""
         self._tokens_max = tokens_max
         self._closed_ms: int | None = None
 
@@ -119,7 +120,9 @@ class AnswerStream:
         """How the exchange ends: what was accepted. The first call fixes the closing time."""
         if self._closed_ms is None:
             self._closed_ms = now_ms
-        return Settled(self.header, bytes(self._ids), self._opener.code, self._closed_ms)
+        return Settled(
+            self.header, bytes(self._ids), self._opener.code, self._closed_ms, self._embedding
+        )
 
     @property
     def accepted_seq(self) -> int:
@@ -152,7 +155,12 @@ class AnswerStream:
             raise AttemptFailed(FailureKind.MALFORMED) from error
         if (len(self._ids) + len(part.ids)) // 4 > self._tokens_max:
             raise AttemptFailed(FailureKind.MALFORMED)
+        # An answer without room for a token is a vector that comes with its end, and only there.
+        is_vector = part.finish is not None and not self.header.max_tokens
+        if bool(part.embedding) != is_vector:
+            raise AttemptFailed(FailureKind.MALFORMED)
         self._ids += part.ids
+        self._embedding = part.embedding
         self.finished = part.finish is not None
         return part
 

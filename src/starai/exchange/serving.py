@@ -100,6 +100,8 @@ class ServedTask:
         self._wire = wire
         self._subject = answer(header.callee, header.caller)
         self._ids = bytearray()
+        self._embedding = b""
+        self._embedded_at = 0
         # Where the chain stood after each chunk: (tokens so far, code). Index 0 is the start.
         self._marks: list[tuple[int, bytes]] = [(0, self._sealer.code)]
         self._last_frame = b""
@@ -111,11 +113,14 @@ class ServedTask:
         logprobs: tuple[TokenLogprobs, ...] = (),
         sketch: bytes = b"",
         spots: bytes = b"",
+        embedding: bytes = b"",
     ) -> None:
         """Send the next part; an empty one is a sign of life."""
         seq = self._sealer.seq
-        sealed = self._sealer.seal(ids, finish, logprobs, sketch, spots)
+        sealed = self._sealer.seal(ids, finish, logprobs, sketch, spots, embedding)
         self._ids += ids
+        if embedding:
+            self._embedding, self._embedded_at = embedding, self._sealer.seq
         self._marks.append((len(self._ids) // 4, self._sealer.code))
         self.finished = finish is not None
         self._last_frame = encode(Answer(self.header.task_id, self.header.attempt, seq, sealed))
@@ -125,6 +130,11 @@ class ServedTask:
     def num_sent(self) -> int:
         """Tokens sent so far."""
         return len(self._ids) // 4
+
+    @property
+    def has_sent(self) -> bool:
+        """Whether anything was sent that is worth a record."""
+        return bool(self._ids or self._embedding)
 
     def refuse(self, code: str, retry_after_ms: int = 0) -> None:
         """Say no, or no more."""
@@ -143,14 +153,17 @@ class ServedTask:
             SealBroken: the close claims chunks that were never sent, or other tokens.
         """
         close = self.close
-        if close is None or not close.accepted_tokens:
+        if close is None:
             return None
         if close.accepted_seq >= len(self._marks):
             raise SealBroken("a close claims chunks that were never sent")
         num_tokens, code = self._marks[close.accepted_seq]
         if num_tokens != close.accepted_tokens:
             raise SealBroken("a close claims other tokens than its chunks hold")
-        return Settled(self.header, bytes(self._ids[: num_tokens * 4]), code, close.closed_ms)
+        embedding = self._embedding if close.accepted_seq >= self._embedded_at else b""
+        ids = bytes(self._ids[: num_tokens * 4])
+        settled = Settled(self.header, ids, code, close.closed_ms, embedding)
+        return settled if settled.is_owed else None
 
 
 class Serving:
@@ -325,7 +338,7 @@ class Serving:
             raise Refused(RefusalCode.DEADLINE) from None
 
     async def _settle(self, task: ServedTask) -> None:
-        if not task.num_sent:
+        if not task.has_sent:
             return  # whatever its close says, there is nothing to settle
         if task.close is None:
             with anyio.move_on_after(CLOSE_WAIT_S):

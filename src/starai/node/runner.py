@@ -47,7 +47,7 @@ SPEED_WEIGHT = 0.2
 _REFUSAL_OF = {
     "context_length_exceeded": RefusalCode.CONTEXT_TOO_LONG,
     "overloaded": RefusalCode.BUSY,
-    "invalid_request": RefusalCode.BAD_REQUEST,
+    "invalid_request": RefusalCode.INVALID_REQUEST,
 }
 
 
@@ -162,6 +162,7 @@ class Runner:
         ids: list[int] = []
         logprobs: list[TokenLogprobs] = []
         finish = refusal = None
+        embedding = b""
         for emitted in news:
             if emitted is None:
                 refusal = RefusalCode.ENGINE_FAILED
@@ -170,12 +171,13 @@ class Runner:
             else:
                 ids += emitted.ids
                 logprobs += emitted.logprobs
+                embedding = emitted.embedding
                 finish = emitted.finish
             if refusal or finish:
                 break
         if ids or finish:
             self.num_tokens += len(ids)
-            await task.send(tokens.pack(ids), finish, tuple(logprobs))
+            await task.send(tokens.pack(ids), finish, tuple(logprobs), embedding=embedding)
         if refusal:
             raise Refused(refusal)
 

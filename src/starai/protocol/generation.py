@@ -1,16 +1,24 @@
 """What is asked of an engine, and what it answers: token ids in, token ids out.
 
 These values are the sealed content of a task. Nothing here knows about text, nodes or payment.
+A field that has its default does not travel: parties that never heard of it understand each other.
 """
 
 from __future__ import annotations
 
 import enum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
-from starai.core.limits import TOP_LOGPROBS_MAX
+from starai.core.limits import (
+    EMBEDDING_BYTES_MAX,
+    GRAMMAR_CHARACTERS_MAX,
+    PRIORITY_MAX,
+    TOP_LOGPROBS_MAX,
+)
+from starai.protocol.fields import Name
 
 
 class Finish(enum.Enum):
@@ -37,14 +45,34 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     logit_bias: dict[int, float] = {}
 
 
-class Generation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One answer to be generated.
+#: What a `Grammar` is written in.
+GrammarKind = Literal["json_object", "json_schema", "regex", "lark", "choice"]
+
+
+class Grammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an answer must look like: no token is drawn that leads out of it.
+
+    ``text`` is a JSON schema (``json_schema``), a regular expression (``regex``), a grammar in
+    Lark's notation (``lark``) or a JSON list of strings (``choice``); ``json_object`` needs none.
+    """
+
+    kind: GrammarKind
+    text: Annotated[str, Meta(max_length=GRAMMAR_CHARACTERS_MAX)] = ""
+
+
+class Generation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One answer to be generated, or one prompt to be embedded.
 
     ``prompt`` and ``accepted`` are packed token ids (`starai.protocol.tokens`). ``accepted`` are
     tokens of this very answer that another node already delivered: generation continues behind
     them, at output position ``len(accepted)``. ``max_tokens`` counts the whole answer, the
     accepted part included. ``top_logprobs`` None asks for no log-probabilities. ``salt`` (16
     bytes) blinds the hash of this value.
+
+    Only generations of equal ``cache_salt`` (a tenant's secret) may share memory. A higher
+    ``priority`` goes first. ``adapter`` names a low-rank adapter (LoRA) beside the model; empty is
+    the model itself. With ``embed`` the answer is a vector of the prompt and no token
+    (``max_tokens`` is 0).
     """
 
     prompt: bytes
@@ -54,6 +82,11 @@ class Generation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     salt: bytes
     accepted: bytes = b""
     top_logprobs: int | None = None
+    cache_salt: Annotated[bytes, Meta(max_length=32)] = b""
+    priority: Annotated[int, Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)] = 0
+    adapter: Name = ""
+    grammar: Grammar | None = None
+    embed: bool = False
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
@@ -61,15 +94,16 @@ class TokenLogprobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, arr
 
     token_id: int
     logprob: float
-    top: Annotated[tuple[tuple[int, float], ...], msgspec.Meta(max_length=TOP_LOGPROBS_MAX)] = ()
+    top: Annotated[tuple[tuple[int, float], ...], Meta(max_length=TOP_LOGPROBS_MAX)] = ()
 
 
-class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The next piece of an answer: the plaintext of one sealed chunk.
 
     ``ids`` are packed token ids and may be empty (a sign of life, or the finish alone).
     ``code`` is the part's link of the secret-code chain (16 bytes); ``sketch`` and ``spots``
     are room for the proof of inference (activation sketch, log-probability spots).
+    ``embedding`` is a prompt's whole vector of unit length, little-endian float32.
     """
 
     ids: bytes
@@ -78,3 +112,4 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     logprobs: tuple[TokenLogprobs, ...] = ()
     sketch: bytes = b""
     spots: bytes = b""
+    embedding: Annotated[bytes, Meta(max_length=EMBEDDING_BYTES_MAX)] = b""

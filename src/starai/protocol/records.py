@@ -26,7 +26,8 @@ class TaskRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One attempt of one task. Keys are raw 32-byte public keys; times Unix milliseconds.
 
     ``charge_nano_usd`` is 0 while prices are not set. ``request_hash`` commits to the sealed
-    request, ``answer_hash`` to the accepted token ids, ``proof_hash`` to the code chain's end.
+    request, ``answer_hash`` to the accepted token ids (or the embedding), ``proof_hash`` to the
+    code chain's end.
     """
 
     task_id: bytes
@@ -119,5 +120,5 @@ def set_root(leaves: Iterable[bytes]) -> bytes:
 
 
 def answer_hash(ids: bytes) -> bytes:
-    """The commitment to the accepted token ids (packed)."""
+    """The commitment to the accepted token ids (packed), or to the embedding."""
     return hashlib.sha256(b"starai/v1/answer" + ids).digest()

@@ -150,7 +150,8 @@ class RefusalCode:
     UNKNOWN_SESSION: Final = "unknown_session"
     UNKNOWN_MODEL: Final = "unknown_model"
     CONTEXT_TOO_LONG: Final = "context_too_long"
-    BAD_REQUEST: Final = "bad_request"
+    BAD_REQUEST: Final = "bad_request"  # the offer itself: a seal, a hash, a form
+    INVALID_REQUEST: Final = "invalid_request"  # what it asks for; nobody else would do it
     DEADLINE: Final = "deadline"
     NO_NODE: Final = "no_node"
     ENGINE_FAILED: Final = "engine_failed"

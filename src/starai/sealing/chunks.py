@@ -1,8 +1,9 @@
 """Answer chunks: sealed, numbered, and each bound to the one before by the secret-code chain.
 
 ``code_0 = HMAC(K, header hash)``, ``code_i = HMAC(K, code_{i-1} | i | content)[:16]`` (proof
-design, section 4.5). Chunk i is sealed with nonce i and ``code_{i-1}`` as associated data, so a
-chunk that is missing, moved, repeated or from another task does not open.
+design, section 4.5); an embedding is the last of the content. Chunk i is sealed with nonce i and
+``code_{i-1}`` as associated data, so a chunk that is missing, moved, repeated or from another task
+does not open.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ class _Chain:
         self.seq = 0
         self.code = hmac.digest(keys.chain, b"starai/v1/chain" + keys.header_hash, "sha256")[:16]
 
-    def next_code(self, ids: bytes, finish: Finish | None, sketch: bytes, spots: bytes) -> bytes:
+    def next_code(
+        self, ids: bytes, finish: Finish | None, sketch: bytes, spots: bytes, embedding: bytes
+    ) -> bytes:
         head = _CONTENT.pack(
             self.code, self.seq, len(ids), len(sketch), len(spots), _FINISH_BYTE[finish]
         )
-        return hmac.digest(self._key, head + ids + sketch + spots, "sha256")[:16]
+        return hmac.digest(self._key, head + ids + sketch + spots + embedding, "sha256")[:16]
 
     def nonce(self) -> bytes:
         return self.seq.to_bytes(12, "little")
@@ -62,10 +65,11 @@ class AnswerSealer(_Chain):
         logprobs: tuple[TokenLogprobs, ...] = (),
         sketch: bytes = b"",
         spots: bytes = b"",
+        embedding: bytes = b"",
     ) -> bytes:
         """The next chunk; its number is ``seq`` before the call, its code ``code`` after."""
-        code = self.next_code(ids, finish, sketch, spots)
-        plaintext = _ENCODE(Part(ids, code, finish, logprobs, sketch, spots))
+        code = self.next_code(ids, finish, sketch, spots, embedding)
+        plaintext = _ENCODE(Part(ids, code, finish, logprobs, sketch, spots, embedding))
         sealed = self._aead.encrypt(self.nonce(), plaintext, self.code)
         self.advance(code)
         return sealed
@@ -95,7 +99,9 @@ class AnswerOpener(_Chain):
             raise SealBroken(f"answer chunk {self.seq} holds broken token ids")
         if part.logprobs and len(part.logprobs) != len(part.ids) // 4:
             raise SealBroken(f"answer chunk {self.seq} holds log-probabilities of other tokens")
-        code = self.next_code(part.ids, part.finish, part.sketch, part.spots)
+        if len(part.embedding) % 4:
+            raise SealBroken(f"answer chunk {self.seq} holds a broken embedding")
+        code = self.next_code(part.ids, part.finish, part.sketch, part.spots, part.embedding)
         if not hmac.compare_digest(code, part.code):
             raise SealBroken(f"answer chunk {self.seq} breaks the chain of codes")
         self.advance(code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from starai.core.errors import (
@@ -16,7 +17,7 @@ from starai.core.errors import (
 from starai.engines.base import EngineSpec
 from starai.engines.registry import open_engine
 from starai.protocol import tokens
-from starai.protocol.generation import Finish, Generation, Sampling
+from starai.protocol.generation import Finish, Generation, Grammar, Sampling
 
 
 def generation(prompt=(1, 2, 3), max_tokens=50, accepted=(), key=b"k" * 32, **changes):
@@ -141,3 +142,33 @@ def test_only_the_text_engine_loads_torch():
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_embedding_is_one_vector_of_unit_length():
+    """It depends on the prompt alone, comes with the end, and there is no token."""
+    vectors = {}
+    for prompt in ((1, 2, 3), (1, 2, 4)):
+        ids, finish, (news,) = run(generation(prompt, 0, embed=True))
+        assert (ids, finish) == ([], Finish.STOP)
+        vectors[prompt] = np.frombuffer(news.embedding, "<f4")
+        assert np.linalg.norm(vectors[prompt]) == pytest.approx(1.0, abs=1e-6)
+    assert vectors[1, 2, 3].shape == (16,)
+    assert not np.allclose(*vectors.values())
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        generation(max_tokens=1, embed=True),
+        generation(max_tokens=0),
+        generation(max_tokens=0, embed=True, accepted=(1,)),
+        generation(max_tokens=0, embed=True, top_logprobs=1),
+        generation(max_tokens=0, embed=True, grammar=Grammar("json_object")),
+        generation(grammar=Grammar("json_object")),
+        generation(adapter="poet"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(asked):
+    """A vector has no tokens; a mock has neither grammars nor adapters."""
+    with pytest.raises(InvalidRequest):
+        run(asked)

@@ -9,7 +9,7 @@ import anyio
 import msgspec
 import pytest
 
-from starai.core.errors import Conflict, Overloaded
+from starai.core.errors import Conflict, InvalidRequest, Overloaded
 from starai.exchange import serving as serving_module
 from starai.exchange.base import SILENCE_S, AttemptFailed, FailureKind, Settled, task_record
 from starai.exchange.carrying import Carrier, Journey, Target, attempts_within
@@ -410,3 +410,64 @@ async def test_a_mailbox_never_hides_a_gap() -> None:
         mailbox.put(item)
     with pytest.raises(MailboxOverflow):
         await mailbox.get()
+
+
+EMBED = msgspec.structs.replace(GENERATION, max_tokens=0, embed=True)
+
+
+async def test_an_embedding_gets_on_record_like_an_answer() -> None:
+    """Both sides derive the same record of a vector, without a token in it."""
+
+    async def embed(task: ServedTask) -> None:
+        await task.send(finish=Finish.STOP, embedding=b"vect")
+
+    async with scene(embed) as made:
+        assert await made.carry(generation=EMBED) == []
+        await anyio.sleep(0.1)
+        mine, theirs = made.books()
+        assert len(mine) == 1
+        assert mine == theirs
+        assert made.caller_book[0].embedding == b"vect"
+        record = task_record(made.caller_book[0], bytes(32), bytes(32))
+        assert (record.prompt_tokens, record.answer_tokens) == (10, 0)
+        assert (
+            record.answer_hash
+            != task_record(
+                msgspec.structs.replace(made.caller_book[0], embedding=b"else"),
+                bytes(32),
+                bytes(32),
+            ).answer_hash
+        )
+
+
+@pytest.mark.parametrize(
+    ("generation", "finish", "vector"),
+    [(EMBED, Finish.STOP, b""), (EMBED, None, b"vect"), (GENERATION, Finish.STOP, b"vect")],
+)
+async def test_a_vector_comes_with_the_end_and_only_where_asked(
+    generation: Generation, finish: Finish | None, vector: bytes
+) -> None:
+    """No vector, one that is not the end, or one that nobody asked for: the callee has failed."""
+
+    async def wrong(task: ServedTask) -> None:
+        await task.send(finish=finish, embedding=vector)
+        await anyio.sleep_forever()
+
+    async with scene(wrong) as made:
+        ask = msgspec.structs.replace(made.ask(), generation=generation)
+        async with made.offering.offer(ask) as answer:
+            with pytest.raises(AttemptFailed) as failed:
+                await exhaust(answer)
+        assert failed.value.kind is FailureKind.MALFORMED
+
+
+async def test_what_no_model_would_do_is_not_tried_again() -> None:
+    """A refusal of the request itself ends the journey at the first attempt."""
+
+    async def no(task: ServedTask) -> None:
+        raise Refused(RefusalCode.INVALID_REQUEST)
+
+    async with scene(no) as made:
+        with pytest.raises(InvalidRequest):
+            await made.carry()
+        assert len(made.endings) == 1

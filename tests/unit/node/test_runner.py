@@ -112,15 +112,18 @@ async def test_another_model_is_refused_by_name() -> None:
     ("changes", "code"),
     [
         ({"prompt": tokens.pack([65] * 9000)}, RefusalCode.CONTEXT_TOO_LONG),
-        ({"prompt": b""}, RefusalCode.BAD_REQUEST),
-        ({"max_tokens": 0}, RefusalCode.BAD_REQUEST),
-        ({"max_tokens": -(2**63)}, RefusalCode.BAD_REQUEST),
-        ({"top_logprobs": 2**40}, RefusalCode.BAD_REQUEST),
-        ({"sampling": Sampling(b"k" * 32, temperature=float("nan"))}, RefusalCode.BAD_REQUEST),
-        ({"sampling": Sampling(b"k" * 32, top_p=float("inf"))}, RefusalCode.BAD_REQUEST),
-        ({"sampling": Sampling(b"k" * 32, logit_bias={-1: 1.0})}, RefusalCode.BAD_REQUEST),
-        ({"sampling": Sampling(b"k" * 32, logit_bias={2**60: 1.0})}, RefusalCode.BAD_REQUEST),
-        ({"sampling": Sampling(b"k" * 32, logit_bias={1: float("nan")})}, RefusalCode.BAD_REQUEST),
+        ({"prompt": b""}, RefusalCode.INVALID_REQUEST),
+        ({"max_tokens": 0}, RefusalCode.INVALID_REQUEST),
+        ({"max_tokens": -(2**63)}, RefusalCode.INVALID_REQUEST),
+        ({"top_logprobs": 2**40}, RefusalCode.INVALID_REQUEST),
+        ({"sampling": Sampling(b"k" * 32, temperature=float("nan"))}, RefusalCode.INVALID_REQUEST),
+        ({"sampling": Sampling(b"k" * 32, top_p=float("inf"))}, RefusalCode.INVALID_REQUEST),
+        ({"sampling": Sampling(b"k" * 32, logit_bias={-1: 1.0})}, RefusalCode.INVALID_REQUEST),
+        ({"sampling": Sampling(b"k" * 32, logit_bias={2**60: 1.0})}, RefusalCode.INVALID_REQUEST),
+        (
+            {"sampling": Sampling(b"k" * 32, logit_bias={1: float("nan")})},
+            RefusalCode.INVALID_REQUEST,
+        ),
     ],
     ids=[
         *("long", "empty", "no tokens", "negative tokens", "rivals"),
@@ -203,7 +206,7 @@ async def test_steps_that_nobody_could_keep_fail_the_task(monkeypatch: pytest.Mo
         await made.ready()
         task = made.task()
 
-        async def stuck(*_: object) -> None:
+        async def stuck(*_: object, **__: object) -> None:
             await anyio.sleep(0.3)
 
         monkeypatch.setattr(task, "send", stuck)

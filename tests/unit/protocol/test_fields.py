@@ -10,10 +10,16 @@ import msgspec
 import pytest
 
 from starai.core.errors import ConfigurationRefused, MalformedFrame
-from starai.core.limits import CHUNK_BYTES_MAX
+from starai.core.limits import (
+    CHUNK_BYTES_MAX,
+    EMBEDDING_BYTES_MAX,
+    GRAMMAR_CHARACTERS_MAX,
+    PRIORITY_MAX,
+)
 from starai.core.randomness import SeededRandomness
 from starai.protocol import frames
 from starai.protocol.frames import Message, decode, encode
+from starai.protocol.generation import Generation, Grammar, Part, Sampling
 from starai.protocol.identity import Identity
 from starai.protocol.presence import MODELS_MAX, Beat, ServedModel
 from starai.protocol.tasks import Answer, Close, Offer, Prekey, Refusal, TaskHeader
@@ -94,3 +100,39 @@ def test_a_ticket_with_a_sound_checksum_and_no_ticket_in_it_is_refused() -> None
     raw = hashlib.sha256(body).digest()[:4] + body
     with pytest.raises(ConfigurationRefused, match="damaged"):
         JoinTicket.parse("sat_" + base64.urlsafe_b64encode(raw).decode().rstrip("="))
+
+
+ASKED = Generation(b"", 1, Sampling(b"k" * 32), (), b"s" * 16)
+BEYOND: list[Any] = [
+    changed(ASKED, cache_salt=b"c" * 33),
+    changed(ASKED, priority=PRIORITY_MAX + 1),
+    changed(ASKED, priority=-PRIORITY_MAX - 1),
+    changed(ASKED, adapter="a" * 257),
+    changed(ASKED, grammar=Grammar("regex", "x" * (GRAMMAR_CHARACTERS_MAX + 1))),
+    changed(ASKED, grammar=Grammar("yacc")),  # type: ignore[arg-type]
+    Part(b"", b"", embedding=bytes(EMBEDDING_BYTES_MAX + 4)),
+]
+
+
+def test_what_is_sealed_is_bounded_too() -> None:
+    """A request or an answer whose salt, priority, name, grammar or vector is too large is none."""
+    for content in BEYOND:
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.msgpack.decode(msgspec.msgpack.encode(content), type=type(content))
+    full = changed(
+        ASKED,
+        cache_salt=b"c" * 32,
+        priority=-PRIORITY_MAX,
+        adapter="a" * 256,
+        grammar=Grammar("choice", '["yes"]'),
+        embed=True,
+    )
+    for sound in (full, Part(b"", b"", embedding=bytes(EMBEDDING_BYTES_MAX))):
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(sound), type=type(sound)) == sound
+
+
+def test_what_is_not_asked_does_not_travel() -> None:
+    """A party that never heard of a new field understands a request that does without it."""
+    known = {"prompt", "max_tokens", "sampling", "stop_token_ids", "salt"}
+    assert set(msgspec.msgpack.decode(msgspec.msgpack.encode(ASKED))) == known
+    assert set(msgspec.msgpack.decode(msgspec.msgpack.encode(Part(b"", b"")))) == {"ids", "code"}

@@ -208,7 +208,7 @@ def test_a_chunk_out_of_place_or_changed_does_not_open(
     opener.open(chunks[place])
 
 
-@pytest.mark.parametrize("change", ["finish", "ids", "sketch"])
+@pytest.mark.parametrize("change", ["finish", "ids", "sketch", "embedding"])
 def test_every_part_of_the_content_changes_the_code(change: str) -> None:
     """The chain covers ids, finish and proof fields."""
     keys = derive_keys(b"S" * 32, header_for(b"x"))
@@ -219,6 +219,8 @@ def test_every_part_of_the_content_changes_the_code(change: str) -> None:
             changed.seal(tokens.pack([1]), Finish.STOP)
         case "ids":
             changed.seal(tokens.pack([2]))
+        case "embedding":
+            changed.seal(tokens.pack([1]), embedding=b"zzzz")
         case _:
             changed.seal(tokens.pack([1]), sketch=b"z")
     assert plain.code != changed.code
