@@ -68,6 +68,7 @@ $(VENV)/.pip: $(LOCK)
 
 $(VENV)/.engine: $(VENV)/.pip pyproject.toml
 	@$(INSTALL) --build-constraint $(LOCK) -e ".[engine]"
+	@$(BIN)/python -m starai.engines.native.build
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c "$(WARM_UP)"
 	@touch $@
 

@@ -31,6 +31,8 @@ IMPORT_CPU_S_MAX = 0.5
 LARGE_ALLOWED = ("src/starai/models/embedded/",)
 #: Modules that something other than an import statement starts.
 ENTRY_POINTS = {"starai.cli.main"}
+#: The packages of the engine room: what may load torch with its modules.
+TORCH_ROOMS = tuple(f"starai.engines.{room}" for room in ("text", "linear", "native", "star"))
 #: Packages whose users are outside src.
 FOR_OTHERS = ("starai.testing", "starai.client", "starai.local")
 #: Named by the architecture; nobody starts Python inside the folder of the floor.
@@ -356,7 +358,7 @@ def test_torch_stays_in_the_engine_room() -> None:
     modules = [
         name
         for name in map(name_of, sources())
-        if not name.startswith("starai.engines.text") and not name.endswith("__main__")
+        if not name.startswith(TORCH_ROOMS) and not name.endswith("__main__")
     ]
     code = (
         f"import importlib, sys\nfor name in {modules!r}:\n    importlib.import_module(name)\n"
