@@ -18,6 +18,8 @@ SMOOTHING: Final = 0.2
 #: What an old prefill pass counts after each new one. The fit needs short and long passes at once,
 #: so it forgets more slowly than a rate: about a hundred passes.
 FORGETTING: Final = 0.99
+#: Shorter passes are not observed: their time is overhead, and says nothing about long ones.
+OBSERVED_TOKENS_MIN: Final = 32
 
 
 class Action(Enum):
@@ -96,7 +98,7 @@ class Rates:
 
     def observe_prefill(self, tokens: int, seconds: float, start: int = 0) -> Rates:
         """With one more prefill pass over ``tokens`` from position ``start`` on."""
-        if tokens <= 0 or seconds <= 0:
+        if tokens < OBSERVED_TOKENS_MIN or seconds <= 0:
             return self
         return replace(
             self,

@@ -4,25 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import Protocol
 
 from starai.core.errors import InternalFault
 from starai.engines.paging.blocks import Blocks
-from starai.engines.paging.chain import Link
-
-
-class Books(Protocol):
-    """What a sequence holds, as far as a check needs to know."""
-
-    table: list[int]
-    chain: list[Link]
-    computed: int
-    findable: bool
-    swapped: bool
+from starai.engines.paging.sequences import Held
 
 
 def check_books(
-    blocks: Blocks, slots: Sequence[int], tier_blocks: int, held: Collection[Books], size: int
+    blocks: Blocks, slots: Sequence[int], tier_blocks: int, held: Collection[Held], size: int
 ) -> None:
     """Check every block, slot and table; ``size`` is tokens a block. O(blocks + tables).
 
@@ -42,7 +31,7 @@ def _must(true: bool, invariant: str) -> None:
         raise InternalFault(f"paged memory is inconsistent: not so that {invariant}")
 
 
-def _check_blocks(blocks: Blocks, held: Collection[Books]) -> None:
+def _check_blocks(blocks: Blocks, held: Collection[Held]) -> None:
     holders = Counter(block for one in held for block in one.table if block >= 0)
     free, cached = set(blocks.free), set(blocks.cached)
     _must(len(free) == len(blocks.free), "a block is free once")
@@ -61,7 +50,7 @@ def _check_index(blocks: Blocks) -> None:
     _must(listed == blocks.index, "the index lists exactly the findable blocks")
 
 
-def _check_sequence(blocks: Blocks, one: Books, size: int) -> None:
+def _check_sequence(blocks: Blocks, one: Held, size: int) -> None:
     full, used = one.computed // size, -(-one.computed // size)
     _must(used <= len(one.table), "computed tokens have blocks")
     _must(len(one.chain) == (full if one.findable else 0), "each full block of a chain is named")

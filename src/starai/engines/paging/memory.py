@@ -19,12 +19,14 @@ to one sequence only; a block that others share or can find is never written.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from starai.core.errors import InternalFault
+from starai.core.errors import ConfigurationRefused, InternalFault
 from starai.engines.paging.blocks import Blocks, OutOfBlocks
-from starai.engines.paging.chain import Link, chain_link, chain_root
+from starai.engines.paging.chain import chain_link, chain_root
 from starai.engines.paging.integrity import check_books
+from starai.engines.paging.report import MemoryReport, report_on
+from starai.engines.paging.sequences import Held, Tally
 
 __all__ = ["Copy", "OutOfBlocks", "PagedMemory"]
 
@@ -35,37 +37,6 @@ class Copy:
 
     source: int
     target: int
-
-
-@dataclass(slots=True)
-class Held:
-    """What one sequence holds.
-
-    ``table`` has a block in order of position, or ``~slot`` for what is in the tier. ``chain``
-    names the full computed blocks; it stays empty where ``findable`` is false. Up to ``writable``
-    tokens, `PagedMemory.reach` has nothing to do. ``lost`` is what `PagedMemory.drop` forgot.
-    """
-
-    root: bytes
-    findable: bool
-    table: list[int] = field(default_factory=list)
-    chain: list[Link] = field(default_factory=list)
-    computed: int = 0
-    writable: int = 0
-    swapped: bool = False
-    lost: int = 0
-
-
-@dataclass(slots=True)
-class Tally:
-    """What has happened so far, in tokens or blocks."""
-
-    looked_up_tokens: int = 0
-    hit_tokens: int = 0
-    copies: int = 0
-    swapped_out_blocks: int = 0
-    swapped_in_blocks: int = 0
-    recomputed_tokens: int = 0
 
 
 class PagedMemory:
@@ -79,7 +50,16 @@ class PagedMemory:
         tier_blocks: int = 0,
         share_prefixes: bool = True,
     ) -> None:
-        """Take the size of the pool and, for swapping, of the tier behind it, in blocks."""
+        """Take the size of the pool and, for swapping, of the tier behind it, in blocks.
+
+        Raises:
+            ConfigurationRefused: a size is impossible.
+        """
+        if num_blocks < 1 or block_tokens < 1 or tier_blocks < 0:
+            raise ConfigurationRefused(
+                f"KV memory needs at least one block of one token, not {num_blocks} blocks of "
+                f"{block_tokens} tokens and {tier_blocks} tier blocks"
+            )
         self.block_tokens = block_tokens
         self.num_blocks = num_blocks
         self.tier_blocks = tier_blocks
@@ -295,6 +275,17 @@ class PagedMemory:
         """
         check_books(
             self._blocks, self._slots, self.tier_blocks, self._held.values(), self.block_tokens
+        )
+
+    def report(self) -> MemoryReport:
+        """Count what is held and what happened; O(blocks), so not for every step."""
+        return report_on(
+            self._blocks,
+            self._held.values(),
+            self._tally,
+            block_tokens=self.block_tokens,
+            tier_total=self.tier_blocks,
+            tier_used=self.tier_blocks - len(self._slots),
         )
 
     # -- inside
