@@ -64,37 +64,30 @@ class MemoryReport(msgspec.Struct, frozen=True):
 
     def render(self, bytes_per_block: int = 0, rates: Rates | None = None) -> str:
         """For people; in MiB too if a block's bytes are given, in ms if rates are."""
-        lines = [
-            (
-                f"blocks       {self.blocks_used:,} used, {self.blocks_cached:,} cached, "
-                f"{self.blocks_free:,} free of {self.blocks_total:,} ({self.block_tokens} tokens each)"
-            ),
-            (
-                f"waste        {self.waste:.1%} ({self.tokens_held:,} tokens held, "
-                f"{self.tokens_served:,} served to {self.sequences:,} sequences)"
-            ),
-            f"page faults  {self.page_faults:,}, evictions {self.evictions:,}",
-            (
-                f"reuse        {self.reuse:.1%} ({self.reused_tokens:,} of "
-                f"{self.looked_up_tokens:,} looked-up tokens)"
-            ),
-            (
-                f"S_COW        {_size(self.sharing_saves_blocks, bytes_per_block)} saved now by "
-                f"sharing; by the formula (n-1): {self.formula_saves_blocks:,}, "
-                f"as the seed counts (n): {self.seed_formula_blocks:,}; {self.copies:,} copies made"
-            ),
-            (
-                f"tier         {self.tier_used:,} of {self.tier_total:,} blocks; "
-                f"{self.swapped_out_blocks:,} swapped out, {self.swapped_in_blocks:,} in; "
-                f"{self.recomputed_tokens:,} tokens recomputed"
-            ),
-        ]
+        saved = f"{self.sharing_saves_blocks:,} blocks"
+        if bytes_per_block:
+            saved += f" ({self.sharing_saves_blocks * bytes_per_block / 2**20:,.1f} MiB)"
+        rows = {
+            "blocks": f"{self.blocks_used:,} used, {self.blocks_cached:,} cached, "
+            f"{self.blocks_free:,} free, of {self.block_tokens} tokens each",
+            "waste": f"{self.waste:.1%} ({self.tokens_held:,} tokens held, "
+            f"{self.tokens_served:,} served to {self.sequences:,} sequences)",
+            "page faults": f"{self.page_faults:,}, evictions {self.evictions:,}",
+            "reuse": f"{self.reuse:.1%} ({self.reused_tokens:,} of "
+            f"{self.looked_up_tokens:,} looked-up tokens)",
+            "S_COW": f"{saved} saved by sharing now; formula (n-1): "
+            f"{self.formula_saves_blocks:,}, the seed's (n): {self.seed_formula_blocks:,}; "
+            f"{self.copies:,} copies made",
+            "tier": f"{self.tier_used:,} of {self.tier_total:,} blocks; "
+            f"{self.swapped_out_blocks:,} swapped out, {self.swapped_in_blocks:,} in; "
+            f"{self.recomputed_tokens:,} tokens recomputed",
+        }
         if rates is not None and bytes_per_block:
             swap_ms = 1000 * rates.swap_seconds(bytes_per_block)
             recompute_ms = 1000 * rates.recompute_seconds(self.block_tokens)
-            lines.append(f"S_swap       {swap_ms:.3f} ms a block, out and in")
-            lines.append(f"S_recompute  {recompute_ms:.3f} ms a block, at the start of a sequence")
-        return "\n".join(lines)
+            rows["S_swap"] = f"{swap_ms:.3f} ms a block, out and in"
+            rows["S_recompute"] = f"{recompute_ms:.3f} ms a block, at a sequence's start"
+        return "\n".join(f"{name:<13}{row}" for name, row in rows.items())
 
 
 def report_on(
@@ -140,8 +133,3 @@ def report_on(
         swapped_in_blocks=tally.swapped_in_blocks,
         recomputed_tokens=tally.recomputed_tokens,
     )
-
-
-def _size(num_blocks: int, bytes_per_block: int) -> str:
-    mib = f" ({num_blocks * bytes_per_block / 2**20:,.1f} MiB)" if bytes_per_block else ""
-    return f"{num_blocks:,} blocks{mib}"
