@@ -227,6 +227,13 @@ class PagedMemory:
         self._tally.swapped_out_blocks += len(copies)
         return tuple(copies)
 
+    def private_tokens(self, key: bytes) -> int:
+        """Computed tokens in blocks that only this sequence holds: what `swap_out` would move."""
+        held = self._running(key)
+        refs = self._blocks.refs
+        private = sum(refs[block] == 1 for block in held.table)
+        return min(held.computed, private * self.block_tokens)
+
     def blocks_to_swap_in(self, key: bytes) -> int:
         """How many free blocks `swap_in` would take."""
         held = self._get(key)

@@ -1,0 +1,113 @@
+"""Memory for those who run, and who gives way when there is none.
+
+The least deserving gives way: by swapping or recomputing, whichever costs less. The most deserving
+never does, so that something always advances. It does not know who waits or why.
+
+Why moves may be executed by kind (all swaps out, then all swaps in, then all copies): sequences
+grow from the most to the least deserving, so that whoever gives way was not touched in the same
+plan; and nothing is admitted into a plan in which something else still runs and had to give way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from starai.engines.paging.cost import Action
+from starai.engines.paging.memory import Copy, OutOfBlocks, PagedMemory
+from starai.engines.scheduling.base import Costs
+from starai.engines.scheduling.sequence import Phase, Running, Sequence
+
+
+@dataclass(slots=True)
+class Moves:
+    """What a plan moves, and who had to give way in it."""
+
+    swap_out: list[Copy] = field(default_factory=list)
+    swap_in: list[Copy] = field(default_factory=list)
+    copies: list[Copy] = field(default_factory=list)
+    preempted: list[tuple[bytes, Action]] = field(default_factory=list)
+
+
+class Pressure:
+    """Grows running sequences, preempting others for them."""
+
+    def __init__(
+        self,
+        memory: PagedMemory,
+        costs: Costs,
+        running: Running,
+        set_aside: Callable[[Sequence], None],
+    ) -> None:
+        """Take what is shared with the scheduler; ``set_aside`` is told of each preempted one."""
+        self._memory = memory
+        self._costs = costs
+        self._running = running
+        self._set_aside = set_aside
+        self._swapped: dict[bytes, Sequence] = {}
+
+    def grow(self, sequence: Sequence, moves: Moves) -> bool:
+        """Give the sequence blocks for all its tokens; False if it had to give way itself."""
+        length = len(sequence.job.ids)
+        while True:
+            try:
+                moves.copies += self._memory.reach(sequence.key, length)
+            except OutOfBlocks:
+                alone = len(self._running) == 1
+                if alone and self.unpin(sequence):
+                    continue
+                victim = self._running.least
+                self._preempt(victim, moves, must_drop=alone)
+                if victim is sequence:
+                    return False
+            else:
+                return True
+
+    def swap_in(self, sequence: Sequence, moves: Moves) -> None:
+        """Bring a swapped sequence back; the caller saw that it fits.
+
+        Raises:
+            OutOfBlocks: it does not.
+        """
+        moves.swap_in += self._memory.swap_in(sequence.key)
+        del self._swapped[sequence.key]
+
+    def unpin(self, favoured: Sequence) -> bool:
+        """Drop what is swapped out, the least deserving first: it may keep shared blocks in use.
+
+        Returns:
+            Whether there was one to drop, ``favoured`` being the last.
+        """
+        if not self._swapped:
+            return False
+        victim = max(self._swapped.values(), key=lambda one: (one is not favoured, one.rank))
+        self._drop(victim)
+        return True
+
+    def forget(self, sequence: Sequence) -> None:
+        """The sequence is removed."""
+        self._swapped.pop(sequence.key, None)
+
+    def _preempt(self, victim: Sequence, moves: Moves, *, must_drop: bool) -> None:
+        private = self._memory.private_tokens(victim.key)
+        action = Action.RECOMPUTE
+        if not must_drop:
+            action = self._costs.choose(private, victim.computed - private)
+        if action is Action.SWAP:
+            try:
+                moves.swap_out += self._memory.swap_out(victim.key)
+                victim.phase = Phase.SWAPPED
+                self._swapped[victim.key] = victim
+            except OutOfBlocks:
+                action = Action.RECOMPUTE
+        if action is Action.RECOMPUTE:
+            self._drop(victim)
+        self._running.remove(victim)
+        self._set_aside(victim)
+        moves.preempted.append((victim.key, action))
+
+    def _drop(self, victim: Sequence) -> None:
+        self._memory.drop(victim.key)
+        self._swapped.pop(victim.key, None)
+        victim.phase = Phase.DROPPED
+        victim.computed = 0
