@@ -7,12 +7,17 @@ here blocks are written, gathered, copied and carried in and out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
+
+from starai.engines.paging.memory import Copy
+
+#: Makes the memory of a layer, given its shape and type.
+Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
 
 #: Tokens of a block on a CPU: 2.5 % waste on chats, against 31 % with 256 (benchmarks/memory.py).
 BLOCK_TOKENS: Final = 16
@@ -73,12 +78,25 @@ class KeyValuePool:
     """
 
     def __init__(
-        self, num_blocks: int, block_tokens: int = BLOCK_TOKENS, *, int8: bool = False
+        self,
+        num_blocks: int,
+        block_tokens: int = BLOCK_TOKENS,
+        *,
+        int8: bool = False,
+        allocate: Allocate | None = None,
     ) -> None:
-        """Room for ``num_blocks`` blocks, kept as int8 with a scale per head and token if asked."""
+        """Room for ``num_blocks`` blocks.
+
+        Args:
+            num_blocks: how many.
+            block_tokens: their size.
+            int8: keep values as int8 with a float32 scale per head and token.
+            allocate: makes a layer's tensors; on the model's device if there is none.
+        """
         self.num_blocks = num_blocks
         self.block_tokens = block_tokens
         self.int8 = int8
+        self._allocate = allocate
         self._layers: dict[int, tuple[States, States]] = {}
 
     def layer(self, index: int, key: Tensor, value: Tensor) -> tuple[States, States]:
@@ -90,13 +108,31 @@ class KeyValuePool:
         return memory
 
     def _like(self, states: Tensor) -> States:
-        shape = (states.shape[1], self.num_blocks, self.block_tokens)
+        heads, width = states.shape[1], states.shape[3]
+        shape = (heads, self.num_blocks, self.block_tokens)
+
+        def new(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            if self._allocate is not None:
+                return self._allocate(shape, dtype)
+            return torch.empty(shape, dtype=dtype, device=states.device)
+
         if not self.int8:
-            return States(states.new_empty((*shape, states.shape[3])))
-        return States(
-            states.new_empty((*shape, states.shape[3]), dtype=torch.int8),
-            states.new_empty(shape, dtype=torch.float32),
-        )
+            return States(new((*shape, width), states.dtype))
+        return States(new((*shape, width), torch.int8), new(shape, torch.float32))
+
+    def alike(self, num_blocks: int, allocate: Allocate) -> KeyValuePool:
+        """A pool of another size for blocks of the same form, all layers at once."""
+        other = KeyValuePool(num_blocks, self.block_tokens, int8=self.int8, allocate=allocate)
+        for index, pair in self._layers.items():
+            made = []
+            for states in pair:
+                parts = [
+                    allocate((t.shape[0], num_blocks, *t.shape[2:]), t.dtype)
+                    for t in states.tensors
+                ]
+                made.append(States(*parts))
+            other._layers[index] = (made[0], made[1])
+        return other
 
     @property
     def layers(self) -> dict[int, tuple[States, States]]:
@@ -118,16 +154,15 @@ class KeyValuePool:
         """Memory of one position of one sequence, all layers; known after the first pass."""
         return self.bytes_per_block // self.block_tokens
 
-    def copy(self, pairs: Iterable[tuple[int, int]]) -> None:
-        """Copy each source block onto its target block, in every layer."""
-        listed = list(pairs)
-        if not listed:
+    def copy(self, copies: Sequence[Copy], origin: KeyValuePool | None = None) -> None:
+        """Copy source blocks (of ``origin``, or here) onto target blocks here, in every layer."""
+        if not copies:
             return
-        sources = torch.as_tensor([source for source, _ in listed])
-        targets = torch.as_tensor([target for _, target in listed])
-        for tensor in self._tensors():
-            at = tensor.device
-            tensor.index_copy_(1, targets.to(at), tensor.index_select(1, sources.to(at)))
+        sources = torch.as_tensor([one.source for one in copies])
+        targets = torch.as_tensor([one.target for one in copies])
+        for here, there in zip(self._tensors(), (origin or self)._tensors(), strict=True):
+            found = there.index_select(1, sources.to(there.device))
+            here.index_copy_(1, targets.to(here.device), found.to(here.device))
 
     def take_out(self, blocks: Sequence[int]) -> list[Tensor]:
         """Copies of blocks on the CPU: per tensor [heads, blocks, block tokens(, width)].
