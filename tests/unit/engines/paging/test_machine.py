@@ -12,23 +12,28 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import assume, settings, strategies as st
 from hypothesis.stateful import (
-    Bundle,
     RuleBasedStateMachine,
-    consumes,
     initialize,
     invariant,
-    multiple,
+    precondition,
     rule,
 )
 
 from starai.engines.paging.memory import Copy, OutOfBlocks, PagedMemory
 
-NUM_BLOCKS = 12
+NUM_BLOCKS = 10
 TIER_BLOCKS = 5
+SEQUENCES_MAX = 7
 Cell = tuple[bytes, tuple[int, ...]] | None
 # Two token ids and short prompts: prefixes meet all the time.
 TOKENS = st.integers(0, 1)
-PROMPTS = st.lists(TOKENS, min_size=1, max_size=14)
+PROMPTS = st.builds(
+    lambda beginning, length, end: ([beginning] * length) + end,
+    TOKENS,
+    st.integers(1, 10),
+    st.lists(TOKENS, max_size=4),
+)
+PICKS = st.integers(0, 7)
 SALTS = st.sampled_from([b"", b"x"])
 
 
@@ -53,8 +58,6 @@ class Told:
 class Machine(RuleBasedStateMachine):
     """All operations in any order, on a memory that is too small for them."""
 
-    keys = Bundle("keys")
-
     @initialize(size=st.sampled_from([1, 2, 3, 4]), share=st.sampled_from([True, True, False]))
     def start(self, size: int, share: bool) -> None:
         self.size, self.share = size, share
@@ -67,6 +70,23 @@ class Machine(RuleBasedStateMachine):
         self.count = 0
 
     # -- helpers
+
+    def running(self) -> list[bytes]:
+        return [k for k, t in self.told.items() if not t.swapped and not t.dropped]
+
+    def swapped(self) -> list[bytes]:
+        return [k for k, t in self.told.items() if t.swapped]
+
+    def kept(self) -> list[bytes]:
+        return [k for k, t in self.told.items() if not t.dropped]
+
+    def dropped(self) -> list[bytes]:
+        return [k for k, t in self.told.items() if t.dropped and t.ids]
+
+    def choose(self, pick: int, keys: list[bytes]) -> tuple[bytes, Told]:
+        assume(keys)
+        key = keys[pick % len(keys)]
+        return key, self.told[key]
 
     def new_key(self) -> bytes:
         self.count += 1
@@ -133,38 +153,38 @@ class Machine(RuleBasedStateMachine):
 
     # -- rules
 
-    @rule(target=keys, ids=PROMPTS, salt=SALTS, length=st.integers(1, 14))
-    def open(self, ids: list[int], salt: bytes, length: int) -> bytes:
+    @precondition(lambda self: len(self.told) < SEQUENCES_MAX)
+    @rule(ids=PROMPTS, salt=SALTS, length=st.integers(1, 14))
+    def open(self, ids: list[int], salt: bytes, length: int) -> None:
         key = self.new_key()
         reused = self.memory.open(key, ids, salt)
         self.told[key] = Told(salt, list(ids))
         self.found(key, reused)
         if reused < length <= len(ids):
             self.run(key, length)
-        return key
 
-    @rule(key=keys, more=st.lists(TOKENS, max_size=5), part=st.integers(1, 5))
-    def advance(self, key: bytes, more: list[int], part: int) -> None:
-        told = self.told[key]
-        assume(not told.swapped and not told.dropped)
+    @precondition(lambda self: self.running())
+    @rule(pick=PICKS, more=st.lists(TOKENS, max_size=5), part=st.integers(1, 5))
+    def advance(self, pick: int, more: list[int], part: int) -> None:
+        key, told = self.choose(pick, self.running())
         told.ids += more
         length = min(len(told.ids), told.computed + part)
         assume(length > told.computed)
         self.run(key, length)
 
-    @rule(key=keys, ahead=st.integers(0, 9))
-    def reserve(self, key: bytes, ahead: int) -> None:
-        told = self.told[key]
-        assume(not told.swapped and not told.dropped)
+    @precondition(lambda self: self.running())
+    @rule(pick=PICKS, ahead=st.integers(0, 9))
+    def reserve(self, pick: int, ahead: int) -> None:
+        key, told = self.choose(pick, self.running())
         length = told.computed + ahead
         room = self.memory.blocks_needed(key, length) <= self.memory.free_blocks
         copies = self.attempt(lambda: self.memory.reach(key, length), room)
         self.carry_out(copies or (), self.pool, self.pool)
 
-    @rule(target=keys, key=keys, tail=st.lists(TOKENS, max_size=4))
-    def fork(self, key: bytes, tail: list[int]) -> object:
-        told = self.told[key]
-        assume(not told.swapped and not told.dropped)
+    @precondition(lambda self: self.running())
+    @rule(pick=PICKS, tail=st.lists(TOKENS, max_size=4))
+    def fork(self, pick: int, tail: list[int]) -> None:
+        key, told = self.choose(pick, self.running())
         free, new = self.memory.free_blocks, self.new_key()
         self.memory.fork(key, new)
         assert self.memory.free_blocks == free
@@ -175,21 +195,20 @@ class Machine(RuleBasedStateMachine):
             adopted=told.adopted,
             kv=list(told.kv),
         )
-        return new
 
-    @rule(key=keys, back=st.integers(0, 8), other=st.lists(TOKENS, max_size=4))
-    def truncate(self, key: bytes, back: int, other: list[int]) -> None:
-        told = self.told[key]
-        assume(not told.dropped)
+    @precondition(lambda self: self.kept())
+    @rule(pick=PICKS, back=st.integers(0, 8), other=st.lists(TOKENS, max_size=4))
+    def truncate(self, pick: int, back: int, other: list[int]) -> None:
+        key, told = self.choose(pick, self.kept())
         length = max(0, told.computed - back)
         self.memory.truncate(key, length)
         told.computed, told.kv = length, told.kv[:length]
         told.ids = told.ids[:length] + other
 
-    @rule(key=keys)
-    def swap_out(self, key: bytes) -> None:
-        told = self.told[key]
-        assume(not told.swapped and not told.dropped)
+    @precondition(lambda self: self.running())
+    @rule(pick=PICKS)
+    def swap_out(self, pick: int) -> None:
+        key, told = self.choose(pick, self.running())
         used = -(-told.computed // self.size)
         held = self.memory.table(key)[:used]
         private = [b for b in held if self.memory._blocks.refs[b] == 1]
@@ -200,10 +219,10 @@ class Machine(RuleBasedStateMachine):
             self.carry_out(copies, self.pool, self.tier)
             told.swapped = True
 
-    @rule(key=keys)
-    def swap_in(self, key: bytes) -> None:
-        told = self.told[key]
-        assume(told.swapped)
+    @precondition(lambda self: self.swapped())
+    @rule(pick=PICKS)
+    def swap_in(self, pick: int) -> None:
+        key, told = self.choose(pick, self.swapped())
         before, need = self.memory.free_blocks, self.memory.blocks_to_swap_in(key)
         copies = self.attempt(lambda: self.memory.swap_in(key), need <= before)
         if copies is not None:
@@ -212,24 +231,25 @@ class Machine(RuleBasedStateMachine):
             self.carry_out(copies, self.tier, self.pool)
             told.swapped = False
 
-    @rule(key=keys)
-    def drop(self, key: bytes) -> None:
-        told = self.told[key]
-        assume(not told.adopted)
+    @precondition(lambda self: self.told)
+    @rule(pick=PICKS)
+    def drop(self, pick: int) -> None:
+        key, told = self.choose(pick, [k for k, t in self.told.items() if not t.adopted])
         self.memory.drop(key)
         told.computed, told.kv, told.swapped, told.dropped = 0, [], False, True
 
-    @rule(key=keys, run=st.booleans())
-    def reattach(self, key: bytes, run: bool) -> None:
-        told = self.told[key]
-        assume(told.dropped and told.ids)
+    @precondition(lambda self: self.dropped())
+    @rule(pick=PICKS, run=st.booleans())
+    def reattach(self, pick: int, run: bool) -> None:
+        key, told = self.choose(pick, self.dropped())
         told.dropped = False
         self.found(key, self.memory.reattach(key, told.ids))
         if run:
             self.run(key, len(told.ids))
 
-    @rule(target=keys, num_tokens=st.integers(1, 9))
-    def adopt(self, num_tokens: int) -> object:
+    @precondition(lambda self: len(self.told) < SEQUENCES_MAX)
+    @rule(num_tokens=st.integers(1, 9))
+    def adopt(self, num_tokens: int) -> None:
         key = self.new_key()
         need = -(-num_tokens // self.size)
         before, room = self.memory.free_blocks, need <= self.memory.free_blocks
@@ -239,7 +259,7 @@ class Machine(RuleBasedStateMachine):
             return ()
 
         if self.attempt(act, room) is None:
-            return multiple()
+            return
         assert before - self.memory.free_blocks == need
         cells: list[Cell] = [(b"elsewhere" + key, (i,)) for i in range(num_tokens)]
         table = self.memory.table(key)
@@ -248,10 +268,11 @@ class Machine(RuleBasedStateMachine):
         self.told[key] = Told(
             b"elsewhere" + key, [0] * num_tokens, num_tokens, adopted=True, kv=cells
         )
-        return key
 
-    @rule(key=consumes(keys))
-    def close(self, key: bytes) -> None:
+    @precondition(lambda self: self.told)
+    @rule(pick=PICKS)
+    def close(self, pick: int) -> None:
+        key, _ = self.choose(pick, list(self.told))
         self.memory.close(key)
         del self.told[key]
 
@@ -288,4 +309,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestMachine.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)

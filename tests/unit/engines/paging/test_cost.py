@@ -1,0 +1,121 @@
+"""Swap or recompute, from measured rates."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, strategies as st
+
+from starai.engines.paging.cost import (
+    FORGETTING,
+    OBSERVED_TOKENS_MIN,
+    SMOOTHING,
+    Action,
+    PrefillFit,
+    Rates,
+    choose,
+)
+
+RATES = Rates(1e9, 2e9, 1000.0)
+KV_BYTES = 114_688
+
+
+def took(tokens: int, start: int, a: float, b: float) -> float:
+    """What a pass takes on a machine with these coefficients."""
+    return a * tokens + b * ((start + tokens) ** 2 - start**2)
+
+
+@given(st.floats(1e-5, 1e-2), st.floats(1e-9, 1e-6))
+def test_both_coefficients_are_found(a: float, b: float) -> None:
+    """From exact passes of several lengths the fit predicts any other pass."""
+    fit = PrefillFit()
+    for tokens, start in ((64, 0), (512, 0), (512, 512), (2048, 0), (512, 3584)):
+        fit = fit.observe(tokens, took(tokens, start, a, b), start)
+    for tokens, start in ((256, 0), (4096, 0), (1000, 9000)):
+        assert fit.seconds(tokens, start) == pytest.approx(took(tokens, start, a, b), rel=1e-3)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 4096), st.integers(0, 8192), st.floats(1e-3, 10)), min_size=1)
+)
+def test_no_prediction_is_negative(passes: list[tuple[int, int, float]]) -> None:
+    """However odd the measurements, both coefficients stay at zero or above."""
+    fit = PrefillFit()
+    for tokens, start, seconds in passes:
+        fit = fit.observe(tokens, seconds, start)
+    a, b = fit.coefficients
+    assert a >= 0
+    assert b >= 0
+    assert a + b > 0
+
+
+def test_passes_of_one_length_are_taken_as_linear() -> None:
+    """They cannot tell the terms apart."""
+    fit = PrefillFit().observe(500, 1.0).observe(500, 1.0)
+    assert fit.seconds(1000) == pytest.approx(2.0)
+
+
+def test_a_machine_that_became_slow_is_noticed() -> None:
+    """Old passes are forgotten: after some hundred new ones the prediction is the new time."""
+    fit = PrefillFit()
+    for seconds in (1.0, 3.0):
+        for _ in range(500):
+            fit = fit.observe(1000, seconds).observe(100, seconds / 10)
+    assert FORGETTING < 1
+    assert fit.seconds(1000) == pytest.approx(3.0, rel=0.02)
+
+
+def test_rates_follow_measurements_smoothly() -> None:
+    """One slow transfer moves a rate by its share of the seconds, many take it all the way."""
+    rates = RATES.observe_write(10**9, 2.0)
+    assert 1e9 / rates.tier_write_bytes_per_s == pytest.approx(1 + SMOOTHING)
+    assert rates.tier_read_bytes_per_s == RATES.tier_read_bytes_per_s
+    for _ in range(60):
+        rates = rates.observe_write(10**9, 2.0).observe_read(10**9, 4.0)
+        rates = rates.observe_prefill(500, 1.0)
+    assert rates.tier_write_bytes_per_s == pytest.approx(5e8, rel=1e-3)
+    assert rates.tier_read_bytes_per_s == pytest.approx(2.5e8, rel=1e-3)
+    assert rates.prefill_tokens_per_s == pytest.approx(500, rel=1e-3)
+    assert rates.swap_seconds(10**9) == pytest.approx(6.0, rel=1e-3)
+    assert rates.recompute_seconds(1000) == pytest.approx(2.0, rel=1e-3)
+
+
+def test_what_says_nothing_is_not_observed() -> None:
+    """Empty transfers and passes of a few tokens leave the rates alone."""
+    assert RATES.observe_write(0, 1.0) == RATES
+    assert RATES.observe_read(10, 0.0) == RATES
+    assert RATES.observe_prefill(OBSERVED_TOKENS_MIN - 1, 1.0) == RATES
+    assert RATES.observe_prefill(OBSERVED_TOKENS_MIN, 1.0) != RATES
+
+
+def test_a_guess_predicts_until_the_first_pass() -> None:
+    """Without a pass observed, recomputing is linear in the given rate."""
+    assert RATES.recompute_seconds(2000, 5000) == pytest.approx(2.0)
+
+
+def test_the_smaller_time_is_chosen() -> None:
+    """Fast tiers swap, slow ones recompute, and what others hold costs nothing to keep."""
+    disk = Rates(1e8, 1e8, 1000.0)
+    assert choose(1000 * KV_BYTES, 1000, 0, RATES) is Action.SWAP
+    assert choose(1000 * KV_BYTES, 1000, 0, disk) is Action.RECOMPUTE
+    assert choose(0, 0, 1000, RATES) is Action.RECOMPUTE
+
+
+def test_long_sequences_are_swapped_where_short_ones_are_recomputed() -> None:
+    """Bytes grow with length, attention with its square: there is one crossover."""
+    rates = Rates(1.6e8, 4e8, 1000.0)
+    for tokens in (256, 1024, 4096):
+        rates = rates.observe_prefill(tokens, took(tokens, 0, 0.9e-3, 8e-8))
+    chosen = [choose(n * KV_BYTES, n, 0, rates) for n in (256, 512, 1024, 4096, 8192)]
+    assert chosen[0] is Action.RECOMPUTE
+    assert chosen[-1] is Action.SWAP
+    assert sum(left is not right for left, right in itertools.pairwise(chosen)) == 1
+
+
+def test_the_same_tokens_cost_more_behind_a_long_beginning() -> None:
+    """cached_tokens makes recomputing dearer, because attention looks back at them."""
+    rates = RATES
+    for tokens in (256, 4096):
+        rates = rates.observe_prefill(tokens, took(tokens, 0, 1e-3, 1e-7))
+    assert rates.recompute_seconds(512, 8192) > 1.5 * rates.recompute_seconds(512)
