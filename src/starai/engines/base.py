@@ -28,7 +28,7 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     store: str = ""
     slots: int = 8
     threads: int = 0
-    options: dict[str, float] = {}
+    options: dict[str, float | str] = {}
 
 
 class EngineInfo(msgspec.Struct, frozen=True):

@@ -14,7 +14,12 @@ pytest.importorskip("transformers")
 from safetensors.numpy import load_file, save_file  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
-from starai.core.errors import ContextTooLong, ModelFileRefused, Overloaded  # noqa: E402
+from starai.core.errors import (  # noqa: E402
+    ConfigurationRefused,
+    ContextTooLong,
+    ModelFileRefused,
+    Overloaded,
+)
 from starai.engines.base import EngineSpec  # noqa: E402
 from starai.engines.registry import open_engine  # noqa: E402
 from starai.protocol import tokens  # noqa: E402
@@ -136,7 +141,8 @@ def test_late_arrivals_and_departures_do_not_disturb(llama):
 
 def test_a_long_prompt_is_taken_in_pieces(folder_of):
     """A prompt longer than a step's share gives the same answer, and others run beside it."""
-    engine = open_engine(EngineSpec("text", str(folder_of("gemma3")), threads=1))
+    options = {"prefixes": 0}  # or the second time nothing of the prompt is left to compute
+    engine = open_engine(EngineSpec("text", str(folder_of("gemma3")), threads=1, options=options))
     prompt = [(13 * n) % 290 for n in range(100)]
     whole = answer(engine, generation(prompt, 10))
     engine._share = 7  # a slow machine's share
@@ -207,7 +213,7 @@ def test_a_failing_pass_is_repeated_one_by_one(folder_of):
         if (inputs[0] == 299).any():
             raise RuntimeError("a kernel failed")
 
-    engine._model.get_input_embeddings().register_forward_pre_hook(refuse)
+    engine._model.module.get_input_embeddings().register_forward_pre_hook(refuse)
     asked = {b"bad": generation([5, 299], 10), b"good": generation([5, 6], 10)}
     ids, ends, _ = run(engine, asked)
     assert ends == {b"bad": "internal_error", b"good": Finish.LENGTH}
@@ -250,15 +256,30 @@ def test_quantised_weights_are_refused(folder_of, tmp_path):
     """Weights that this engine cannot run are named, not guessed at."""
     folder = shutil.copytree(folder_of("llama"), tmp_path / "quantised")
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq"}
+    config["quantization_config"] = {"quant_method": "bitsandbytes"}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelFileRefused, match="gptq"):
+    with pytest.raises(ModelFileRefused, match="bitsandbytes"):
         open_engine(EngineSpec("text", str(folder)))
 
 
 def test_the_context_follows_the_kv_memory(folder_of):
     """A small KV memory shortens the context rather than failing later."""
-    spec = EngineSpec("text", str(folder_of("llama")), threads=1, options={"kv_gib": 2e-4})
-    info = open_engine(spec).info
-    # 3 layers, keys and values, 2 heads of 8 float32: 384 bytes a token and slot
-    assert info.context_length == int(2e-4 * 2**30) // (384 * 8)
+    spec = EngineSpec("text", str(folder_of("llama")), threads=1, options={"kv_gib": 2e-5})
+    # 3 layers, keys and values, 2 heads of 8 float32: 384 bytes a token, 6144 a block
+    assert open_engine(spec).info.context_length == int(2e-5 * 2**30) // 6144 * 16 == 48
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"kv_gib": 1e-9}, "6144 bytes"),
+        ({"kv_gb": 1}, "did you mean kv_gib"),
+        ({"bits": 3}, "bits"),
+        ({"swap_gib": -1}, "positive"),
+        ({"attention": "sparse"}, "attention"),
+    ],
+)
+def test_wrong_options_are_refused_with_a_hint(folder_of, options, hint):
+    """An option that is unknown, or too small for a single block, says what to do."""
+    with pytest.raises(ConfigurationRefused, match=hint):
+        open_engine(EngineSpec("text", str(folder_of("llama")), options=options))

@@ -1,27 +1,36 @@
 """The native engine: each step is one packed forward pass over everything that is running.
 
-A step takes the next token of every sequence that decodes and a share of the prompts that wait,
-samples where a sequence is at its end, and emits. Knows nothing about text, nodes or processes.
+The scheduler plans a step over paged memory, the memory moves what must move, the model runs once,
+the canonical sampler draws, and what is new is emitted. Knows nothing about text, nodes or
+processes.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from starai.core.clock import Clock, SystemClock
-from starai.core.errors import ConfigurationRefused, InternalFault, InvalidRequest, Overloaded
+from starai.core.errors import DeadlinePassed, InternalFault, InvalidRequest, Overloaded
 from starai.engines.answer import Answer
 from starai.engines.base import Emitted, EngineInfo, EngineSpec, HiddenStatesHook
-from starai.engines.sampler import sample, token_logprobs
+from starai.engines.paging.report import MemoryReport
+from starai.engines.scheduling.base import Budget, Job, Limits, Plan, Work
+from starai.engines.scheduling.scheduler import Scheduler
 from starai.engines.text.attention import NAME, Pass, Span
+from starai.engines.text.drawing import Draw, draw
 from starai.engines.text.loading import load_model
-from starai.engines.text.pool import BLOCK_TOKENS, KeyValuePool
-from starai.engines.text.probe import forward, probe
+from starai.engines.text.memory import reserve_memory
+from starai.engines.text.model import TextModel
+from starai.engines.text.options import read_options
 from starai.models.manifest import ModelManifest
 from starai.protocol.generation import Generation
 
@@ -30,42 +39,32 @@ from starai.protocol.generation import Generation
 _SHARE_FIRST: Final = 256
 _SHARE_MIN: Final = 32
 _SHARE_MAX: Final = 4096
-_STEP_LONG_S: Final = 0.15
-_STEP_SHORT_S: Final = 0.05
-#: KV memory unless ``options["kv_gib"]`` says otherwise.
-_KV_GIB: Final = 4.0
+_STEP_LONG_S: Final = 0.6
+_STEP_SHORT_S: Final = 0.2
+#: A step whose tokens are a prompt's to this share tells how fast prompts are computed.
+_MOSTLY_PROMPT: Final = 0.8
 #: Below this many parameters a second thread costs more than it gives.
 _ONE_THREAD_PARAMETERS_MAX: Final = 30_000_000
 
 
 @dataclass(slots=True)
 class _Running:
-    """A sequence in a slot; ``cached`` of its tokens are in the KV memory."""
+    """A sequence: its answer, and its job, whose ids are prompt and answer so far.
+
+    ``twins`` asked for the same prompt before it was computed (it has not ``begun``): they will
+    continue from its memory, and nothing of the prompt is computed or kept twice.
+    """
 
     answer: Answer
-    slot: int
-    cached: int = 0
-
-    @property
-    def pending(self) -> int:
-        """Tokens that the model has not seen yet; 1 while decoding."""
-        return self.answer.length - self.cached
-
-    def tokens(self, count: int) -> list[int]:
-        """The next ``count`` pending tokens."""
-        prompt, ids = self.answer.prompt, self.answer.ids
-        behind = self.cached - len(prompt)
-        if behind >= 0:
-            return ids[behind : behind + count]
-        return (prompt[self.cached :] + ids)[:count]
+    job: Job
+    prompt: tuple[bytes, bytes]
+    drafts: list[int] = field(default_factory=list)
+    twins: list[_Running] = field(default_factory=list)
+    begun: bool = False
 
 
 class TextEngine:
-    """See the module's text.
-
-    Options: ``kv_gib`` bounds the KV memory, and with it the context; ``context`` shortens the
-    context further.
-    """
+    """See the module's text; `starai.engines.text.options.TextOptions` lists its options."""
 
     def __init__(
         self, manifest: ModelManifest, spec: EngineSpec, clock: Clock | None = None
@@ -74,39 +73,87 @@ class TextEngine:
 
         Raises:
             ModelFileRefused: the weights are wrong or the architecture cannot be served.
-            ConfigurationRefused: the KV memory cannot be had.
+            ConfigurationRefused: an option is wrong, or the KV memory cannot be had.
         """
+        options = read_options(spec)
         torch.set_num_threads(spec.threads or _threads_for(manifest.num_parameters))
-        self._model: Any = load_model(manifest, NAME)
-        bytes_per_token = probe(self._model)
-        context = _context_length(self._model, manifest, spec, bytes_per_token)
-        self._blocks = -(-context // BLOCK_TOKENS)
-        self._pool = _reserve(self._model, spec.slots * self._blocks)
+        self._clock = clock or SystemClock()
+        self._model = TextModel(load_model(manifest, NAME), options)
+        asked = self._model.context_length(manifest.context_length, options.context)
+        self._memory = reserve_memory(self._model.module, options, spec.slots, asked, self._clock)
+        context = min(asked, self._memory.room_tokens)
         self.info = EngineInfo(
             manifest.name, manifest.root, manifest.vocab_size, context, spec.slots
         )
-        self._clock = clock or SystemClock()
+        limits = Limits(spec.slots, options.waiting)
+        self._scheduler = Scheduler(self._memory.books, limits, self._memory.tier)
+        self._places = spec.slots + options.waiting
         self._share = _SHARE_FIRST
         self._running: dict[bytes, _Running] = {}
-        self._free_slots = list(range(spec.slots))
+        self._leaders: dict[tuple[bytes, bytes], _Running] = {}
         self._hook: HiddenStatesHook | None = None
-        self._hidden: torch.Tensor | None = None
-        self._model.base_model.register_forward_hook(self._see_hidden_states)
 
-    def admit(self, key: bytes, generation: Generation) -> None:
-        """Take a sequence; see `Engine.admit`."""
+    # -- requests come and go
+
+    def admit(self, key: bytes, generation: Generation, *, deadline_s: float = math.inf) -> None:
+        """Take a sequence; see `Engine.admit`. At ``deadline_s`` of the clock it is given up."""
+        running = self._enter(key, generation, deadline_s)
+        leader = self._leaders.get(running.prompt)
+        if leader is None:
+            self._scheduler.add(running.job)
+            self._leaders[running.prompt] = running
+        elif leader.begun:
+            self._scheduler.fork(leader.job.key, running.job)
+        else:
+            leader.twins.append(running)
+        self._running[key] = running
+
+    def fork(self, key: bytes, new_key: bytes, generation: Generation) -> None:
+        """Take a sequence that shares the memory of another as far as their tokens are the same.
+
+        Raises:
+            InvalidRequest: there is no sequence ``key``; else as `admit`.
+        """
+        parent = self._running.get(key)
+        if parent is None:
+            raise InvalidRequest("there is no such sequence to fork")
+        running = self._enter(new_key, generation, parent.job.deadline_s)
+        self._scheduler.fork(key, running.job)
+        self._running[new_key] = running
+
+    def _enter(self, key: bytes, generation: Generation, deadline_s: float) -> _Running:
         if key in self._running:
             raise InvalidRequest("this key is in use")
         answer = Answer(key, generation, self.info)
-        if not self._free_slots:
+        if len(self._running) >= self._places:
             raise Overloaded("no slot is free")
-        self._running[key] = _Running(answer, self._free_slots.pop())
+        job = Job(
+            key,
+            answer.prompt + answer.ids,
+            len(answer.prompt) + answer.limit,
+            tenant=generation.cache_salt,
+            salt=_salt(generation),
+            priority=generation.priority,
+            deadline_s=deadline_s,
+            arrived_s=self._clock.monotonic_s(),
+        )
+        return _Running(answer, job, (job.salt, generation.prompt))
 
     def cancel(self, key: bytes) -> None:
-        """Forget a sequence and free its slot."""
+        """Forget a sequence and free its memory."""
         gone = self._running.pop(key, None)
-        if gone is not None:
-            self._free_slots.append(gone.slot)
+        if gone is None:
+            return
+        self._scheduler.remove(key)
+        if self._leaders.get(gone.prompt) is gone:
+            del self._leaders[gone.prompt]
+        for leader in [one for one in self._leaders.values() if gone in one.twins]:
+            leader.twins.remove(gone)
+        if gone.twins:
+            # Who waited for this one's prompt computes it now, the first for the others.
+            heir, *heir.twins = gone.twins
+            self._leaders[heir.prompt] = heir
+            self._scheduler.add(heir.job)
 
     @property
     def has_work(self) -> bool:
@@ -114,132 +161,135 @@ class TextEngine:
         return bool(self._running)
 
     def on_hidden_states(self, hook: HiddenStatesHook | None) -> None:
-        """Have ``hook`` called within each step; see `Engine.on_hidden_states`."""
+        """Have ``hook`` called within each step; see `Engine.on_hidden_states`.
+
+        Positions whose KV memory was found in the prefix cache are not computed, so not reported.
+        """
         self._hook = hook
+
+    def memory_report(self) -> MemoryReport:
+        """What the KV memory holds and what sharing and swapping saved."""
+        return self._memory.report()
+
+    def check_integrity(self) -> None:
+        """Check the books of the KV memory.
+
+        Raises:
+            InternalFault: they do not add up.
+        """
+        self._memory.books.check_integrity()
+
+    # -- a step
 
     @torch.inference_mode()
     def step(self) -> list[Emitted]:
         """One packed forward pass; see `Engine.step`."""
         complete = [r.answer.ended() for r in self._running.values() if r.answer.finish]
         self._forget(complete)
-        plan = self._plan()
-        emitted = complete
-        if plan:
-            try:
-                news = self._advance(plan)
-            except RuntimeError:
-                # One sequence may have poisoned the pass. KV writes can be repeated, so each is
-                # tried alone and only the guilty one fails.
-                news = [e for part in plan for e in self._advance_alone(*part)]
-            self._forget(news)
-            emitted = complete + news
-        return emitted
+        self._guess()
+        drafts = {key: len(one.drafts) for key, one in self._running.items() if one.drafts}
+        now_s = self._clock.monotonic_s()
+        plan = self._scheduler.plan(now_s, Budget(self._share, drafts))
+        late = [self._running[key].answer.failed(DeadlinePassed.code) for key in plan.expired]
+        self._memory.carry_out(plan)
+        news = self._run(plan) if plan.works else []
+        self._scheduler.done(plan)
+        self._lead(news)
+        self._forget(late + news)
+        return complete + late + news
 
-    def _plan(self) -> list[tuple[_Running, int]]:
-        """Which sequences advance by how many tokens: all that decode, prompts by their share."""
-        plan: list[tuple[_Running, int]] = []
-        share = self._share
-        for running in sorted(self._running.values(), key=lambda r: r.pending != 1):
-            count = min(running.pending, share) if running.pending > 1 else 1
-            if count:
-                plan.append((running, count))
-                share -= count if running.pending > 1 else 0
-        return plan
-
-    def _advance(self, plan: list[tuple[_Running, int]]) -> list[Emitted]:
-        begun = self._clock.monotonic_s()
-        run = Pass(self._pool, [Span(self._table(r.slot), r.cached, count) for r, count in plan])
-        packed = [id_ for running, count in plan for id_ in running.tokens(count)]
-        ends = np.cumsum([count for _, count in plan]) - 1
-        whole = [i for i, (running, count) in enumerate(plan) if running.pending == count]
-        keep = [int(ends[i]) for i in whole] or [len(packed) - 1]
-        logits = forward(self._model, run, packed, keep).float().cpu().numpy()
-        self._report_hidden_states(plan)
-        for running, count in plan:
-            running.cached += count
-        news = self._draw([plan[i][0].answer for i in whole], logits) if whole else []
-        if len(packed) > len(plan):
-            self._adapt_share(self._clock.monotonic_s() - begun)
-        return news
-
-    def _table(self, slot: int) -> range:
-        return range(slot * self._blocks, (slot + 1) * self._blocks)
-
-    def _advance_alone(self, running: _Running, count: int) -> list[Emitted]:
+    def _run(self, plan: Plan) -> list[Emitted]:
+        begun_s = self._clock.monotonic_s()
         try:
-            return self._advance([(running, count)])
+            news = self._advance(plan.works)
         except RuntimeError:
-            return [running.answer.failed(InternalFault.code)]
-
-    def _draw(self, answers: list[Answer], logits: np.ndarray[Any, Any]) -> list[Emitted]:
-        """The next token of each answer from logits [answers, vocabulary]."""
-        sound = [index for index in range(len(answers)) if np.isfinite(logits[index].max())]
-        chosen = sample(logits[sound], [answers[index].race for index in sound])
-        token_of = dict(zip(sound, chosen, strict=True))
-        news: list[Emitted] = []
-        for index, answer in enumerate(answers):
-            token_id = token_of.get(index)
-            if token_id is None:
-                news.append(answer.failed(InternalFault.code))
-                continue
-            top = answer.top_logprobs
-            logprobs = None if top is None else token_logprobs(logits[index], token_id, top)
-            news.append(answer.take(token_id, logprobs))
+            # One sequence may have poisoned the pass. KV writes can be repeated, so each is
+            # tried alone and only the guilty one fails.
+            news = [one for work in plan.works for one in self._advance_alone(work)]
+        self._forget([one for one in news if one.error])
+        self._learn(plan.works, self._clock.monotonic_s() - begun_s)
         return news
 
-    def _forget(self, emitted: list[Emitted]) -> None:
+    def _advance(self, works: Sequence[Work]) -> list[Emitted]:
+        """Run some works in one pass and draw where a sequence is at its end."""
+        packed: list[int] = []
+        spans: list[Span] = []
+        keep: list[int] = []
+        draws: list[Draw] = []
+        vectors: list[tuple[Answer, int]] = []
+        for work in works:
+            running = self._running[work.key]
+            ids, end = running.job.ids, work.start + work.count
+            drafts = running.drafts[: max(0, end - len(ids))]
+            last = len(packed) + len(ids) - work.start - 1
+            packed += ids[work.start : end]
+            packed += drafts
+            spans.append(Span(self._memory.books.table(work.key), work.start, work.count))
+            if end >= len(ids) and running.answer.embed:
+                vectors.append((running.answer, last))
+            elif end >= len(ids):
+                draws.append(Draw(running.answer, len(keep), drafts))
+                keep += range(last, len(packed))
+        output = self._model.run(Pass(self._memory.pool, spans), packed, keep)
+        self._report_hidden_states(works, output.hidden)
+        news = [answer.embedded(output.hidden_rows([row])[0]) for answer, row in vectors]
+        news += draw(draws, output.logits)
+        for one in news:
+            self._running[one.key].job.ids.extend(one.ids)
+        return news
+
+    def _advance_alone(self, work: Work) -> list[Emitted]:
+        try:
+            return self._advance([work])
+        except RuntimeError:
+            return [self._running[work.key].answer.failed(InternalFault.code)]
+
+    def _lead(self, news: Sequence[Emitted]) -> None:
+        """Let those who waited for a prompt share the memory of the one that has computed it."""
+        for one in news:
+            leader = self._running.get(one.key)
+            if leader is not None and one.ids:
+                leader.begun = True
+                for twin in leader.twins:
+                    self._scheduler.fork(one.key, twin.job)
+                leader.twins = []
+
+    def _guess(self) -> None:
+        """Guess what each answer goes on with."""
+
+    def _forget(self, emitted: Sequence[Emitted]) -> None:
         for news in emitted:
             if news.finish is not None or news.error:
                 self.cancel(news.key)
 
-    def _adapt_share(self, seconds: float) -> None:
+    def _learn(self, works: Sequence[Work], seconds: float) -> None:
+        """Learn how many prompt tokens make a step of the right length, and what they cost."""
+        prompts = [work for work in works if work.count > 1]
+        total = sum(work.count for work in works)
+        if not prompts:
+            return
         if seconds > _STEP_LONG_S:
             self._share = max(_SHARE_MIN, self._share // 2)
         elif seconds < _STEP_SHORT_S:
             self._share = min(_SHARE_MAX, self._share * 2)
+        if len(prompts) == 1 and prompts[0].count >= _MOSTLY_PROMPT * total:
+            self._memory.tier.note_prefill(total, prompts[0].start, max(seconds, 1e-6))
 
-    def _see_hidden_states(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        self._hidden = output.last_hidden_state if self._hook is not None else None
-
-    def _report_hidden_states(self, plan: list[tuple[_Running, int]]) -> None:
-        if self._hook is None or self._hidden is None:
+    def _report_hidden_states(self, works: Sequence[Work], hidden: NDArray[np.float32]) -> None:
+        if self._hook is None:
             return
-        rows = self._hidden[0].float().cpu().numpy()
         begin = 0
-        for running, count in plan:
-            self._hook(running.answer.key, running.cached, rows[begin : begin + count])
-            begin += count
-        self._hidden = None
+        for work in works:
+            self._hook(work.key, work.start, hidden[begin : begin + work.count])
+            begin += work.count
 
 
-@torch.inference_mode()
-def _reserve(model: Any, num_blocks: int) -> KeyValuePool:
-    """The KV memory, reserved now by a first pass, so that a lack of memory shows at the start."""
-    pool = KeyValuePool(num_blocks)
-    try:
-        forward(model, Pass(pool, [Span((0,), 0, 1)]), [0], [0])
-    except RuntimeError as error:
-        raise ConfigurationRefused(
-            f"no memory for {num_blocks} blocks of {BLOCK_TOKENS} tokens: lower slots, kv_gib or "
-            "context"
-        ) from error
-    return pool
+def _salt(generation: Generation) -> bytes:
+    """All that KV memory depends on besides tokens and model: the tenant, the adapter."""
+    if not generation.adapter:
+        return generation.cache_salt
+    return hashlib.sha256(generation.adapter.encode() + b"\0" + generation.cache_salt).digest()
 
 
 def _threads_for(num_parameters: int) -> int:
     return 1 if num_parameters < _ONE_THREAD_PARAMETERS_MAX else os.cpu_count() or 1
-
-
-def _context_length(
-    model: Any, manifest: ModelManifest, spec: EngineSpec, bytes_per_token: int
-) -> int:
-    """Tokens per slot: the model's context, or what fits the KV memory."""
-    budget = int(spec.options.get("kv_gib", _KV_GIB) * (1 << 30))
-    fits = max(1, budget // (bytes_per_token * spec.slots))
-    asked = int(spec.options.get("context", 0)) or manifest.context_length
-    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    if rope.get("rope_type") in ("dynamic", "longrope"):
-        # Their angles depend on the longest sequence of a batch: stay where they do not.
-        original = rope.get("original_max_position_embeddings") or manifest.context_length
-        asked = min(asked, int(original))
-    return min(manifest.context_length, asked, fits)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from starai.core.errors import ModelFileRefused
-from starai.engines.text.attention import CURRENT, NAME, Pass, Span
+from starai.engines.text.attention import NAME, Pass, Span
+from starai.engines.text.forward import forward
 from starai.engines.text.pool import KeyValuePool
 
 #: Two sequences in two passes: prompts side by side, then a piece with a past beside one token;
@@ -26,32 +27,6 @@ _TABLES: Final = ((4, 1, 0, 5), (3, 2))
 #: Largest difference of logits, relative to the largest logit. A wrong mask is off by 0.1 to 1.
 _TOLERANCE: Final = {torch.float32: 1e-3, torch.bfloat16: 6e-2}
 _ATTENTION_KINDS: Final = frozenset({"full_attention", "sliding_attention"})
-
-
-def forward(model: Any, run: Pass, packed: list[int], keep: list[int]) -> Tensor:
-    """One packed forward pass.
-
-    Args:
-        model: a causal language model with the packed attention.
-        run: the spans of ``packed``.
-        packed: the token ids of all spans, one after another.
-        keep: rows of ``packed`` whose logits are wanted.
-
-    Returns:
-        Logits [rows, vocabulary].
-    """
-    at = model.device
-    token = CURRENT.set(run)
-    try:
-        logits: Tensor = model(
-            input_ids=torch.tensor([packed], device=at),
-            position_ids=torch.tensor([run.positions], device=at),
-            use_cache=False,
-            logits_to_keep=torch.tensor(keep, device=at),
-        ).logits[0]
-    finally:
-        CURRENT.reset(token)
-    return logits
 
 
 @torch.inference_mode()
