@@ -181,11 +181,9 @@ async def test_an_embedding_travels_the_whole_road(tmp_path: Path) -> None:
     async with road(tmp_path) as made:
         submission = made.submission()
         embed = msgspec.structs.replace(submission.generation, max_tokens=0, embed=True)
-        parts: list[Part] = []
         asked = msgspec.structs.replace(submission, generation=embed)
         async with made.dispatch.submit(asked) as stream:
-            async for part in stream:
-                parts.append(part)
+            parts = [part async for part in stream]
         assert [len(part.embedding) for part in parts if part.finish] == [16 * 4]
         await anyio.sleep(0.2)
         for side in ("NODE", "DISTRIBUTOR"):

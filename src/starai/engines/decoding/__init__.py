@@ -1,0 +1,1 @@
+"""What may come next, and how to get there faster: grammars, drafts and beams. No torch, no I/O."""
