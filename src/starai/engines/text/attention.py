@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, Final
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from starai.engines.text.merging import Partial, attend_part, merge, with_sinks
+from starai.engines.text.paged import ROWS_MAX, Tables, attend_paged, usable
 from starai.engines.text.pool import KeyValuePool, States
 
 NAME: Final = "starai_packed"
@@ -60,6 +62,7 @@ class Pass:
     pool: KeyValuePool
     spans: Sequence[Span]
     exchange: Exchange | None = None
+    native: bool = True
     windows: dict[int, int | None] = field(default_factory=dict)
     masks: dict[tuple[int, int, int, int | None], Tensor] = field(default_factory=dict)
 
@@ -71,6 +74,17 @@ class Pass:
             for span in self.spans
             for n in range(span.count)
         ]
+
+    @cached_property
+    def num_short(self) -> int:
+        """How many of the first spans are short; a step has its decodes first."""
+        short = takewhile(lambda span: span.count <= ROWS_MAX, self.spans)
+        return sum(1 for _ in short)
+
+    @cached_property
+    def tables(self) -> Tables:
+        """Those spans as the compiled kernel takes them."""
+        return Tables.of(self.spans[: self.num_short], self.pool.block_tokens)
 
     @cached_property
     def rows(self) -> Tensor | slice:
@@ -112,20 +126,14 @@ def attend(
     if run is None:
         raise RuntimeError("the packed attention was called outside a pass")
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    rule = _Rule(scaling, options.get("sliding_window"), options.get("softcap"))
+    rule = Rule(scaling, options.get("sliding_window"), options.get("softcap"))
     run.windows[layer] = rule.window
     keys, values = run.pool.layer(layer, key, value)
     slots = run.slots.to(key.device)
     if len(slots):
         keys.write(slots, key[0, :, run.rows])
         values.write(slots, value[0, :, run.rows])
-    parts: list[Partial] = []
-    begin = 0
-    for span in run.spans:
-        rows = slice(begin, begin + span.count)
-        begin += span.count
-        parts.append(_attend_span(run, span, rule, query[:, :, rows], keys, values))
-    part = parts[0] if len(parts) == 1 else _joined(parts)
+    part = _attend_all(run, rule, query, keys, values)
     if run.exchange is not None:
         part = run.exchange(layer, part)
     sinks = options.get("s_aux")
@@ -135,7 +143,7 @@ def attend(
 
 
 @dataclass(frozen=True, slots=True)
-class _Rule:
+class Rule:
     """How a layer scores: factor, sliding window and cap, where it has them."""
 
     scaling: float | None
@@ -143,8 +151,22 @@ class _Rule:
     softcap: float | None
 
 
+def _attend_all(run: Pass, rule: Rule, query: Tensor, keys: States, values: States) -> Partial:
+    """All pieces' attention: the short ones in one call where there is a kernel for it."""
+    parts: list[Partial] = []
+    short = run.num_short if run.native and usable(query, keys, values) else 0
+    begin = sum(span.count for span in run.spans[:short])
+    if short:
+        parts.append(attend_paged(run.tables, rule, query[:, :, :begin], keys, values))
+    for span in run.spans[short:]:
+        rows = slice(begin, begin + span.count)
+        begin += span.count
+        parts.append(_attend_span(run, span, rule, query[:, :, rows], keys, values))
+    return parts[0] if len(parts) == 1 else _joined(parts)
+
+
 def _attend_span(
-    run: Pass, span: Span, rule: _Rule, q: Tensor, keys: States, values: States
+    run: Pass, span: Span, rule: Rule, q: Tensor, keys: States, values: States
 ) -> Partial:
     """A piece's attention to its past and to itself."""
 
