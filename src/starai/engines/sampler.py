@@ -7,7 +7,8 @@ the middle continues as if nothing had happened, and a verifier can repeat every
 **Exactly**, for each sequence, from float32 logits:
 
 1. ``logit_bias`` is added. For every token that occurs c > 0 times in the answer so far (accepted
-   part included, prompt excluded): ``logit -= presence_penalty + c * frequency_penalty``.
+   part included, prompt excluded): ``logit -= presence_penalty + c * frequency_penalty``. Tokens
+   that the answer's grammar forbids here are -inf (`starai.engines.decoding.constraint`).
 2. The 64 largest logits are the candidates, ordered by (logit descending, id ascending).
 3. ``temperature`` below 1e-5: the first candidate. Else, with x = float64(logit) / temperature:
    ``top_k`` keeps the first k; p = softmax of the x kept; ``top_p`` keeps a candidate while the
@@ -126,11 +127,11 @@ class TokenRace:
         return logits
 
 
-def sample(logits: Floats, races: Sequence[TokenRace]) -> list[int]:
+def sample(logits: Floats | Sequence[Floats], races: Sequence[TokenRace]) -> list[int]:
     """The next token of each sequence.
 
     Args:
-        logits: [sequences, vocabulary], finite or -inf.
+        logits: [sequences, vocabulary], or a row for each; finite or -inf, not all of a row.
         races: each sequence's state; not changed, call `TokenRace.note` with the token.
     """
     chosen = [0] * len(races)

@@ -88,7 +88,8 @@ class Constraint:
         # A table and an addition take 40 us at 150,000 tokens; choosing by booleans up to 1,300.
         np.take(_ADDED, self._mask(), axis=0, out=added, mode="clip")
         # Rows are wider than the vocabulary where a model's matrix is padded.
-        masked = np.full_like(logits, -np.inf)
+        masked = np.empty_like(logits)
+        masked[size:] = -np.inf
         np.add(logits[:size], added.reshape(-1)[:size], out=masked[:size])
         return masked
 
