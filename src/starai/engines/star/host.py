@@ -84,6 +84,10 @@ class StarHost:
         self._clock = clock or SystemClock()
         self._shard: _Shard | None = None
 
+    def hold(self, pool: KeyValuePool, table: Sequence[int], num_tokens: int) -> None:
+        """Take a part of the context that was computed elsewhere, in place of the first phase."""
+        self._shard = _Shard(pool, table, num_tokens, windowed=False)
+
     @torch.inference_mode()
     def serve(self) -> None:
         """Carry out commands until the session is gone."""

@@ -134,10 +134,11 @@ class ThreadHosts:
         from starai.engines.star.host import StarHost  # noqa: PLC0415 - torch is heavy
 
         self._boxes = [_Mailbox(number) for number in range(len(models))]
-        self._threads = [
-            threading.Thread(target=StarHost(model, _ThreadChannel(box)).serve, daemon=True)
+        self.hosts = [
+            StarHost(model, _ThreadChannel(box))
             for model, box in zip(models, self._boxes, strict=True)
         ]
+        self._threads = [threading.Thread(target=host.serve, daemon=True) for host in self.hosts]
         for thread in self._threads:
             thread.start()
 

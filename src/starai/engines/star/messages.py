@@ -8,6 +8,7 @@ is ever unpickled. Knows no tensors, pipes or models.
 
 from __future__ import annotations
 
+import math
 from typing import BinaryIO, Final
 
 import msgspec
@@ -39,10 +40,9 @@ class Array(msgspec.Struct, frozen=True, array_like=True):
         dtype = _DTYPES.get(self.kind)
         if dtype is None or any(side < 0 for side in self.shape):
             raise MalformedFrame("an array of an unknown kind or shape")
-        flat = np.frombuffer(self.data, np.dtype(dtype).newbyteorder("<"))
-        if flat.size != int(np.prod(self.shape, dtype=np.int64)):
+        if len(self.data) != math.prod(self.shape) * np.dtype(dtype).itemsize:
             raise MalformedFrame("an array whose bytes do not fill its shape")
-        return flat.reshape(self.shape)
+        return np.frombuffer(self.data, np.dtype(dtype).newbyteorder("<")).reshape(self.shape)
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
