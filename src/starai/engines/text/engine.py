@@ -22,15 +22,18 @@ from starai.core.clock import Clock, SystemClock
 from starai.core.errors import DeadlinePassed, InternalFault, InvalidRequest, Overloaded
 from starai.engines.answer import Answer
 from starai.engines.base import Emitted, EngineInfo, EngineSpec, HiddenStatesHook
+from starai.engines.decoding.constraint import Constraint, Grammars
+from starai.engines.decoding.lookup import PromptLookup
+from starai.engines.decoding.verify import Turn, draw
 from starai.engines.paging.report import MemoryReport
 from starai.engines.scheduling.base import Budget, Job, Limits, Plan, Work
 from starai.engines.scheduling.scheduler import Scheduler
 from starai.engines.text.attention import NAME, Pass, Span
-from starai.engines.text.drawing import Draw, draw
 from starai.engines.text.loading import load_model
 from starai.engines.text.memory import reserve_memory
 from starai.engines.text.model import TextModel
 from starai.engines.text.options import read_options
+from starai.models.codec import open_codec
 from starai.models.manifest import ModelManifest
 from starai.protocol.generation import Generation
 
@@ -43,6 +46,10 @@ _STEP_LONG_S: Final = 0.6
 _STEP_SHORT_S: Final = 0.2
 #: A step whose tokens are a prompt's to this share tells how fast prompts are computed.
 _MOSTLY_PROMPT: Final = 0.8
+#: Rows of a step up to which one more is nearly free: the weights are read once for all of them.
+_ROWS_CHEAP: Final = 16
+#: What a pass raises when a kernel cannot go on.
+_FAULTS: Final = (RuntimeError, InternalFault)
 #: Below this many parameters a second thread costs more than it gives.
 _ONE_THREAD_PARAMETERS_MAX: Final = 30_000_000
 
@@ -58,6 +65,8 @@ class _Running:
     answer: Answer
     job: Job
     prompt: tuple[bytes, bytes]
+    constraint: Constraint | None
+    lookup: PromptLookup = field(default_factory=PromptLookup)
     drafts: list[int] = field(default_factory=list)
     twins: list[_Running] = field(default_factory=list)
     begun: bool = False
@@ -88,6 +97,8 @@ class TextEngine:
         limits = Limits(spec.slots, options.waiting)
         self._scheduler = Scheduler(self._memory.books, limits, self._memory.tier)
         self._places = spec.slots + options.waiting
+        self._speculate = options.speculate
+        self._grammars = Grammars(open_codec(manifest), manifest.eos_token_ids)
         self._share = _SHARE_FIRST
         self._running: dict[bytes, _Running] = {}
         self._leaders: dict[tuple[bytes, bytes], _Running] = {}
@@ -137,7 +148,10 @@ class TextEngine:
             deadline_s=deadline_s,
             arrived_s=self._clock.monotonic_s(),
         )
-        return _Running(answer, job, (job.salt, generation.prompt))
+        constraint = None
+        if generation.grammar is not None:
+            constraint = self._grammars.constraint(generation.grammar, answer.ids)
+        return _Running(answer, job, (job.salt, generation.prompt), constraint)
 
     def cancel(self, key: bytes) -> None:
         """Forget a sequence and free its memory."""
@@ -202,7 +216,7 @@ class TextEngine:
         begun_s = self._clock.monotonic_s()
         try:
             news = self._advance(plan.works)
-        except RuntimeError:
+        except _FAULTS:
             # One sequence may have poisoned the pass. KV writes can be repeated, so each is
             # tried alone and only the guilty one fails.
             news = [one for work in plan.works for one in self._advance_alone(work)]
@@ -215,7 +229,7 @@ class TextEngine:
         packed: list[int] = []
         spans: list[Span] = []
         keep: list[int] = []
-        draws: list[Draw] = []
+        turns: list[tuple[_Running, int]] = []
         vectors: list[tuple[Answer, int]] = []
         for work in works:
             running = self._running[work.key]
@@ -228,20 +242,34 @@ class TextEngine:
             if end >= len(ids) and running.answer.embed:
                 vectors.append((running.answer, last))
             elif end >= len(ids):
-                draws.append(Draw(running.answer, len(keep), drafts))
+                running.drafts = drafts
+                turns.append((running, len(keep)))
                 keep += range(last, len(packed))
+        lengths = [len(self._running[work.key].job.ids) for work in works]
         output = self._model.run(Pass(self._memory.pool, spans), packed, keep)
-        self._report_hidden_states(works, output.hidden)
         news = [answer.embedded(output.hidden_rows([row])[0]) for answer, row in vectors]
-        news += draw(draws, output.logits)
-        for one in news:
-            self._running[one.key].job.ids.extend(one.ids)
-        return news
+        drawn = draw(
+            [
+                Turn(
+                    one.answer,
+                    output.logits[row : row + 1 + len(one.drafts)],
+                    one.drafts,
+                    one.constraint,
+                )
+                for one, row in turns
+            ]
+        )
+        for (running, _), one in zip(turns, drawn, strict=True):
+            running.job.ids.extend(one.ids)
+            running.lookup.learn(len(running.drafts), max(0, len(one.ids) - 1))
+        if self._hook is not None:
+            self._report_hidden_states(works, lengths, output.hidden)
+        return news + drawn
 
     def _advance_alone(self, work: Work) -> list[Emitted]:
         try:
             return self._advance([work])
-        except RuntimeError:
+        except _FAULTS:
             return [self._running[work.key].answer.failed(InternalFault.code)]
 
     def _lead(self, news: Sequence[Emitted]) -> None:
@@ -255,7 +283,13 @@ class TextEngine:
                 leader.twins = []
 
     def _guess(self) -> None:
-        """Guess what each answer goes on with."""
+        """Guess what each answer goes on with, where the rows to check it cost little."""
+        room = min(self._speculate, _ROWS_CHEAP // max(1, len(self._running)) - 1)
+        for running in self._running.values():
+            left = running.answer.limit - len(running.answer.ids) - 1
+            running.drafts = []
+            if room > 0 and left > 0 and running.begun:
+                running.drafts = running.lookup.propose(running.job.ids, min(room, left))
 
     def _forget(self, emitted: Sequence[Emitted]) -> None:
         for news in emitted:
@@ -275,12 +309,15 @@ class TextEngine:
         if len(prompts) == 1 and prompts[0].count >= _MOSTLY_PROMPT * total:
             self._memory.tier.note_prefill(total, prompts[0].start, max(seconds, 1e-6))
 
-    def _report_hidden_states(self, works: Sequence[Work], hidden: NDArray[np.float32]) -> None:
-        if self._hook is None:
-            return
+    def _report_hidden_states(
+        self, works: Sequence[Work], lengths: Sequence[int], hidden: NDArray[np.float32]
+    ) -> None:
+        """Tell the hook what was computed, but nothing of guesses that were wrong."""
         begin = 0
-        for work in works:
-            self._hook(work.key, work.start, hidden[begin : begin + work.count])
+        for work, length in zip(works, lengths, strict=True):
+            right = max(length, len(self._running[work.key].job.ids) - 1) - work.start
+            if self._hook is not None:
+                self._hook(work.key, work.start, hidden[begin : begin + min(work.count, right)])
             begin += work.count
 
 
