@@ -1,5 +1,7 @@
 // Attention over paged keys and values: what attention.cpp offers to the other kernels.
 #pragma once
+#include <vector>
+
 #include "common.h"
 
 namespace starai {
@@ -14,7 +16,8 @@ struct Pool {
 };
 
 // Packed rows of a pass: span s is rows of one sequence, counts[s] of them one after the other, the
-// first being token starts[s] of it; its blocks are tables[s][0 .. max_blocks).
+// first being token starts[s] of it; its blocks are tables[s][0 .. max_blocks). A negative start says
+// that the rows only look, as their limits tell, and are not written.
 struct Spans {
     const int32_t* tables;
     const int32_t* starts;
@@ -33,13 +36,54 @@ struct Query {
     float scale, softcap;
 };
 
-// Rows of keys and values, each row's heads one after the other, into the pool.
-void write_kv(const Pool& pool, const Spans& spans, const void* keys, int64_t key_stride,
-              const void* values, int64_t value_stride, int64_t dtype);
-
-bool attend(const Pool& pool, const Spans& spans, const Query& query, int threads);
-
-// Null, or why these spans cannot be: what a kernel would otherwise read or write outside its memory.
+// Why these spans cannot be, or null: tells what would lead a kernel outside its memory.
 const char* refuse(const Pool& pool, const Spans& spans, int64_t window, bool writes);
+
+// Where token i of a span's rows lies in its block's head: block * 16 + place. For rows to be written.
+inline int64_t slot_of(const Spans& spans, int64_t span, int64_t i) {
+    int64_t token = int64_t(spans.starts[span]) + i;
+    int64_t block = spans.tables[span * spans.max_blocks + token / kBlockTokens];
+    return block * kBlockTokens + token % kBlockTokens;
+}
+
+// The keys (or values) of a head at a slot, as elements from the beginning of the pool's tensor.
+inline int64_t offset_of(const Pool& pool, int64_t head, int64_t slot, int64_t dim) {
+    return (head * pool.blocks * kBlockTokens + slot) * dim;
+}
+
+// New rows' keys and values, to be put into the pool.
+struct NewRows {
+    const void* keys;  // [rows, heads, key_dim], rows `key_stride` elements apart
+    const void* values;
+    int64_t key_stride, value_stride, dtype;
+};
+void write_kv(const Pool& pool, const Spans& spans, const NewRows& rows);
+
+// A tile: a key/value head and some rows of a span, with the tokens that any of them sees.
+struct Task {
+    int64_t span, head;
+    int64_t first, count;  // rows of the span
+    int64_t row;           // of the pass, the first one's
+    int64_t begin, end;    // tokens
+};
+
+// A partition of a task's tokens, and where in shared memory its result waits for the others.
+struct Part {
+    int64_t task, begin;
+    size_t at;
+};
+
+// Who attends to what. The same for all layers of a pass whose shapes and windows agree.
+struct Plan {
+    std::vector<Task> tasks;
+    std::vector<Part> parts;  // empty unless there are too few tasks for the threads
+    size_t shared_bytes = 0;
+    int threads = 1;
+    void make(const Pool& pool, const Spans& spans, const Query& query, int most_threads);
+};
+
+// Called by every thread of a team (or by one alone), with `shared_bytes` of memory they all see.
+void attend(const Plan& plan, const Pool& pool, const Spans& spans, const Query& query,
+            char* shared);
 
 }  // namespace starai

@@ -25,8 +25,8 @@ BLOCK_TOKENS: Final = 16
 #: Numbers of `Dtype` in common.h.
 DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1}
 #: ctypes of a pool and of spans, as the kernels take them.
-_POOL: Final = (POINTER, POINTER, COUNT, COUNT, COUNT, COUNT, COUNT)
-_SPANS: Final = (POINTER, POINTER, POINTER, POINTER, COUNT, COUNT, COUNT)
+POOL: Final = (POINTER, POINTER, COUNT, COUNT, COUNT, COUNT, COUNT)
+SPANS: Final = (POINTER, POINTER, POINTER, POINTER, COUNT, COUNT, COUNT)
 
 _Numbers = tuple[int | None, ...]
 
@@ -198,15 +198,15 @@ def _kernels() -> tuple[Callable[..., Any], Callable[..., Any]]:
     write = library.function(
         "starai_write_kv",
         *(POINTER, COUNT, POINTER, COUNT, COUNT),
-        *_POOL,
-        *_SPANS,
+        *POOL,
+        *SPANS,
         returns=ctypes.c_char_p,
     )
     attend = library.function(
         "starai_paged_attention",
         *(POINTER, COUNT, COUNT, COUNT),
-        *_POOL,
-        *_SPANS,
+        *POOL,
+        *SPANS,
         *(ctypes.c_double, COUNT, ctypes.c_double, POINTER, POINTER, POINTER, COUNT),
         returns=ctypes.c_char_p,
     )

@@ -82,6 +82,12 @@ inline void each(int64_t n, Body body) {
                   [rest](auto* p, f32x16 v) { store_some(p, v, rest); });
 }
 
+// n numbers in another type.
+template <class X, class T>
+inline void convert(const X* from, int64_t n, T* to) {
+    each(n, [&](int64_t i, auto read, auto write) { write(to + i, read(from + i)); });
+}
+
 // The same order of additions on every machine.
 inline float sum(f32x16 v) {
     float lanes[kLanes];
@@ -99,7 +105,7 @@ inline float max(f32x16 v) {
     return most;
 }
 
-// e^x to about 1e-7 relative; 0 below -87.3, largest finite above 88.3, NaN for NaN.
+// e^x to about 1e-7 relative; 0 below -87.3, infinite above 88.3, NaN for NaN.
 // Cody and Waite's reduction by ln 2 in two parts, then Taylor's polynomial of degree 7.
 inline f32x16 exp(f32x16 x) {
     const f32x16 low = splat(-87.3f), high = splat(88.3f);
@@ -118,7 +124,7 @@ inline f32x16 exp(f32x16 x) {
     p = p * r + 1.0f;
     i32x16 exponent = ((i32x16)shifted - 0x4b400000) << 23;
     f32x16 scaled = (f32x16)((i32x16)p + exponent);
-    return x < low ? splat(0.0f) : (x == x ? scaled : x);
+    return x < low ? splat(0.0f) : (x <= high ? scaled : x * kInfinity);
 }
 
 inline f32x16 tanh(f32x16 x) {  // absolute error about 1e-7
@@ -145,6 +151,13 @@ inline void transpose(u32x16 (&rows)[kLanes]) {
                (8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
 #undef STARAI_LIST
 #undef STARAI_ROUND
+}
+
+// Scratch of a step is small; without memory for it nothing can go on, in the middle of a team least.
+inline char* room_in(Scratch& memory, size_t bytes) {
+    void* room = memory.get(bytes);
+    if (bytes && !room) std::abort();
+    return static_cast<char*>(room);
 }
 
 // Hands out cache-line aligned pieces of one buffer; first with null, to learn how much it takes.
