@@ -5,13 +5,14 @@ Gateways encode and decode; nodes never see text. Knows nothing about engines.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from starai.models.conversation import ROLES
 from starai.models.manifest import ModelManifest
 from starai.models.pieces import StreamDecoder
+from starai.models.tools import Message, ToolStyle
 
 __all__ = ["ROLES", "StreamDecoder", "TextCodec", "open_codec"]
 
@@ -22,6 +23,11 @@ class TextCodec(Protocol):
     @property
     def vocab_size(self) -> int:
         """Ids are below this."""
+        ...
+
+    @property
+    def tool_style(self) -> ToolStyle | None:
+        """How the model writes calls of tools; None: in a way that is not known here."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -35,10 +41,11 @@ class TextCodec(Protocol):
         """
         ...
 
-    def render_chat(self, messages: list[dict[str, str]]) -> list[int]:
+    def render_chat(self, messages: list[Message], tools: Sequence[Any] = ()) -> list[int]:
         """The ids of a conversation, up to where the assistant's answer begins.
 
-        Control tokens written in a message are plain text: nobody can forge a turn.
+        Control tokens written in a message are plain text: nobody can forge a turn. ``tools``
+        are OpenAI's descriptions of functions.
 
         Raises:
             InvalidRequest: a role is unknown, or the model's template refuses the conversation.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from starai.core.errors import InvalidRequest
+from starai.models.tools import Message
 
 #: The roles of OpenAI's messages. A closed set: templates paste roles between control tokens.
 ROLES: Final = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 
-def check_messages(messages: list[dict[str, str]]) -> None:
+def check_messages(messages: Sequence[Message]) -> None:
     """Refuse what no template may see.
 
     Raises:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from starai.core.errors import InvalidRequest, ModelFileRefused
 from starai.models.conversation import check_messages
 from starai.models.manifest import ModelManifest
 from starai.models.pieces import Pieces
 from starai.models.sentencepieces import SentencePieceCodec, load_sentencepiece
+from starai.models.tools import Message, written_out
 
 #: llama2.c's convention: 0 unknown, 1 begin, 2 end, 3 to 258 the bytes where there are so many.
 _CONTROL: Final = frozenset({0, 1, 2})
@@ -89,10 +90,11 @@ class Llama2cCodec(Pieces):
         text = super().decode(taken)
         return text.removeprefix(" ") if taken[:1] == [_BOS] else text
 
-    def render_chat(self, messages: list[dict[str, str]]) -> list[int]:
+    def render_chat(self, messages: list[Message], tools: Sequence[Any] = ()) -> list[int]:
         """The contents of the messages, joined by newlines."""
         check_messages(messages)
-        return self.encode("\n".join(message.get("content", "") for message in messages))
+        told = written_out(messages, tools)
+        return self.encode("\n".join(message["content"] for message in told))
 
     def _single(self, character: str) -> list[int]:
         try:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from starai.core.errors import InvalidRequest
 from starai.models.conversation import check_messages
 from starai.models.pieces import Pieces
+from starai.models.tools import Message, written_out
 
 _EOS = 256
 
@@ -24,7 +28,8 @@ class MockCodec(Pieces):
         except UnicodeEncodeError as error:
             raise InvalidRequest("the text is not valid Unicode") from error
 
-    def render_chat(self, messages: list[dict[str, str]]) -> list[int]:
+    def render_chat(self, messages: list[Message], tools: Sequence[Any] = ()) -> list[int]:
         """The contents, each on its line."""
         check_messages(messages)
-        return self.encode("".join(message.get("content", "") + "\n" for message in messages))
+        told = written_out(messages, tools)
+        return self.encode("".join(message["content"] + "\n" for message in told))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable, Sequence
 
+from starai.models.tools import ToolStyle
+
 
 class StreamDecoder:
     """Turns an answer's ids into text as they come: never half a character.
@@ -35,6 +37,7 @@ class Pieces:
 
     Attributes:
         vocab_size: ids the model may produce; ids without a piece add nothing.
+        tool_style: how the model writes calls of tools.
     """
 
     def __init__(self, pieces: Sequence[bytes], control: frozenset[int], vocab_size: int) -> None:
@@ -42,6 +45,7 @@ class Pieces:
         self._shown = pieces
         self._text = [b"" if id_ in control else piece for id_, piece in enumerate(pieces)]
         self.vocab_size = vocab_size
+        self.tool_style: ToolStyle | None = "hermes"
 
     def text_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that ``ids`` add to a text."""

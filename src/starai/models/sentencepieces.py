@@ -7,8 +7,9 @@ nothing can be forged.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
@@ -16,6 +17,7 @@ from starai.core.errors import InvalidRequest, ModelFileRefused
 from starai.models.conversation import check_messages
 from starai.models.manifest import ModelManifest
 from starai.models.pieces import Pieces
+from starai.models.tools import Message, written_out
 
 _SPACE = "▁"
 
@@ -71,10 +73,11 @@ class SentencePieceCodec(Pieces):
         text = super().decode(taken)
         return text.removeprefix(" ") if taken[:1] == [self._bos] else text
 
-    def render_chat(self, messages: list[dict[str, str]]) -> list[int]:
+    def render_chat(self, messages: list[Message], tools: Sequence[Any] = ()) -> list[int]:
         """The contents of the messages, joined by newlines."""
         check_messages(messages)
-        return self.encode("\n".join(message.get("content", "") for message in messages))
+        told = written_out(messages, tools)
+        return self.encode("\n".join(message["content"] for message in told))
 
     def _piece(self, id_: int) -> bytes:
         piece: str = self._processor.IdToPiece(id_)

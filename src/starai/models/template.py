@@ -15,18 +15,19 @@ the same conversation gives the same ids on every machine and day. Knows nothing
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NoReturn
 
-import msgspec
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from starai.core.errors import InvalidRequest, ModelFileRefused
 from starai.models.conversation import check_messages
+from starai.models.tools import Message
 
 #: Templates that are programs have up to 30 kB; more is no template.
 _TEMPLATE_CHARACTERS_MAX: Final = 1 << 20
@@ -53,8 +54,8 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _tojson(value: Any, indent: int | None = None, **_: Any) -> str:
-    text = msgspec.json.encode(value)
-    return (msgspec.json.format(text, indent=indent) if indent else text).decode()
+    # Written as transformers does, blanks included: models were trained on that.
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 class ChatTemplate:
@@ -77,26 +78,29 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise_exception
         try:
             self._template = environment.from_string(source)
+            asked = meta.find_undeclared_variables(environment.parse(source))
         except TemplateError as error:
             raise ModelFileRefused(f"the chat template does not compile: {error}") from error
+        #: Whether the template has a place for tools.
+        self.knows_tools = "tools" in asked
         self._source = source
         self._names = names
         self._breaks = Breaks(control_tokens)
 
-    def render(self, messages: list[dict[str, str]]) -> list[str]:
+    def render(self, messages: list[Message], tools: Sequence[Any] = ()) -> list[str]:
         """The conversation's text, to be tokenised part by part and joined.
 
         Raises:
             InvalidRequest: the template refuses the conversation, or a role is unknown.
         """
         check_messages(messages)
-        mark = self._breaks.mark_for(messages, self._source)
-        safe = [
-            {key: self._breaks.broken(value, mark) for key, value in message.items()}
-            for message in messages
-        ]
+        mark = self._breaks.mark_for([*messages, *tools], self._source)
+        safe = self._breaks.all_broken(messages, mark)
+        given = {"tools": self._breaks.all_broken(list(tools), mark)} if tools else {}
         try:
-            text = self._template.render(messages=safe, add_generation_prompt=True, **self._names)
+            text = self._template.render(
+                messages=safe, add_generation_prompt=True, **given, **self._names
+            )
         except _Refusal as error:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {error}", param="messages"
@@ -122,11 +126,34 @@ class Breaks:
             else None
         )
 
-    def mark_for(self, messages: list[dict[str, str]], source: str = "") -> str:
-        """A character that occurs neither in the messages nor in ``source``."""
-        used = set(source).union(*(set(value) for m in messages for value in m.values()))
+    def mark_for(self, values: Sequence[Any], source: str = "") -> str:
+        """A character that occurs neither in the texts within ``values`` nor in ``source``."""
+        used = set(source).union(*map(set, _texts(values)))
         return next(mark for mark in map(chr, _MARKS) if mark not in used)
 
     def broken(self, text: str, mark: str) -> str:
         """``text`` with ``mark`` inside every control token."""
         return self._pattern.sub(rf"\g<1>{mark}", text) if self._pattern else text
+
+    def all_broken(self, value: Any, mark: str) -> Any:
+        """A JSON value with every text in it `broken`, names of fields included."""
+        if isinstance(value, str):
+            return self.broken(value, mark)
+        if isinstance(value, dict):
+            return {self.broken(k, mark): self.all_broken(v, mark) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self.all_broken(item, mark) for item in value]
+        return value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text within a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, held in value.items():
+            yield key
+            yield from _texts(held)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)

@@ -7,6 +7,7 @@ decoder that the file declares, so that streams never show half a character.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from starai.models.folder import check_vocabulary, read_json, read_optional_json
 from starai.models.manifest import ModelManifest
 from starai.models.pieces import Pieces
 from starai.models.template import Breaks, ChatTemplate
+from starai.models.tools import Message, style_of, uses_tools, written_out
 
 #: Added tokens of this shape count as control tokens even where a file forgets to say so.
 _CONTROL_SHAPE: Final = re.compile("<[|\uff5c].+[|\uff5c]>")
@@ -64,23 +66,28 @@ class TokenizerJsonCodec(Pieces):
         self._breaks = Breaks(controls)
         source = _template_source(folder, settings)
         self._template = ChatTemplate(source, controls, names) if source else None
+        self._knows_tools = self._template is not None and self._template.knows_tools
+        if self._knows_tools:
+            self.tool_style = style_of(source or "")
         self._begin = self._begin_tokens(settings, names, manifest)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a raw prompt, behind the begin token that the model's files ask for."""
         return self._begin + self._ids(text, framed=False)
 
-    def render_chat(self, messages: list[dict[str, str]]) -> list[int]:
+    def render_chat(self, messages: list[Message], tools: Sequence[Any] = ()) -> list[int]:
         """The ids of a conversation through the model's template."""
+        check_messages(messages)
+        if uses_tools(messages, tools) and not self._knows_tools:
+            messages, tools = written_out(messages, tools), ()
         if self._template is None:
             parts = self._plain(messages)
             begin = self._begin
         else:
-            parts, begin = self._template.render(messages), []
+            parts, begin = self._template.render(messages, tools), []
         return begin + [id_ for part in parts for id_ in self._ids(part, framed=False)]
 
-    def _plain(self, messages: list[dict[str, str]]) -> list[str]:
-        check_messages(messages)
+    def _plain(self, messages: list[Message]) -> list[str]:
         lines = "".join(f"{m['role']}: {m.get('content', '')}\n" for m in messages)
         mark = self._breaks.mark_for(messages)
         return self._breaks.broken(lines + "assistant:", mark).split(mark)

@@ -17,8 +17,8 @@ BYTE_LEVEL = {
 CONTROL = ["<|begin|>", "<|end|>", "<|user|>", "<|assistant|>"]
 THINK = "<think>"
 TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'tool' %}"
-    "{{ raise_exception('no tools here') }}{% endif %}"
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'developer' %}"
+    "{{ raise_exception('no developers here') }}{% endif %}"
     "<|{{ m.role if m.role == 'assistant' else 'user' }}|>{{ m.content | trim }}<|end|>"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )

@@ -89,8 +89,8 @@ def test_unknown_roles_and_empty_conversations_are_refused(codec):
 
 def test_a_templates_own_refusal_reaches_the_caller(codec):
     """What the template raises is a request error with its words."""
-    with pytest.raises(InvalidRequest, match="no tools here"):
-        codec.render_chat([{"role": "tool", "content": "x"}])
+    with pytest.raises(InvalidRequest, match="no developers here"):
+        codec.render_chat([{"role": "developer", "content": "x"}])
 
 
 @pytest.mark.parametrize(
