@@ -18,6 +18,7 @@ from rich.progress import (
 
 from starai.cli.options import home_option, json_option
 from starai.cli.tables import show_json, show_table
+from starai.cli.weights import quantize
 from starai.client import Client
 from starai.core.errors import ConfigurationRefused, StarAIError, Unavailable
 from starai.local.home import Home
@@ -85,6 +86,9 @@ def pull(home: Home, name: str, revision: str) -> None:
     manifest = open_model(name, home.models)
     click.echo(f"{manifest.name}: {manifest.num_parameters:,} parameters.")
     click.echo(f"Serve it with: starai up --model {name}")
+
+
+models.add_command(quantize)
 
 
 def _served(home: Home) -> set[str]:

@@ -5,6 +5,7 @@ Looks at configuration, safetensors headers and tokenizer; loads no weight and r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,13 +13,15 @@ import msgspec
 
 from starai.core.errors import ModelFileRefused
 from starai.core.limits import SAMPLER_CANDIDATES
+from starai.models.checkpoints.files import SafetensorsSource
+from starai.models.checkpoints.registry import checkpoint_of
 from starai.models.manifest import ModelManifest, SamplingDefaults, merkle_root
-from starai.models.weights import TensorInfo, read_safetensors_header
+from starai.models.weights import read_safetensors_header
 
 INDEX_FILE: Final = "model.safetensors.index.json"
 SINGLE_FILE: Final = "model.safetensors"
 #: Files beside the weights that decide what the model answers.
-_DEFINING_FILES: Final = (
+DEFINING_FILES: Final = (
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -26,6 +29,7 @@ _DEFINING_FILES: Final = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
+Shapes = Mapping[str, tuple[int, ...]]
 #: A tokenizer.json of a 256k vocabulary has about 35 MB.
 _JSON_BYTES_MAX: Final = 256 << 20
 _EMBEDDINGS: Final = (
@@ -74,13 +78,11 @@ def read_folder(folder: Path, name: str) -> ModelManifest:
     """
     config = read_config(folder)
     weight_files = list_weight_files(folder)
-    tensors: dict[str, TensorInfo] = {}
-    for file in weight_files:
-        tensors.update(read_safetensors_header(folder / file))
+    checkpoint = checkpoint_of(SafetensorsSource(folder, weight_files), config)
     vocab_size = _number(config, "vocab_size")
-    _check_shapes(config, tensors, vocab_size)
+    _check_shapes(config, checkpoint.shapes, vocab_size)
     check_vocabulary(folder, vocab_size)
-    files = [file for file in _DEFINING_FILES if (folder / file).is_file()]
+    files = [file for file in DEFINING_FILES if (folder / file).is_file()]
     indexed = [INDEX_FILE] if (folder / INDEX_FILE).is_file() else []
     architectures = config.get("architectures")
     if not (isinstance(architectures, list) and architectures):
@@ -94,7 +96,7 @@ def read_folder(folder: Path, name: str) -> ModelManifest:
         vocab_size=vocab_size,
         eos_token_ids=_eos_token_ids(folder, config, vocab_size),
         bos_token_id=_bos_token_id(config, vocab_size),
-        num_parameters=sum(tensor.num_elements for tensor in tensors.values()),
+        num_parameters=checkpoint.num_parameters,
         architecture=str(architectures[0]),
         sampling=_sampling_defaults(folder),
     )
@@ -153,19 +155,18 @@ def check_vocabulary(folder: Path, vocab_size: int) -> None:
         )
 
 
-def _check_shapes(config: dict[str, Any], tensors: dict[str, TensorInfo], vocab_size: int) -> None:
+def _check_shapes(config: dict[str, Any], shapes: Shapes, vocab_size: int) -> None:
     hidden = _number(config, "hidden_size", "n_embd", "d_model")
     for name in (*_EMBEDDINGS, "lm_head.weight"):
-        found = tensors.get(name)
-        if found and found.shape != (vocab_size, hidden):
+        found = shapes.get(name)
+        if found and found != (vocab_size, hidden):
             raise ModelFileRefused(
-                f"tensor {name!r} has shape {list(found.shape)}, config.json says "
-                f"{[vocab_size, hidden]}"
+                f"tensor {name!r} has shape {list(found)}, config.json says {[vocab_size, hidden]}"
             )
     layers = _number(config, "num_hidden_layers", "n_layer")
     present = {
         int(part)
-        for name in tensors
+        for name in shapes
         for part in name.split(".")[:5]
         if part.isascii() and part.isdigit()
     }

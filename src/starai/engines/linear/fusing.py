@@ -34,6 +34,7 @@ _COSINE_MIN: Final = 0.5
 _TOKENS_TRIED: Final = 8
 #: Largest difference of a tied embedding from the model's own, relative to its largest number.
 _EMBEDDING_TOLERANCE: Final = 0.2
+_WAY_OUT: Final = "run it as it is, with bits=16"
 
 #: Layers that a file brings already quantised, by the name of the module that they replace.
 Ready = Mapping[str, Callable[[Tensor | None], Linear]]
@@ -51,7 +52,7 @@ class Refitted:
         kept: modules that were left as they are, with the reason.
         bytes_before: memory of all weights before.
         bytes_after: and after.
-        difference: largest difference of logits, relative to the largest; None if not compared.
+        difference: largest difference of logits, relative to the largest.
     """
 
     layers: dict[str, int] = field(default_factory=dict)
@@ -61,44 +62,55 @@ class Refitted:
     kept: dict[str, str] = field(default_factory=dict)
     bytes_before: int = 0
     bytes_after: int = 0
-    difference: float | None = None
+    difference: float = 0.0
+
+
+def install(model: Any, ready: Ready) -> None:
+    """Put layers that come from a quantised file in the places that ``ready`` names."""
+    tied = _is_tied(model)
+    head_name = _name_of(model, model.get_output_embeddings())
+    for name, make in ready.items():
+        bias = getattr(model.get_submodule(name), "bias", None)
+        _put(model, name, make(None if bias is None else bias.detach()).eval())
+    if tied and head_name in ready:
+        embedding = model.get_input_embeddings()
+        tied_to_it = TiedEmbedding(
+            model.get_submodule(head_name), embedding.weight.dtype, multiplier_of(embedding)
+        )
+        _put(model, _name_of(model, embedding), tied_to_it.eval())
 
 
 @torch.inference_mode()
-def refit(model: Any, kind: str, *, head: str = "", ready: Ready | None = None) -> Refitted:
-    """Replace the linear layers and norms of ``model`` in place.
+def refit(model: Any, kind: str, *, head: str = "") -> Refitted:
+    """Replace the linear layers and norms of ``model`` in place; those of ours stay as they are.
 
     Args:
         model: a causal language model in evaluation mode, on its device.
         kind: ``bf16`` (as they are, only fused), ``int8`` or ``int4``.
         head: kind of the output layer; by default int8 in int4 models too, since every token
             passes it, and it costs little (GGUF's Q4_0 does likewise).
-        ready: layers that come from a quantised file. The weights that they replace are not read,
-            and nothing is compared.
 
     Raises:
         ModelFileRefused: the model does not compute the same any more; says what to do.
         ConfigurationRefused: there is no such kind.
     """
-    ready = ready or {}
     report = Refitted(bytes_before=weight_bytes(model))
-    expected = None if ready else _logits(model)
+    expected = _logits(model)
     head_name = _name_of(model, model.get_output_embeddings())
     kinds = {head_name: head or (Int8Linear.kind if kind == "int4" else kind)} if head_name else {}
     tied = _is_tied(model)
     for name in _linear_names(model, report):
-        _replace(model, name, kinds.get(name, kind), ready)
+        _replace(model, name, kinds.get(name, kind))
     if tied:
-        _tie(model, model.get_submodule(head_name), report, blind=bool(ready))
+        _tie(model, model.get_submodule(head_name), report)
     for parent in [name for name, _ in model.named_modules()]:
         _fuse(model.get_submodule(parent), parent, report)
     for module in model.modules():
         if isinstance(module, Linear):
             report.layers[module.kind] = report.layers.get(module.kind, 0) + 1
     report.bytes_after = weight_bytes(model)
-    if expected is not None:
-        rounded = kind != FloatLinear.kind or head not in ("", FloatLinear.kind)
-        report.difference = _prove(model, expected, rounded=rounded)
+    rounded = kind != FloatLinear.kind or head not in ("", FloatLinear.kind)
+    report.difference = _prove(model, expected, rounded=rounded)
     return report
 
 
@@ -124,14 +136,11 @@ def _linear_names(model: nn.Module, report: Refitted) -> list[str]:
     return names
 
 
-def _replace(model: nn.Module, name: str, kind: str, ready: Ready) -> None:
+def _replace(model: nn.Module, name: str, kind: str) -> None:
     old: Any = model.get_submodule(name)
     bias: Tensor | None = None if old.bias is None else old.bias.detach()
-    if name in ready:
-        new = ready[name](bias)
-    else:
-        weight: Tensor = old.weight.detach()
-        new = quantise(weight.t() if isinstance(old, Conv1D) else weight, kind, bias)
+    weight: Tensor = old.weight.detach()
+    new = quantise(weight.t() if isinstance(old, Conv1D) else weight, kind, bias)
     _put(model, name, new.eval())
 
 
@@ -151,7 +160,7 @@ def _is_tied(model: Any) -> bool:
     return head.weight is embedding.weight
 
 
-def _tie(model: Any, head: Any, report: Refitted, *, blind: bool) -> None:
+def _tie(model: Any, head: Any, report: Refitted) -> None:
     """Have the embedding look into the head, if that gives what it gave."""
     old = model.get_input_embeddings()
     name = _name_of(model, old)
@@ -159,13 +168,12 @@ def _tie(model: Any, head: Any, report: Refitted, *, blind: bool) -> None:
         report.tied = True  # both have the same tensor still
         return
     new = TiedEmbedding(head, old.weight.dtype, multiplier_of(old)).eval()
-    if not blind:
-        ids = torch.arange(min(_TOKENS_TRIED, old.num_embeddings), device=old.weight.device)
-        expected, found = old(ids).float(), new(ids).float()
-        off = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
-        if not off <= _EMBEDDING_TOLERANCE:
-            report.kept[name] = "an embedding that does more than look up"
-            return
+    ids = torch.arange(min(_TOKENS_TRIED, old.num_embeddings), device=old.weight.device)
+    expected, found = old(ids).float(), new(ids).float()
+    off = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
+    if not off <= _EMBEDDING_TOLERANCE:
+        report.kept[name] = "an embedding that does more than look up"
+        return
     _put(model, name, new)
     report.tied = True
 
@@ -201,13 +209,16 @@ def _logits(model: Any) -> Tensor:
 
 def _prove(model: Any, expected: Tensor, *, rounded: bool) -> float:
     """The relative difference of logits; refuses a model that computes something else."""
-    found = _logits(model)
+    try:
+        found = _logits(model)
+    except ModelFileRefused as error:
+        raise ModelFileRefused(f"{error.message}: {_WAY_OUT}") from error
     difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
     cosine = float(torch.cosine_similarity(found.flatten(), expected.flatten(), dim=0))
     wrong = cosine < _COSINE_MIN if rounded else difference > _TOLERANCE.get(model.dtype, 1e-3)
     if wrong or not torch.isfinite(found).all():
         raise ModelFileRefused(
             f"{type(model).__name__} uses its linear layers in a way of its own (its logits are "
-            f"off by {difference:.2g} once they are replaced): run it as it is, with bits=16"
+            f"off by {difference:.2g} once they are replaced): {_WAY_OUT}"
         )
     return difference

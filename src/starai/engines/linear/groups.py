@@ -1,8 +1,8 @@
 """Linear layers that read the same input, computed as one.
 
 transformers' definitions call ``q_proj(x)``, ``k_proj(x)`` and ``v_proj(x)`` one after another.
-Each is replaced by a `Share` of one `FusedGroup`: the first call computes all outputs, the others hand
-out theirs, provided that they are called with the very same tensor. Knows no architecture.
+Each is replaced by a `Share` of one `FusedGroup`: the first call computes all outputs, the others
+hand out theirs, provided that they are called with the very same tensor. Knows no architecture.
 """
 
 from __future__ import annotations

@@ -1,30 +1,46 @@
 """Loads a model's weights into transformers' definition: local files only, and nothing amiss.
 
-Runs no code from a model's folder. Knows nothing about serving.
+Plain folders are read by transformers. Everything else comes tensor by tensor from a checkpoint of
+ours: dequantised, or straight into our own layers where the file has what they keep. Runs no code
+from a model's folder. Knows nothing about serving.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from starai.core.errors import ModelFileRefused
-from starai.models.llama2c import read_llama2c
+from starai.engines.linear.base import Linear
+from starai.engines.linear.fusing import install
+from starai.engines.linear.int4 import Int4Linear
+from starai.engines.linear.int8 import Int8Linear
+from starai.models.checkpoints.base import Checkpoint
+from starai.models.checkpoints.opening import dense_config, open_checkpoint
 from starai.models.manifest import ModelManifest
 
 #: Below this many parameters float32 is as fast as bfloat16 on a CPU, and exact.
 _FLOAT32_PARAMETERS_MAX: Final = 200_000_000
 #: How many names a refusal quotes.
 _NAMES_QUOTED: Final = 3
+#: What transformers raises at a model that it cannot make sense of.
+_LIBRARY_ERRORS: Final = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError)
 
 
 def load_model(manifest: ModelManifest, attention: str) -> Any:
     """The model in evaluation mode, on the GPU if there is one, with our attention.
+
+    Weights that the file keeps as our int8 or int4 layers do become such layers; `refit` leaves
+    those as they are and converts the others.
 
     Raises:
         ModelFileRefused: weights are missing, unexpected or misshapen, or transformers does not
@@ -34,11 +50,11 @@ def load_model(manifest: ModelManifest, attention: str) -> Any:
     quiet.set_verbosity_error()
     quiet.disable_progress_bar()
     dtype = _dtype(manifest)
-    if manifest.kind == "llama2c":
-        model = _load_llama2c(manifest, attention)
-    else:
+    checkpoint = open_checkpoint(manifest)
+    if manifest.kind == "huggingface" and not checkpoint.quantised:
         model = _load_folder(Path(manifest.path), dtype, attention)
-    return model.to(device(), dtype).eval().requires_grad_(False)
+        return model.to(device(), dtype).eval().requires_grad_(False)
+    return _load_checkpoint(dense_config(manifest), checkpoint, dtype, attention)
 
 
 def device() -> torch.device:
@@ -53,11 +69,6 @@ def _dtype(manifest: ModelManifest) -> torch.dtype:
 
 
 def _load_folder(folder: Path, dtype: torch.dtype, attention: str) -> Any:
-    declared = json.loads((folder / "config.json").read_bytes())
-    quantisation = declared.get("quantization_config")
-    if quantisation:
-        method = str(quantisation.get("quant_method", "an unnamed method"))[:40]
-        raise ModelFileRefused(f"the weights are quantised ({method}); this engine runs plain ones")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         auto_model: Any = AutoModelForCausalLM
@@ -71,7 +82,7 @@ def _load_folder(folder: Path, dtype: torch.dtype, attention: str) -> Any:
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+    except _LIBRARY_ERRORS as error:
         raise ModelFileRefused(f"transformers cannot load it: {str(error)[:300]}") from error
     _check_report(report)
     return model
@@ -86,20 +97,73 @@ def _check_report(report: dict[str, Any]) -> None:
             raise ModelFileRefused(f"the weights have {fault.replace('_', ' ')}: {quoted}{more}")
 
 
-def _load_llama2c(manifest: ModelManifest, attention: str) -> Any:
-    values, weights = read_llama2c(Path(manifest.path))
-    config = LlamaConfig(
-        **values,
-        bos_token_id=manifest.bos_token_id,
-        eos_token_id=list(manifest.eos_token_ids),
-    )
-    model = LlamaForCausalLM(config)
-    model.set_attn_implementation(attention)
-    tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
-    if values["tie_word_embeddings"]:
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+def _load_checkpoint(
+    declared: dict[str, Any], checkpoint: Checkpoint, dtype: torch.dtype, attention: str
+) -> Any:
     try:
-        model.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
-        raise ModelFileRefused(f"not the weights of a Llama: {str(error)[:300]}") from error
-    return model
+        config = AutoConfig.for_model(**declared)
+        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        with torch.device("meta"):
+            skeleton = kind(config)
+        ready = _ready_layers(skeleton, checkpoint)
+        model, report = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=_state(skeleton, checkpoint, ready, dtype),
+            dtype=dtype,
+            attn_implementation=attention,
+            output_loading_info=True,
+        )
+    except _LIBRARY_ERRORS as error:
+        raise ModelFileRefused(f"transformers cannot load it: {str(error)[:300]}") from error
+    _check_report(report)
+    model.eval().requires_grad_(False)
+    install(model, {name: make for name, (_, make) in ready.items()})
+    return model.to(device(), dtype)
+
+
+def _ready_layers(
+    skeleton: Any, checkpoint: Checkpoint
+) -> dict[str, tuple[str, Callable[[Tensor | None], Linear]]]:
+    """By module: the tensor that the file has quantised as our layers are, and what makes one."""
+    found: dict[str, tuple[str, Callable[[Tensor | None], Linear]]] = {}
+    names = {name: name + ".weight" for name, m in skeleton.named_modules() if _is_linear(m)}
+    head, embedding = skeleton.get_output_embeddings(), skeleton.get_input_embeddings()
+    if isinstance(head, nn.Linear) and head.weight is embedding.weight:
+        of = {module: name for name, module in skeleton.named_modules()}
+        names[of[head]] = of[embedding] + ".weight"
+    for name, tensor in names.items():
+        if checkpoint.is_packed(tensor):
+            found[name] = (tensor, partial(_layer, checkpoint, tensor))
+    return found
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return type(module) in (nn.Linear, Conv1D)
+
+
+def _layer(checkpoint: Checkpoint, tensor: str, bias: Tensor | None) -> Linear:
+    packed = checkpoint.packed(tensor)
+    if packed is None:
+        raise ModelFileRefused(f"tensor {tensor!r} is not quantised as it was said to be")
+    codes, scale = torch.from_numpy(packed.codes), torch.from_numpy(packed.scale)
+    if packed.kind == Int4Linear.kind:
+        return Int4Linear.from_codes(codes, scale, bias)
+    return Int8Linear(codes, scale, bias)
+
+
+def _state(
+    skeleton: Any, checkpoint: Checkpoint, ready: Any, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The tensors for transformers; of those that `install` brings, only the shape, one number."""
+    instead = {tensor for tensor, _ in ready.values()}
+    turned = {n + ".weight" for n, m in skeleton.named_modules() if isinstance(m, Conv1D)}
+    state = {}
+    for name, shape in checkpoint.shapes.items():
+        if name in instead:
+            values = torch.zeros(1, dtype=dtype).expand(shape)
+        else:
+            values = torch.from_numpy(checkpoint.floats(name)).to(dtype)
+        # A quantised weight is [outputs, inputs] always, GPT-2's own is the other way round.
+        state[name] = values.t() if name in turned and name in checkpoint.quantised else values
+    return state

@@ -1,0 +1,1 @@
+"""The weights of a model folder as plain arrays, however the folder keeps them."""
