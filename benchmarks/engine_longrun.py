@@ -1,0 +1,113 @@
+"""Memory over many requests: is what stays resident weights and pool, and does it stay flat?
+
+Runs thousands of short requests of varying lengths through the text engine with the embedded
+model, in a process of its own, and reads its resident memory as it goes. Run it with
+``python benchmarks/engine_longrun.py [--requests N] [--model NAME]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from starai.engines.base import Engine, EngineSpec
+from starai.engines.registry import open_engine
+from starai.protocol import tokens
+from starai.protocol.generation import Generation, Sampling
+
+SLOTS = 8
+SAMPLES = 20
+PROMPT_MAX, ANSWER_MAX = 48, 8
+KV_GIB = 0.0625
+#: The allocator's arenas and the caches fill during the first share; growth is counted behind it.
+WARM_UP = 0.1
+#: What may come and go without being growth: pages that the allocator keeps or returns.
+FLAT_MB = 4.0
+
+
+def resident_mb() -> float:
+    """Resident memory of this process, in 10^6 bytes."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def generation(number: int, chance: random.Random, vocab_size: int) -> Generation:
+    """A short request; every fourth begins like others, so that sharing and eviction work too."""
+    length = chance.randint(4, PROMPT_MAX)
+    source = random.Random(number % 7) if number % 4 == 0 else chance
+    prompt = [source.randrange(3, vocab_size) for _ in range(length)]
+    sampling = Sampling(number.to_bytes(32, "big"), temperature=0.0 if number % 2 else 0.9)
+    return Generation(tokens.pack(prompt), chance.randint(1, ANSWER_MAX), sampling, (), bytes(16))
+
+
+def serve(engine: Engine, num_requests: int) -> list[tuple[int, float]]:
+    """Run all requests, never more than the slots at once; (answered, resident MB) over time."""
+    chance = random.Random(1)
+    admitted = answered = 0
+    samples: list[tuple[int, float]] = []
+    while answered < num_requests:
+        while admitted < num_requests and admitted - answered < SLOTS:
+            asked = generation(admitted, chance, engine.info.vocab_size)
+            engine.admit(admitted.to_bytes(8, "big"), asked)
+            admitted += 1
+        for emitted in engine.step():
+            if emitted.error:
+                raise SystemExit(f"a request failed: {emitted.error}")
+            answered += emitted.finish is not None
+        if answered >= num_requests * (len(samples) + 1) // SAMPLES:
+            samples.append((answered, resident_mb()))
+    return samples
+
+
+def measure(model: str, num_requests: int) -> int:
+    """Print the table; the exit status says whether memory stayed flat."""
+    empty = resident_mb()
+    options = {"kv_gib": KV_GIB}
+    engine = open_engine(EngineSpec("text", model, slots=SLOTS, threads=1, options=options))
+    opened = resident_mb()
+    begun = time.perf_counter()
+    samples = serve(engine, num_requests)
+    took = time.perf_counter() - begun
+    gc.collect()
+    print(f"interpreter before opening the engine {empty:8.1f} MB")
+    print(f"opened: libraries, weights and pool   {opened:8.1f} MB")
+    for name, size in parts(engine):
+        print(f"  of which {name:28} {size:8.1f} MB")
+    for answered, size in samples:
+        print(f"after {answered:6} requests              {size:8.1f} MB")
+    warm = [size for answered, size in samples if answered >= WARM_UP * num_requests]
+    growth = warm[-1] - warm[0]
+    flat = growth <= FLAT_MB
+    print(f"growth behind the first {WARM_UP:.0%}: {growth:+.1f} MB: {'flat' if flat else 'GROWS'}")
+    print(f"{num_requests} requests in {took:.0f} s, {num_requests / took:.0f} a second")
+    return 0 if flat else 1
+
+
+def parts(engine: Engine) -> list[tuple[str, float]]:
+    """Weights and pool by the engine's own account, in MB, as far as it gives one."""
+    account = getattr(engine, "resident_bytes", None)
+    return [(name, size / 1e6) for name, size in account().items()] if account else []
+
+
+def main() -> None:
+    """Measure in a fresh process, so that nothing else is resident."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.inside:
+        raise SystemExit(measure(asked.model, asked.requests))
+    command = [sys.executable, __file__, "--inside", "--model", asked.model]
+    done = subprocess.run([*command, "--requests", str(asked.requests)], check=False)
+    raise SystemExit(done.returncode)
+
+
+if __name__ == "__main__":
+    main()
