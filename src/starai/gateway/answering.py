@@ -15,6 +15,8 @@ from starai.gateway.reading import AnswerReader, Piece
 from starai.protocol.ports import TaskPort
 
 _DONE: Final = b"data: [DONE]\n\n"
+#: Tasks of one request at once: a list of inputs must not take all places of a network.
+_AT_ONCE_MAX: Final = 16
 
 #: Called for every part of an answer, also for one that shows nothing (a sign of life).
 Take = Callable[[int, Piece], Awaitable[None]]
@@ -37,6 +39,8 @@ async def answer_stream(job: Job, port: TaskPort, endpoint: Endpoint, reply: Rep
     The status is sent with the first part of any choice, so that a task that no node takes up
     is answered by an error's status.
     """
+    if endpoint.stream is None:
+        raise AssertionError(f"{endpoint.name} does not stream")
     writer = endpoint.stream(job)
     unopened = set(range(len(job.tasks)))
 
@@ -62,11 +66,13 @@ async def _run(job: Job, port: TaskPort, take: Take) -> None:
         await _follow(job, 0, port, take)
         return
     failures: list[StarAIError] = []
+    room = anyio.CapacityLimiter(_AT_ONCE_MAX)
     async with anyio.create_task_group() as group:
 
         async def follow(index: int) -> None:
             try:
-                await _follow(job, index, port, take)
+                async with room:
+                    await _follow(job, index, port, take)
             except StarAIError as error:
                 failures.append(error)
                 group.cancel_scope.cancel()

@@ -35,6 +35,7 @@ from starai.gateway.chat import CHAT
 from starai.gateway.completions import COMPLETIONS
 from starai.gateway.config import GatewayConfig
 from starai.gateway.cors import Cors
+from starai.gateway.embeddings import EMBEDDINGS
 from starai.gateway.endpoints import Endpoint
 from starai.gateway.errors import RequestRefused, body_of, headers_of, status_of
 from starai.gateway.idempotency import KEY_BYTES_MAX, Name, Recording, Recordings
@@ -45,7 +46,11 @@ from starai.gateway.plain import PlainRoutes
 from starai.protocol.ports import TaskPort
 
 _LOG: Final = logging.getLogger(__name__)
-_HOT: Final = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS}
+_HOT: Final = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": COMPLETIONS,
+    "/v1/embeddings": EMBEDDINGS,
+}
 _REPLAYED: Final = (b"idempotent-replayed", b"true")
 #: Who calls when there are no keys.
 _ANYONE: Final = Account(ANYONE)
@@ -272,7 +277,7 @@ class GatewayApp:
         ask = endpoint.parse(body)
         model = self._catalogue.find(ask.model)
         reply.streaming = ask.stream
-        job = await self._jobs.make(ask, model, account.customer, account.limits.tokens_max)
+        job = await self._jobs.make(ask, model, account)
         account.limits.take_tokens(job.reserved, self._clock.monotonic_s())
         answer = answer_stream if ask.stream else answer_whole
         try:

@@ -30,18 +30,20 @@ def usage_of(job: Job) -> Usage:
 class Answer:
     """One choice, collected."""
 
-    __slots__ = ("finish", "texts", "tokens")
+    __slots__ = ("embedding", "finish", "texts", "tokens")
 
     def __init__(self) -> None:
         """Start empty."""
         self.texts: list[str] = []
         self.tokens: list[Placed] = []
         self.finish = Finish.STOP
+        self.embedding = b""
 
     def add(self, piece: Piece) -> None:
         """Take in a piece."""
         self.texts.append(piece.text)
         self.tokens.extend(piece.tokens)
+        self.embedding += piece.embedding
         if piece.finish is not None:
             self.finish = piece.finish
 
@@ -72,9 +74,9 @@ class StreamWriter(Protocol):
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """A hot route: ``name`` in metrics, how it parses, answers whole and streams."""
+    """A hot route: ``name`` in metrics, how it parses, answers whole and, if it can, streams."""
 
     name: str
     parse: Callable[[bytes], Ask]
     whole: Callable[[Job, Sequence[Answer]], bytes]
-    stream: Callable[[Job], StreamWriter]
+    stream: Callable[[Job], StreamWriter] | None = None

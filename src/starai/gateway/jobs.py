@@ -13,7 +13,9 @@ from starai.core.errors import ContextTooLong, InvalidRequest
 from starai.core.randomness import Randomness, uuid7
 from starai.gateway.asks import Ask
 from starai.gateway.catalogue import TextModel
+from starai.gateway.keys import Account
 from starai.gateway.refusals import check_range
+from starai.gateway.shaping import Checker, grammar_of
 from starai.models.manifest import SamplingDefaults
 from starai.protocol.generation import Generation, Sampling
 from starai.protocol.ports import Submission
@@ -84,22 +86,30 @@ class JobMaker:
         self._randomness = randomness
         self._default_max_tokens = default_max_tokens
         self._deadline_ms = int(deadline_s * 1000)
+        self._checker = Checker()
+        # As short-lived as the memory that it parts: nodes keep prompts while they run.
+        self._cache_secret = randomness.take(32)
 
-    async def make(self, ask: Ask, model: TextModel, customer: int, tokens_max: int | None) -> Job:
-        """The job of an ask; ``tokens_max`` bounds answers of unstated length further.
+    async def make(self, ask: Ask, model: TextModel, account: Account) -> Job:
+        """The job of an ask; the account's limit bounds answers of unstated length further.
 
         Raises:
-            InvalidRequest: the prompt is empty or holds ids outside the vocabulary.
+            InvalidRequest: the prompt is empty or holds ids outside the vocabulary, or no answer
+                can have the form that is asked for.
             ContextTooLong: prompt and answer do not fit the model's context.
         """
+        grammar = grammar_of(ask, model.codec.tool_style)
+        if grammar is not None:
+            await self._checker.check(grammar, ask)
         prompts = await _tokenise(ask, model)
         for token_id in ask.logit_bias:
             check_range("logit_bias", token_id, 0, model.codec.vocab_size - 1)
         prompt_tokens = sum(map(len, prompts))
-        room = None
+        room, tokens_max = None, account.limits.tokens_max
         if tokens_max is not None:
             # Or a key with a small limit could never leave the length open.
             room = max(1, (tokens_max - prompt_tokens) // ask.num_choices)
+        cache_salt = self._cache_salt(account)
         now_ms = self._clock.now_ms()
         tasks: list[Submission] = []
         for prompt in prompts:
@@ -113,13 +123,17 @@ class JobMaker:
                     stop_token_ids=model.eos_token_ids,
                     salt=self._randomness.take(16),
                     top_logprobs=ask.logprobs,
+                    cache_salt=cache_salt,
+                    priority=ask.priority,
+                    grammar=grammar,
+                    embed=ask.embed,
                 )
                 tasks.append(
                     Submission(
                         task_id=uuid7(self._clock, self._randomness),
                         model=model.name,
                         model_root=model.root,
-                        customer=customer,
+                        customer=account.customer,
                         deadline_ms=now_ms + self._deadline_ms,
                         generation=generation,
                     )
@@ -129,6 +143,8 @@ class JobMaker:
     def _max_tokens(self, ask: Ask, model: TextModel, prompt: int, room: int | None) -> int:
         context = model.context_length
         field = ask.prompt_field
+        if ask.embed and prompt <= context:
+            return 0
         if ask.max_tokens is None:
             if prompt >= context:
                 raise ContextTooLong(
@@ -148,6 +164,11 @@ class JobMaker:
                 param=field,
             )
         return ask.max_tokens
+
+    def _cache_salt(self, account: Account) -> bytes:
+        """Whose memory of prompts may be shared: this account's own, and nobody can guess it."""
+        key = b"starai/v1/cache-salt" + account.entry.key_hash
+        return hmac.digest(self._cache_secret, key, "sha256")[:16]
 
     def _sampling(self, ask: Ask, index: int, advice: SamplingDefaults) -> Sampling:
         key = self._randomness.take(32) if ask.seed is None else sample_key(ask.seed, index)
@@ -196,14 +217,14 @@ async def _tokenise(ask: Ask, model: TextModel) -> list[list[int]]:
 def _encode(ask: Ask, model: TextModel) -> list[list[int]]:
     codec = model.codec
     if ask.messages is not None:
-        return [codec.render_chat(ask.messages)]
+        return [codec.render_chat(ask.messages, ask.tools.told if ask.tools else ())]
     prompts = []
     for prompt in ask.prompts:
         if isinstance(prompt, str):
             prompts.append(codec.encode(prompt))
             continue
         if prompt:
-            check_range("prompt", min(prompt), 0, codec.vocab_size - 1)
-            check_range("prompt", max(prompt), 0, codec.vocab_size - 1)
+            check_range(ask.prompt_field, min(prompt), 0, codec.vocab_size - 1)
+            check_range(ask.prompt_field, max(prompt), 0, codec.vocab_size - 1)
         prompts.append(prompt)
     return prompts

@@ -18,12 +18,14 @@ import msgspec
 
 from starai.core.limits import (
     CHOICES_MAX,
+    EMBEDDING_INPUTS_MAX,
     LOGIT_BIAS_MAX,
+    PRIORITY_MAX,
     SAMPLER_CANDIDATES,
     STOP_STRINGS_MAX,
     TOP_LOGPROBS_MAX,
 )
-from starai.gateway.asks import Ask, Prompt
+from starai.gateway.asks import Ask, Prompt, ToolUse
 from starai.gateway.errors import RequestRefused
 from starai.gateway.refusals import (
     check_length,
@@ -34,7 +36,15 @@ from starai.gateway.refusals import (
     wrong_type,
     wrong_value,
 )
-from starai.gateway.schema import ChatMessage, ChatRequest, CommonRequest, CompletionRequest
+from starai.gateway.schema import (
+    ChatMessage,
+    ChatRequest,
+    CommonRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    ResponseFormat,
+)
+from starai.gateway.structure import shape_of, tool_fields, tools_of
 
 #: A longer stop string than any sentence; each costs a comparison per character and token.
 _STOP_CHARACTERS_MAX: Final = 256
@@ -50,16 +60,12 @@ _ASKS_NOTHING: Final[dict[str, tuple[object, ...]]] = {
     "functions": ([],),
     "modalities": (["text"],),
     "moderation": (),
-    "parallel_tool_calls": (),
     "prediction": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": ("in_memory",),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
-    "tool_choice": ("none",),
-    "tools": ([],),
     "verbosity": (),
     "web_search_options": (),
 }
@@ -69,8 +75,6 @@ _MESSAGE_ASKS_NOTHING: Final[dict[str, tuple[object, ...]]] = {
     "annotations": ([],),
     "audio": (),
     "function_call": (),
-    "tool_calls": ([],),
-    "tool_call_id": (),
 }
 #: OpenAI's newer name for the system role; templates know the older one.
 _ROLES: Final = {
@@ -78,11 +82,13 @@ _ROLES: Final = {
     "developer": "system",
     "user": "user",
     "assistant": "assistant",
+    "tool": "tool",
 }
 
-Request = TypeVar("Request", bound=CommonRequest)
+Request = TypeVar("Request", CommonRequest, ChatRequest, CompletionRequest, EmbeddingRequest)
 _CHAT: Final = msgspec.json.Decoder(ChatRequest)
 _COMPLETION: Final = msgspec.json.Decoder(CompletionRequest)
+_EMBEDDING: Final = msgspec.json.Decoder(EmbeddingRequest)
 
 
 def parse_chat(body: bytes) -> Ask:
@@ -111,6 +117,8 @@ def parse_chat(body: bytes) -> Ask:
     return _ask(
         request,
         messages=[_message(number, sent) for number, sent in enumerate(request.messages)],
+        tools=tools_of(request),
+        response_format=request.response_format,
         max_tokens=max_tokens,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
     )
@@ -134,6 +142,29 @@ def parse_completion(body: bytes) -> Ask:
     )
 
 
+def parse_embeddings(body: bytes) -> Ask:
+    """The ask of embeddings.
+
+    Raises:
+        InvalidRequest: the body is malformed, out of range or asks for what is not offered.
+    """
+    request = _decode(_EMBEDDING, body)
+    if request.dimensions is not None:
+        raise unsupported("dimensions", "A vector has as many numbers as the model is wide.")
+    if request.encoding_format not in (None, "float", "base64"):
+        raise wrong_value(
+            "encoding_format", "Supported values of 'encoding_format' are 'float' and 'base64'."
+        )
+    check_range("priority", request.priority, -PRIORITY_MAX, 0)
+    return Ask(
+        model=request.model,
+        prompts=_prompts(request.input, "input", EMBEDDING_INPUTS_MAX),
+        embed=True,
+        base64=request.encoding_format == "base64",
+        priority=request.priority or 0,
+    )
+
+
 def _decode(decoder: msgspec.json.Decoder[Request], body: bytes) -> Request:
     try:
         return decoder.decode(body)
@@ -152,21 +183,28 @@ def _refuse_unsupported(
             raise unsupported(prefix + name)
 
 
-def _message(number: int, sent: ChatMessage) -> dict[str, str]:
+def _message(number: int, sent: ChatMessage) -> dict[str, Any]:
     """One message as a template reads it; several text parts become lines of one text."""
     place = f"messages[{number}]"
-    if sent.role in ("tool", "function"):
-        raise unsupported(f"{place}.role", "Tools and functions are not offered.")
+    if sent.role == "function":
+        raise unsupported(f"{place}.role", "Use 'tool'.")
     role = _ROLES.get(sent.role)
     if role is None:
         raise wrong_value(
             f"{place}.role",
             f"Invalid value: '{sent.role[:40]}'. Supported values are: 'system', 'developer', "
-            "'user', and 'assistant'.",
+            "'user', 'assistant', and 'tool'.",
         )
     _refuse_unsupported(sent, _MESSAGE_ASKS_NOTHING, f"{place}.")
+    used = tool_fields(sent, place)
+    if sent.content is None and "tool_calls" in used:
+        return {"role": role, "content": "", **used}
+    return {"role": role, "content": _content(sent, place), **used}
+
+
+def _content(sent: ChatMessage, place: str) -> str:
     if isinstance(sent.content, str):
-        return {"role": role, "content": sent.content}
+        return sent.content
     if sent.content is None:
         raise wrong_type(f"{place}.content", "a string or an array", "null")
     check_length(f"{place}.content", sent.content, shortest=1, longest=_MESSAGES_MAX)
@@ -184,20 +222,22 @@ def _message(number: int, sent: ChatMessage) -> dict[str, str]:
                 param=f"{place}.content[{index}].text",
             )
         texts.append(part.text)
-    return {"role": role, "content": "\n".join(texts)}
+    return "\n".join(texts)
 
 
-def _prompts(prompt: str | list[Any]) -> tuple[Prompt, ...]:
-    """The prompts of a completion: a text, texts, token ids, or several lists of token ids."""
+def _prompts(
+    prompt: str | list[Any], param: str = "prompt", longest: int = CHOICES_MAX
+) -> tuple[Prompt, ...]:
+    """A completion's prompts: a text, texts, token ids, or several lists of token ids."""
     if isinstance(prompt, str):
         return (prompt,)
-    check_length("prompt", prompt, shortest=1, longest=_I64)
+    check_length(param, prompt, shortest=1, longest=_I64)
     kinds = {type(item) for item in prompt}
     if kinds == {int}:
         return (prompt,)
     if len(kinds) > 1:
-        raise wrong_type("prompt", "a string, or an array of one kind", "a mixed array")
-    check_length("prompt", prompt, longest=CHOICES_MAX)
+        raise wrong_type(param, "a string, or an array of one kind", "a mixed array")
+    check_length(param, prompt, longest=longest)
     return tuple(prompt)
 
 
@@ -219,8 +259,10 @@ def _ask(
     *,
     max_tokens: int | None,
     logprobs: int | None,
-    messages: list[dict[str, str]] | None = None,
+    messages: list[dict[str, Any]] | None = None,
     prompts: tuple[Prompt, ...] = (),
+    tools: ToolUse | None = None,
+    response_format: ResponseFormat | None = None,
 ) -> Ask:
     """The fields that every endpoint has, checked."""
     check_range("n", request.n, 1, CHOICES_MAX)
@@ -237,6 +279,8 @@ def _ask(
     check_range("presence_penalty", request.presence_penalty, -2, 2)
     check_range("frequency_penalty", request.frequency_penalty, -2, 2)
     check_range("seed", request.seed, -_I64, _I64 - 1)
+    # Anybody may step back for others; who may go before them is not for clients to say.
+    check_range("priority", request.priority, -PRIORITY_MAX, 0)
     bias = request.logit_bias or {}
     if len(bias) > LOGIT_BIAS_MAX:
         check_length("logit_bias", bias, longest=LOGIT_BIAS_MAX)
@@ -265,6 +309,9 @@ def _ask(
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
         logit_bias=bias,
+        shape=shape_of(request, response_format),
+        tools=tools,
+        priority=request.priority or 0,
     )
 
 

@@ -22,11 +22,15 @@ class Placed(msgspec.Struct, frozen=True, gc=False):
 
 
 class Piece(msgspec.Struct, frozen=True, gc=False):
-    """What one part adds: text (may be empty), the tokens behind it, and the end if it is one."""
+    """What one part adds: text (may be empty), the tokens behind it, and the end if it is one.
+
+    ``embedding`` is the vector, little-endian float32, where one was asked for.
+    """
 
     text: str
     tokens: tuple[Placed, ...] = ()
     finish: Finish | None = None
+    embedding: bytes = b""
 
 
 class AnswerReader:
@@ -80,7 +84,8 @@ class AnswerReader:
             if self._scanner.stopped:
                 finish = Finish.STOP
         self._shown += len(text)
-        return Piece(text, self._release(finish) if self._pending else (), finish)
+        released = self._release(finish) if self._pending else ()
+        return Piece(text, released, finish, part.embedding)
 
     def _decode_placed(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> str:
         text = ""

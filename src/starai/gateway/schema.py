@@ -29,6 +29,70 @@ class ContentPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     refusal: Any = None
 
 
+class CalledFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What was called; ``arguments`` is a JSON object, written out."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A call that a model made, as clients feed it back."""
+
+    id: str
+    function: CalledFunction
+    type: str = "function"
+    index: int | None = None
+
+
+class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A function that a model may call; ``parameters`` is a JSON schema."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tool; only functions are supported."""
+
+    type: str
+    function: FunctionSpec | None = None
+    custom: Any = None
+
+
+class FunctionName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A function by its name."""
+
+    name: str
+
+
+class NamedTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The tool that must be called."""
+
+    type: str
+    function: FunctionName | None = None
+    custom: Any = None
+    allowed_tools: Any = None
+
+
+class JsonSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the answer's JSON must look like. It is always held to, ``strict`` or not."""
+
+    name: str
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the answer must look like: ``text``, ``json_object`` or ``json_schema``."""
+
+    type: str
+    json_schema: JsonSchema | None = None
+
+
 class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One message of a conversation, as clients send it or feed it back from an answer."""
 
@@ -39,8 +103,8 @@ class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     annotations: Any = None
     audio: Any = None
     function_call: Any = None
-    tool_calls: Any = None
-    tool_call_id: Any = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
 
 
 class CommonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -61,6 +125,11 @@ class CommonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     stop: str | list[str] | None = None
     seed: int | None = None
     user: str | None = None
+    # Not OpenAI's; named as vLLM names them.
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    priority: int | None = None
 
 
 class ChatRequest(CommonRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -70,6 +139,10 @@ class ChatRequest(CommonRequest, frozen=True, forbid_unknown_fields=True, kw_onl
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    tool_choice: str | NamedTool | None = None
+    tools: list[Tool] | None = None
     # Labels that change nothing in the answer.
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
@@ -80,16 +153,12 @@ class ChatRequest(CommonRequest, frozen=True, forbid_unknown_fields=True, kw_onl
     functions: Any = None
     modalities: Any = None
     moderation: Any = None
-    parallel_tool_calls: Any = None
     prediction: Any = None
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
     reasoning_effort: Any = None
-    response_format: Any = None
     service_tier: Any = None
     store: Any = None
-    tool_choice: Any = None
-    tools: Any = None
     verbosity: Any = None
     web_search_options: Any = None
 
@@ -103,3 +172,15 @@ class CompletionRequest(CommonRequest, frozen=True, forbid_unknown_fields=True, 
     best_of: Any = None
     echo: Any = None
     suffix: Any = None
+
+
+class EmbeddingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The body of ``POST /v1/embeddings``."""
+
+    model: str
+    input: str | list[str | int | list[int]]
+    encoding_format: str | None = None
+    user: str | None = None
+    priority: int | None = None
+    # Known to OpenAI, not supported here: a model's vectors have the width that they have.
+    dimensions: Any = None

@@ -6,6 +6,7 @@ trio's MockClock.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class Script:
         error: what is raised there; -1 in ``fails_at``: at once, by `ScriptedTasks.submit`.
         breaks_at: before this part the answer just ends, without a finish.
         accepts_first: begin with an empty part, as a real node does.
+        vector: what an embedding is, packed float32; by default two numbers.
     """
 
     tokens: tuple[int, ...] = (*b"Hello!", MOCK_EOS)
@@ -52,6 +54,7 @@ class Script:
     error: StarAIError | None = None
     breaks_at: int | None = None
     accepts_first: bool = False
+    vector: bytes = struct.pack("<2f", 0.6, -0.8)
 
 
 def says(text: str, **how: object) -> Script:
@@ -126,6 +129,11 @@ async def _play(
     script: Script, submission: Submission, done: list[bool]
 ) -> AsyncGenerator[Part, None]:
     generation = submission.generation
+    if generation.embed:
+        await anyio.sleep(script.first_delay_s)
+        done.append(True)
+        yield Part(ids=b"", code=bytes(16), finish=Finish.STOP, embedding=script.vector)
+        return
     tokens = script.tokens[: generation.max_tokens]
     finish = script.finish if len(tokens) == len(script.tokens) else Finish.LENGTH
     step = script.tokens_per_part

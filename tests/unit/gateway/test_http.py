@@ -99,7 +99,8 @@ def test_every_answer_has_an_id_and_a_time(http):
     [
         ("GET", CHAT, 405),
         ("DELETE", "/v1/models", 405),
-        ("POST", "/v1/embeddings", 404),
+        ("POST", "/v1/images/generations", 404),
+        ("GET", "/v1/embeddings", 405),
         ("GET", "/", 404),
         ("GET", "/v1/models/none", 404),
         ("GET", "/v1/models/" + "x" * 5000, 414),

@@ -253,8 +253,8 @@ def test_an_empty_prompt(client):
 def test_unsupported_field(client):
     """A field that is not offered is refused by name."""
     with pytest.raises(openai.BadRequestError) as caught:
-        chat(client, tools=[{"type": "function", "function": {"name": "f"}}])
-    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "tools")
+        chat(client, functions=[{"name": "f"}])
+    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "functions")
 
 
 def test_logit_bias_of_a_token_that_is_not(client, served):

@@ -31,7 +31,7 @@ _CHOICES_MAX: Final = 4096
 _BLAMED_MAX: Final = 256
 #: Between JSON's tokens: nothing, a blank, or a new line with its indent. Unbounded white space
 #: (the library's default) lets a weak model write blanks until its limit.
-_WHITE: Final = r"( |\n {0,32})?"
+WHITE_SPACE: Final = {"whitespace_pattern": r"( |\n {0,32})?"}
 _ANY_OBJECT: Final = '{"type":"object"}'
 _LONGEST_MESSAGE: Final = 300
 #: Where a schema holds schemas: as values of an object, as itself, as items of a list.
@@ -104,7 +104,7 @@ def written_out(grammar: Grammar) -> str:
         case "json_object":
             return _schema(matcher, grammar, _ANY_OBJECT)
         case "json_schema":
-            _check_schema(grammar)
+            check_schema(grammar)
             return _schema(matcher, grammar, grammar.text)
         case "regex":
             return str(matcher.grammar_from_regex(grammar.text))
@@ -113,12 +113,14 @@ def written_out(grammar: Grammar) -> str:
         case "lark":
             if grammar.text.count("\n") >= _LARK_LINES_MAX:
                 raise refused(grammar, f"it has more than {_LARK_LINES_MAX} lines")
+            if grammar.text.count('"$ref"') > _REFERENCES_MAX:
+                raise refused(grammar, f"it has more than {_REFERENCES_MAX} references ($ref)")
             return str(matcher.grammar_from_lark(grammar.text))
 
 
 def _schema(matcher: Any, grammar: Grammar, text: str) -> str:
     try:
-        return str(matcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": _WHITE}))
+        return str(matcher.grammar_from_json_schema(text, overrides=WHITE_SPACE))
     except (ValueError, RecursionError) as error:
         raise refused(grammar, str(error)) from error
 
@@ -133,7 +135,12 @@ def _choice(grammar: Grammar) -> str:
     return "start: " + " | ".join(msgspec.json.encode(one).decode() for one in strings)
 
 
-def _check_schema(grammar: Grammar) -> None:
+def check_schema(grammar: Grammar) -> None:
+    """Refuse a JSON schema that is none, or too deep or too entangled to be compiled safely.
+
+    Raises:
+        InvalidRequest: it is.
+    """
     try:
         schema = msgspec.json.decode(grammar.text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
