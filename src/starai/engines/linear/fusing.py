@@ -21,6 +21,7 @@ from starai.engines.linear.embedding import TiedEmbedding, multiplier_of
 from starai.engines.linear.floating import FloatLinear
 from starai.engines.linear.groups import SIBLINGS, FusedGroup, Share
 from starai.engines.linear.int8 import Int8Linear
+from starai.engines.linear.norms import native_norm
 from starai.engines.linear.registry import quantise
 
 #: Routers choose experts: a rounded router sends tokens elsewhere, and it is tiny.
@@ -105,6 +106,7 @@ def refit(model: Any, kind: str, *, head: str = "") -> Refitted:
         _tie(model, model.get_submodule(head_name), report)
     for parent in [name for name, _ in model.named_modules()]:
         _fuse(model.get_submodule(parent), parent, report)
+    _refit_norms(model, report)
     for module in model.modules():
         if isinstance(module, Linear):
             report.layers[module.kind] = report.layers.get(module.kind, 0) + 1
@@ -189,6 +191,14 @@ def _fuse(parent: nn.Module, name: str, report: Refitted) -> None:
         for index, child in enumerate(names):
             setattr(parent, child, Share(group, index).eval())
         report.groups[f"{name}.{names[0]}"] = group
+
+
+def _refit_norms(model: nn.Module, report: Refitted) -> None:
+    for name in [name for name, _ in model.named_modules()]:
+        new = native_norm(model.get_submodule(name))
+        if new is not None:
+            _put(model, name, new.eval())
+            report.norms += 1
 
 
 def _logits(model: Any) -> Tensor:

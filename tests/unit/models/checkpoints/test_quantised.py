@@ -1,4 +1,4 @@
-"""Each quantised format is read as its makers publish it; the encoders here follow their layouts."""
+"""Each quantised format is read as its makers publish it; encoders here follow their layouts."""
 
 from __future__ import annotations
 
