@@ -82,9 +82,17 @@ class Pass:
         return sum(1 for _ in short)
 
     @cached_property
+    def every_table(self) -> Tables:
+        """All spans as the compiled kernels take them."""
+        return Tables.of(self.spans, self.pool.block_tokens)
+
+    @cached_property
     def tables(self) -> Tables:
-        """Those spans as the compiled kernel takes them."""
-        return Tables.of(self.spans[: self.num_short], self.pool.block_tokens)
+        """The short ones of the first spans likewise."""
+        short = self.num_short
+        if short == len(self.spans):
+            return self.every_table
+        return Tables.of(self.spans[:short], self.pool.block_tokens)
 
     @cached_property
     def rows(self) -> Tensor | slice:

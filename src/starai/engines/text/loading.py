@@ -24,6 +24,7 @@ from starai.engines.linear.base import Linear
 from starai.engines.linear.fusing import install
 from starai.engines.linear.int4 import Int4Linear
 from starai.engines.linear.int8 import Int8Linear
+from starai.engines.text.absent import Cut, is_elsewhere
 from starai.models.checkpoints.base import Checkpoint
 from starai.models.checkpoints.opening import dense_config, open_checkpoint
 from starai.models.manifest import ModelManifest
@@ -36,11 +37,11 @@ _NAMES_QUOTED: Final = 3
 _LIBRARY_ERRORS: Final = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError)
 
 
-def load_model(manifest: ModelManifest, attention: str) -> Any:
+def load_model(manifest: ModelManifest, attention: str, cut: Cut | None = None) -> Any:
     """The model in evaluation mode, on the GPU if there is one, with our attention.
 
     Weights that the file keeps as our int8 or int4 layers do become such layers; `refit` leaves
-    those as they are and converts the others.
+    those as they are and converts the others. With ``cut``, only a part is loaded.
 
     Raises:
         ModelFileRefused: weights are missing, unexpected or misshapen, or transformers does not
@@ -52,9 +53,9 @@ def load_model(manifest: ModelManifest, attention: str) -> Any:
     dtype = _dtype(manifest)
     checkpoint = open_checkpoint(manifest)
     if manifest.kind == "huggingface" and not checkpoint.quantised:
-        model = _load_folder(Path(manifest.path), dtype, attention)
+        model = _load_folder(Path(manifest.path), dtype, attention, cut)
         return model.to(device(), dtype).eval().requires_grad_(False)
-    return _load_checkpoint(dense_config(manifest), checkpoint, dtype, attention)
+    return _load_checkpoint(dense_config(manifest), checkpoint, dtype, attention, cut)
 
 
 def device() -> torch.device:
@@ -68,11 +69,13 @@ def _dtype(manifest: ModelManifest) -> torch.dtype:
     return torch.float32 if small else torch.bfloat16
 
 
-def _load_folder(folder: Path, dtype: torch.dtype, attention: str) -> Any:
+def _load_folder(folder: Path, dtype: torch.dtype, attention: str, cut: Cut | None) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        auto_model: Any = AutoModelForCausalLM
-        model, report = auto_model.from_pretrained(
+        kind: Any = AutoModelForCausalLM
+        if cut is not None:
+            kind = cut.of(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+        model, report = kind.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
@@ -84,11 +87,13 @@ def _load_folder(folder: Path, dtype: torch.dtype, attention: str) -> Any:
         )
     except _LIBRARY_ERRORS as error:
         raise ModelFileRefused(f"transformers cannot load it: {str(error)[:300]}") from error
-    _check_report(report)
+    _check_report(report, model)
     return model
 
 
-def _check_report(report: dict[str, Any]) -> None:
+def _check_report(report: dict[str, Any], model: Any) -> None:
+    unexpected = report.get("unexpected_keys") or ()
+    report["unexpected_keys"] = [name for name in unexpected if not is_elsewhere(model, name)]
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         names = sorted(map(str, report.get(fault) or ()))
         if names:
@@ -98,11 +103,17 @@ def _check_report(report: dict[str, Any]) -> None:
 
 
 def _load_checkpoint(
-    declared: dict[str, Any], checkpoint: Checkpoint, dtype: torch.dtype, attention: str
+    declared: dict[str, Any],
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    attention: str,
+    cut: Cut | None,
 ) -> Any:
     try:
         config = AutoConfig.for_model(**declared)
         kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        if cut is not None:
+            kind = cut.of(kind)
         with torch.device("meta"):
             skeleton = kind(config)
         ready = _ready_layers(skeleton, checkpoint)
@@ -116,7 +127,7 @@ def _load_checkpoint(
         )
     except _LIBRARY_ERRORS as error:
         raise ModelFileRefused(f"transformers cannot load it: {str(error)[:300]}") from error
-    _check_report(report)
+    _check_report(report, model)
     model.eval().requires_grad_(False)
     install(model, {name: make for name, (_, make) in ready.items()})
     return model.to(device(), dtype)
@@ -160,6 +171,8 @@ def _state(
     turned = {n + ".weight" for n, m in skeleton.named_modules() if isinstance(m, Conv1D)}
     state = {}
     for name, shape in checkpoint.shapes.items():
+        if is_elsewhere(skeleton, name):
+            continue
         if name in instead:
             values = torch.zeros(1, dtype=dtype).expand(shape)
         else:

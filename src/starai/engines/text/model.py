@@ -5,6 +5,7 @@ Knows nothing about requests: packed tokens in, logits and hidden states out.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,11 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from starai.core.logging import event
 from starai.engines.linear.fusing import refit
 from starai.engines.text.attention import Pass
 from starai.engines.text.forward import forward
+from starai.engines.text.layers import LayerStack
 from starai.engines.text.options import TextOptions
-from starai.engines.text.probe import probe
+from starai.engines.text.probe import agrees, probe
+
+_LOG: Final = logging.getLogger(__name__)
 
 #: Kinds of linear layers by the bits of their weights.
 _KINDS: Final = {16: "bf16", 8: "int8", 4: "int4"}
@@ -51,13 +56,19 @@ class TextModel:
             ModelFileRefused: it does not; says why.
         """
         self.module = module
-        probe(module)
+        self._native = options.native
+        windows = probe(module)
         self.refitted = refit(module, _KINDS[options.bits])
+        self.stack = LayerStack.of(module, windows) if options.native else None
+        if self.stack is not None and not agrees(module):
+            self.stack.enabled = False
+            event(_LOG, "engine.layers_differ", logging.WARNING, model=type(module).__name__)
         self._states: Tensor = torch.empty(0)
         module.base_model.register_forward_hook(self._see_states)
 
     def run(self, run: Pass, packed: Sequence[int], keep: Sequence[int]) -> Output:
         """One pass; ``keep`` are the rows of ``packed`` whose logits are wanted, maybe none."""
+        run.native = run.native and self._native
         logits = forward(self.module, run, packed, keep or [len(packed) - 1])
         if not keep:
             logits = logits[:0]

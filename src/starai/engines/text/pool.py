@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import torch
@@ -138,6 +139,11 @@ class KeyValuePool:
     def layers(self) -> dict[int, tuple[States, States]]:
         """Keys and values of each layer that was written."""
         return self._layers
+
+    @cached_property
+    def pairs(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Keys and values of all layers in order, as tensors; ask once all layers are there."""
+        return tuple((keys.data, values.data) for _, (keys, values) in sorted(self._layers.items()))
 
     @property
     def bytes_per_block(self) -> int:

@@ -30,8 +30,8 @@ _ATTENTION_KINDS: Final = frozenset({"full_attention", "sliding_attention"})
 
 
 @torch.inference_mode()
-def probe(model: Any) -> int:
-    """Check that packed and eager attention agree; returns the KV bytes of one token.
+def probe(model: Any) -> dict[int, int | None]:
+    """Check that packed and eager attention agree; returns each layer's sliding window.
 
     Raises:
         ModelFileRefused: they differ, or the model cannot run here at all; says why.
@@ -64,7 +64,20 @@ def probe(model: Any) -> int:
         raise ModelFileRefused(
             f"{name}: packed attention is off by {off:.2g}; it keeps state that cannot be packed"
         )
-    return pool.bytes_per_token
+    return run.windows
+
+
+@torch.inference_mode()
+def agrees(model: Any) -> bool:
+    """Whether the model's logits are the same when whole layers run natively."""
+    sequences = [
+        _some_ids(length, model.config.get_text_config().vocab_size) for length in _LENGTHS
+    ]
+    pool = KeyValuePool(sum(map(len, _TABLES)))
+    expected, _ = _packed(model, sequences, pool, native=False)
+    found, _ = _packed(model, sequences, pool, native=True)
+    off = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
+    return off <= _TOLERANCE.get(model.dtype, 1e-3)
 
 
 def _some_ids(count: int, vocab_size: int) -> list[int]:
@@ -83,14 +96,17 @@ def _eager(model: Any, sequences: list[list[int]]) -> Tensor:
     return torch.cat([row[first:] for row, first in zip(rows, _FIRST_PASS, strict=True)]).float()
 
 
-def _packed(model: Any, sequences: list[list[int]], pool: KeyValuePool) -> tuple[Tensor, Pass]:
+def _packed(
+    model: Any, sequences: list[list[int]], pool: KeyValuePool, *, native: bool = False
+) -> tuple[Tensor, Pass]:
     heads = [id_ for ids, n in zip(sequences, _FIRST_PASS, strict=True) for id_ in ids[:n]]
-    begun = Pass(pool, [Span(t, 0, n) for t, n in zip(_TABLES, _FIRST_PASS, strict=True)])
+    spans = [Span(table, 0, first) for table, first in zip(_TABLES, _FIRST_PASS, strict=True)]
+    begun = Pass(pool, spans, native=native)
     forward(model, begun, heads, [0])
     tails = [id_ for ids, n in zip(sequences, _FIRST_PASS, strict=True) for id_ in ids[n:]]
     spans = [
         Span(table, first, len(ids) - first)
         for table, ids, first in zip(_TABLES, sequences, _FIRST_PASS, strict=True)
     ]
-    run = Pass(pool, spans)
+    run = Pass(pool, spans, native=native)
     return forward(model, run, tails, list(range(len(tails)))).float(), run
