@@ -33,11 +33,11 @@ PAGE = 4
 SAMPLING = Sampling(b"k" * 32, temperature=0.0)
 
 
-def dense(model, ids, keep):
+def dense(model, ids, keep, page=PAGE):
     """Logits of ``ids`` by one ordinary pass."""
-    pages = -(-len(ids) // PAGE)
+    pages = -(-len(ids) // page)
     with torch.inference_mode():
-        run = Pass(KeyValuePool(pages, PAGE), [Span(range(pages), 0, len(ids))])
+        run = Pass(KeyValuePool(pages, page), [Span(range(pages), 0, len(ids))])
         return forward(model, run, list(ids), keep)
 
 
@@ -104,18 +104,18 @@ def test_blocks_equal_attention_with_a_mask(model_of, family):
     assert off(found, expected) < 5e-6
 
 
-def spread(model, num_hosts):
+def spread(model, num_hosts, page=PAGE):
     """A session whose hosts hold the parts of a context that was computed densely."""
-    plan = plan_blocks(len(CONTEXT), hosts=num_hosts, blocks=num_hosts, anchor=0, page=PAGE)
+    plan = plan_blocks(len(CONTEXT), hosts=num_hosts, blocks=num_hosts, anchor=0, page=page)
     hosts = ThreadHosts([model] * num_hosts)
     session = StarSession(model, hosts, answer_tokens_max=64)
     session.prefill(CONTEXT, plan)
-    pool = KeyValuePool(32, PAGE)
+    pool = KeyValuePool(32, page)
     with torch.inference_mode():
         forward(model, Pass(pool, [Span(range(32), 0, len(CONTEXT))]), CONTEXT, [0])
     for number, host in enumerate(hosts.hosts):
         shard = plan.shard(number)
-        host.hold(pool, range(shard.start // PAGE, 32), len(shard))
+        host.hold(pool, range(shard.start // page, 32), len(shard))
     return session
 
 
@@ -199,6 +199,22 @@ def test_hosts_equal_one_process(model_of, num_hosts):
         assert off(session.advance(QUERY, 0, PhaseTwo.DISTRIBUTED), expected) < 2e-6
         session.gather()
         assert off(session.advance(QUERY, 0, PhaseTwo.GATHERED), expected) < 2e-6
+    finally:
+        session.close()
+
+
+@pytest.mark.parametrize("mode", PhaseTwo)
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt_oss"])
+def test_compiled_attention_is_exact_too(model_of, family, mode):
+    """With pages of 16 tokens short queries go through the compiled kernel, if there is one."""
+    model = model_of(family)
+    session = spread(model, 2, page=16)
+    try:
+        if mode is PhaseTwo.GATHERED:
+            session.gather()
+        found = session.advance(QUERY, 0, mode)
+        expected = dense(model, CONTEXT + QUERY, [len(CONTEXT + QUERY) - 1], page=16)
+        assert off(found, expected) < 5e-6
     finally:
         session.close()
 

@@ -1,0 +1,1 @@
+"""Trains a small transformer to recall values by their keys: the yardstick of Star Attention."""

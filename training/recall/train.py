@@ -1,0 +1,204 @@
+"""Train the key-value recall model: ``python -m training.recall.train``.
+
+A Llama of a few layers learns in minutes on one CPU thread: documents grow longer as it learns.
+Writes ``config.json``, ``model.safetensors`` (float16) and ``training.json`` into ``--out``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from starai.core.clock import SystemClock
+from training.recall import task
+
+OUT: Final = Path("build/recall")
+#: Document tokens and pairs: the next when the one before is mastered. Recall is learnt suddenly,
+#: and far sooner where there is little to confuse.
+CURRICULUM: Final = ((32, 4), (64, 8), (128, 16), (256, 32), (512, 64))
+MASTERED: Final = 0.9
+#: Pairs and questions weigh more than words, of which there are many and little to learn.
+QUESTION_WEIGHT: Final = 1.0
+WORD_WEIGHT: Final = 0.2
+WARMUP: Final = 50
+#: Strength of the first heads' habit, and how many of the fastest rotary frequencies carry it.
+LOOK_BACK: Final = 6.5
+LOOK_BACK_FREQUENCIES: Final = 5
+_CLOCK: Final = SystemClock()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what the weights become."""
+
+    seed: int = 1
+    steps: int = 1500
+    batch_tokens: int = 2304
+    questions: int = 16
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    gradient_norm_max: float = 1.0
+    hidden_size: int = 128
+    intermediate_size: int = 256
+    num_layers: int = 3
+    num_heads: int = 2
+    num_key_value_heads: int = 2
+    head_dim: int = 64
+    context_length: int = 1024
+    tied: bool = False
+    rope_theta: float = 1e6
+
+
+def build(recipe: Recipe) -> LlamaForCausalLM:
+    """A fresh model with weights drawn from the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=task.VOCABULARY,
+            hidden_size=recipe.hidden_size,
+            intermediate_size=recipe.intermediate_size,
+            num_hidden_layers=recipe.num_layers,
+            num_attention_heads=recipe.num_heads,
+            num_key_value_heads=recipe.num_key_value_heads,
+            head_dim=recipe.head_dim,
+            max_position_embeddings=recipe.context_length,
+            tie_word_embeddings=recipe.tied,
+            rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
+            attention_bias=True,  # as in Qwen2: a head may look at places, whatever is there
+            initializer_range=recipe.hidden_size**-0.5,
+            bos_token_id=task.BEGIN,
+            eos_token_id=task.PAD,
+            pad_token_id=task.PAD,
+        )
+    )
+    # A token must stay recognisable beside what the first layer adds to it.
+    torch.nn.init.normal_(model.model.embed_tokens.weight)
+    _look_back(model, recipe)
+    return model
+
+
+@torch.no_grad()
+def _look_back(model: LlamaForCausalLM, recipe: Recipe) -> None:
+    """Begin with one group of heads in the first layer that looks at the token before.
+
+    Every language model grows such heads (Olsson et al.: In-context learning and induction heads,
+    2022), but a small one waits for them through thousands of steps in which it learns little else.
+    With q = c (1, 0) and k = c (cos f, sin f) the rotary score of tokens m and n is
+    c^2 sum cos((m - n - 1) f), which is largest at n = m - 1.
+    """
+    attention = model.model.layers[0].self_attn
+    group = recipe.num_heads // recipe.num_key_value_heads
+    width, half = recipe.head_dim, recipe.head_dim // 2
+    used = LOOK_BACK_FREQUENCIES
+    turns = model.model.rotary_emb.inv_freq[:used]
+    attention.q_proj.weight[: group * width] *= 0.1
+    attention.k_proj.weight[:width] *= 0.1
+    for head in range(group):
+        attention.q_proj.bias[head * width : head * width + used] = LOOK_BACK
+    attention.k_proj.bias[:used] = LOOK_BACK * torch.cos(turns)
+    attention.k_proj.bias[half : half + used] = LOOK_BACK * torch.sin(turns)
+
+
+def batch(recipe: Recipe, rng: np.random.Generator, length: int, pairs: int) -> torch.Tensor:
+    """int64 [2, B, T]: inputs and targets of as many rows as the batch's tokens allow."""
+    count = max(1, recipe.batch_tokens // (length + 3 * recipe.questions))
+    rows = [task.row(rng, length, pairs, recipe.questions) for _ in range(count)]
+    return torch.from_numpy(np.stack([np.stack(row) for row in rows], axis=1))
+
+
+def loss_of(model: LlamaForCausalLM, inputs: torch.Tensor, length: int) -> torch.Tensor:
+    """Weighted mean cross entropy in nats of the answers and of the document's tokens."""
+    logits = model(input_ids=inputs[0], use_cache=False).logits
+    each = functional.cross_entropy(
+        logits.flatten(0, 1), inputs[1].flatten(), ignore_index=task.IGNORED, reduction="none"
+    ).view(inputs[1].shape)
+    answers = each[:, length + 1 :: 3].mean()
+    return QUESTION_WEIGHT * answers + WORD_WEIGHT * each[:, : length - 1].mean()
+
+
+@torch.inference_mode()
+def accuracy(model: LlamaForCausalLM, inputs: torch.Tensor, length: int) -> float:
+    """The share of questions answered rightly, all questions of a row asked at once."""
+    logits = model(input_ids=inputs[0], use_cache=False).logits
+    right = logits.argmax(-1)[:, length + 1 :: 3] == inputs[1][:, length + 1 :: 3]
+    return float(right.float().mean())
+
+
+def fit(model: LlamaForCausalLM, recipe: Recipe) -> float:
+    """Train; returns the mean accuracy of the last steps' batches, before each is learnt."""
+    rng = np.random.default_rng(recipe.seed)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True
+    )
+    started = _CLOCK.monotonic_s()
+    recent: list[float] = []
+    stage = 0
+    for step in range(recipe.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = _rate(recipe, step)
+        length, pairs = CURRICULUM[stage]
+        inputs = batch(recipe, rng, length, pairs)
+        if step % 20 == 0:
+            recent = [*recent[-3:], accuracy(model, inputs, length)]
+            spent = _CLOCK.monotonic_s() - started
+            _say(f"step {step}  length {length}  accuracy {recent[-1]:.3f}  {spent:.0f} s")
+            stage = min(stage + (recent[-1] >= MASTERED), len(CURRICULUM) - 1)
+        loss = loss_of(model, inputs, length)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_norm_max)
+        optimizer.step()
+    return sum(recent) / len(recent)
+
+
+def _rate(recipe: Recipe, step: int) -> float:
+    if step < WARMUP:
+        return recipe.learning_rate * (step + 1) / WARMUP
+    done = (step - WARMUP) / max(1, recipe.steps - WARMUP)
+    return recipe.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def main() -> None:
+    """Train, measure and write the folder."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seed", type=int, default=1, help="of the documents and the weights")
+    parser.add_argument("--steps", type=int, default=Recipe.steps, help="of training")
+    parser.add_argument("--out", type=Path, default=OUT, help="the folder to write")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    recipe = Recipe(seed=options.seed, steps=options.steps)
+    model = build(recipe)
+    parameters = sum(tensor.numel() for tensor in model.parameters())
+    _say(f"{parameters:,} parameters")
+    started = _CLOCK.monotonic_s()
+    last = fit(model, recipe)
+    seconds = _CLOCK.monotonic_s() - started
+    model.train(mode=False).half().save_pretrained(options.out)
+    told = {
+        **asdict(recipe),
+        "curriculum": CURRICULUM,
+        "num_parameters": parameters,
+        "last_accuracy": round(last, 4),
+        "wall_seconds": round(seconds, 1),
+        "torch": torch.__version__,
+    }
+    (options.out / "training.json").write_text(json.dumps(told, indent=1) + "\n")
+    _say(f"accuracy {last:.3f} after {seconds:.0f} s")
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
+if __name__ == "__main__":
+    main()
