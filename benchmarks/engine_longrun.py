@@ -8,7 +8,7 @@ model, in a process of its own, and reads its resident memory as it goes. Run it
 from __future__ import annotations
 
 import argparse
-import gc
+import importlib
 import os
 import random
 import subprocess
@@ -18,13 +18,16 @@ from pathlib import Path
 
 from starai.engines.base import Engine, EngineSpec
 from starai.engines.registry import open_engine
+from starai.models.catalog import open_model
 from starai.protocol import tokens
 from starai.protocol.generation import Generation, Sampling
 
 SLOTS = 8
+FLOAT32_BYTES = 4
 SAMPLES = 20
 PROMPT_MAX, ANSWER_MAX = 48, 8
-KV_GIB = 0.0625
+#: Small enough that every page of the pool is in use early: the system commits them as they are.
+KV_GIB = 0.01
 #: The allocator's arenas and the caches fill during the first share; growth is counted behind it.
 WARM_UP = 0.1
 #: What may come and go without being growth: pages that the allocator keeps or returns.
@@ -67,32 +70,31 @@ def serve(engine: Engine, num_requests: int) -> list[tuple[int, float]]:
 
 def measure(model: str, num_requests: int) -> int:
     """Print the table; the exit status says whether memory stayed flat."""
-    empty = resident_mb()
-    options = {"kv_gib": KV_GIB}
+    importlib.import_module("starai.engines.text.engine")
+    before = resident_mb()
+    weights = open_model(model, None).num_parameters * FLOAT32_BYTES / 1e6
+    pool = KV_GIB * (1 << 30) / 1e6
+    options = {"kv_gib": KV_GIB, "swap_gib": 0.0}
     engine = open_engine(EngineSpec("text", model, slots=SLOTS, threads=1, options=options))
     opened = resident_mb()
     begun = time.perf_counter()
     samples = serve(engine, num_requests)
     took = time.perf_counter() - begun
-    gc.collect()
-    print(f"interpreter before opening the engine {empty:8.1f} MB")
-    print(f"opened: libraries, weights and pool   {opened:8.1f} MB")
-    for name, size in parts(engine):
-        print(f"  of which {name:28} {size:8.1f} MB")
+    print(f"| libraries, nothing opened | {before:.1f} MB |\n|---|---|")
+    print(f"| opened: weights are {weights:.1f} MB in float32 | {opened:.1f} MB |")
     for answered, size in samples:
-        print(f"after {answered:6} requests              {size:8.1f} MB")
+        print(f"| after {answered:,} requests | {size:.1f} MB |")
     warm = [size for answered, size in samples if answered >= WARM_UP * num_requests]
+    rest = warm[-1] - before - weights - pool
     growth = warm[-1] - warm[0]
     flat = growth <= FLAT_MB
-    print(f"growth behind the first {WARM_UP:.0%}: {growth:+.1f} MB: {'flat' if flat else 'GROWS'}")
-    print(f"{num_requests} requests in {took:.0f} s, {num_requests / took:.0f} a second")
+    print(
+        f"\nAt the end {warm[-1]:.1f} MB = libraries {before:.1f} + weights {weights:.1f} + pool "
+        f"{pool:.1f} + {rest:.1f} else (definitions imported on opening, scratch, books).\n"
+        f"Growth behind the first {WARM_UP:.0%} of requests: {growth:+.1f} MB, "
+        f"{'flat' if flat else 'NOT FLAT'}. {num_requests:,} requests in {took:.0f} s."
+    )
     return 0 if flat else 1
-
-
-def parts(engine: Engine) -> list[tuple[str, float]]:
-    """Weights and pool by the engine's own account, in MB, as far as it gives one."""
-    account = getattr(engine, "resident_bytes", None)
-    return [(name, size / 1e6) for name, size in account().items()] if account else []
 
 
 def main() -> None:
