@@ -1,98 +1,130 @@
-// Linear layers on float, bfloat16, int8 and int4 weights.
-#include <cmath>
-#include <cstring>
-
-#include "common.h"
+// Linear layers on float, bfloat16, int8 and int4 weights: who computes which part of y.
+#include "dots.h"
 
 namespace starai {
 namespace {
 
-float bf16_to_float(uint16_t v) {
-    uint32_t bits = uint32_t(v) << 16;
-    float f;
-    std::memcpy(&f, &bits, 4);
-    return f;
+// Rows of activations that stay in the first-level cache while all weights pass by.
+constexpr int64_t NEAR_BYTES = 20 << 10;
+// Weights that stay in the second-level cache while all activations pass by.
+constexpr int64_t MIDDLE_BYTES = 256 << 10;
+
+// Largest tile that is fetched while the one before it is used, and how far to fetch in larger ones.
+constexpr int64_t NEXT_BYTES = 12 << 10;
+constexpr int64_t FAR_BYTES = 2048;
+
+size_t weight_row_bytes(const Weight& w) {
+    switch (w.kind) {
+        case W_F32: return size_t(w.k) * 4;
+        case W_BF16: return size_t(w.k) * 2;
+        case W_INT4: return size_t(w.k) / 2;
+        default: return size_t(w.k);
+    }
 }
-uint16_t float_to_bf16(float f) {
-    uint32_t bits;
-    std::memcpy(&bits, &f, 4);
-    if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16) | 0x40;
-    return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+
+// One call's operands.
+struct Job {
+    const Weight& w;
+    const char* x;  // rows as `run` reads them
+    size_t x_stride;
+    char* y;
+    int64_t ldy;
+    int dtype;
+};
+
+template <class Dots, int ROWS>
+void rows_by_tile(const Job& job, const Tile& tile, int64_t row, int64_t column, int64_t count) {
+    Four value[ROWS];
+    const char* x = job.x + row * int64_t(job.x_stride);
+    Dots::template run<ROWS>(tile, x, job.x_stride, job.w.k, value);
+    float bias[COLUMNS] = {}, factor[COLUMNS] = {1, 1, 1, 1};
+    if (job.w.bias)
+        for (int64_t c = 0; c < count; ++c)
+            bias[c] = element(job.w.bias, job.w.bias_dtype, column + c);
+    for (int r = 0; r < ROWS; ++r) {
+        if (job.w.kind >= W_INT8) {
+            float own = reinterpret_cast<const RowHeader*>(x + r * job.x_stride)->scale;
+            for (int64_t c = 0; c < COLUMNS; ++c) factor[c] = own;
+            if (job.w.kind == W_INT8)
+                for (int64_t c = 0; c < count; ++c)
+                    factor[c] = own * static_cast<const float*>(job.w.scale)[column + c];
+        }
+        size_t at = size_t((row + r) * job.ldy + column) * dtype_bytes(job.dtype);
+        finish(value[r], factor, bias, count, job.y + at, job.dtype);
+    }
 }
-float half_to_float(uint16_t v) {
-    _Float16 h;
-    std::memcpy(&h, &v, 2);
-    return float(h);
+
+// Rows [first, last) and columns [begin, end), four columns at a time.
+template <class Dots>
+void block(const Job& job, int64_t first, int64_t last, int64_t begin, int64_t end) {
+    const size_t stride = weight_row_bytes(job.w), scales = size_t(job.w.k) / GROUP * 2;
+    Tile tile;
+    // The hardware stops fetching at a page of 4 KiB. The next tile is what comes next, if it fits.
+    tile.ahead = COLUMNS * int64_t(stride) <= NEXT_BYTES ? COLUMNS * int64_t(stride) : FAR_BYTES;
+    for (int64_t column = begin; column < end; column += COLUMNS) {
+        int64_t count = end - column < COLUMNS ? end - column : COLUMNS;
+        for (int64_t c = 0; c < COLUMNS; ++c) {
+            int64_t n = column + (c < count ? c : count - 1);
+            tile.row[c] = static_cast<const char*>(job.w.data) + n * int64_t(stride);
+            tile.scale[c] = static_cast<const char*>(job.w.scale) + n * int64_t(scales);
+        }
+        for (int64_t row = first; row < last;) {
+            int64_t left = last - row, tiles = (left + MAX_ROWS - 1) / MAX_ROWS;
+            int rows = int((left + tiles - 1) / tiles);
+            switch (rows) {
+                case 1: rows_by_tile<Dots, 1>(job, tile, row, column, count); break;
+                case 2: rows_by_tile<Dots, 2>(job, tile, row, column, count); break;
+                case 3: rows_by_tile<Dots, 3>(job, tile, row, column, count); break;
+                default: rows_by_tile<Dots, 4>(job, tile, row, column, count); break;
+            }
+            row += rows;
+        }
+    }
 }
-float load(const void* p, int dtype, int64_t i) {
-    return dtype == BF16 ? bf16_to_float(static_cast<const uint16_t*>(p)[i])
-                         : static_cast<const float*>(p)[i];
+
+template <class Dots>
+void all_blocks(const Job& job, int64_t m, int64_t begin, int64_t end) {
+    int64_t near = NEAR_BYTES / int64_t(job.x_stride) / MAX_ROWS * MAX_ROWS;
+    if (near < 2 * MAX_ROWS) near = 2 * MAX_ROWS;
+    int64_t middle = MIDDLE_BYTES / int64_t(weight_row_bytes(job.w) + 1) / COLUMNS * COLUMNS;
+    if (middle < COLUMNS) middle = COLUMNS;
+    if (near >= m) middle = end - begin;
+    for (int64_t column = begin; column < end; column += middle) {
+        int64_t until = end - column < middle ? end : column + middle;
+        for (int64_t row = 0; row < m; row += near)
+            block<Dots>(job, row, m - row < near ? m : row + near, column, until);
+    }
 }
-void store(void* p, int dtype, int64_t i, float v) {
-    if (dtype == BF16)
-        static_cast<uint16_t*>(p)[i] = float_to_bf16(v);
-    else
-        static_cast<float*>(p)[i] = v;
-}
-int64_t padded(int64_t k) { return (k + 511) / 512 * 512; }
-size_t row_bytes(int64_t k) { return 64 + padded(k); }
 
 }  // namespace
 
-size_t prepared_bytes(const Weight& w, int64_t m) { return m * row_bytes(w.k); }
+size_t prepared_bytes(const Weight& w, int64_t m) { return size_t(m) * row_bytes(w.kind, w.k); }
 
-void prepare(const Weight& w, const void* x, int dtype, int64_t, int64_t row_begin,
-             int64_t row_end, void* prepared) {
+void prepare(const Weight& w, const void* x, int dtype, int64_t, int64_t row_begin, int64_t row_end,
+             void* prepared) {
     if (w.kind < W_INT8) return;
-    for (int64_t r = row_begin; r < row_end; ++r) {
-        char* out = static_cast<char*>(prepared) + r * row_bytes(w.k);
-        float peak = 0;
-        for (int64_t i = 0; i < w.k; ++i) peak = std::fmax(peak, std::fabs(load(x, dtype, r * w.k + i)));
-        float scale = peak / 127;
-        std::memcpy(out, &scale, 4);
-        for (int64_t i = 0; i < w.k; ++i)
-            out[64 + i] = scale > 0 ? char(std::nearbyint(load(x, dtype, r * w.k + i) / scale)) : 0;
-    }
+    static thread_local Scratch scratch;
+    auto* spare = static_cast<int8_t*>(scratch.get(size_t(up(w.k, 64))));
+    const size_t from = size_t(w.k) * dtype_bytes(dtype);
+    for (int64_t r = row_begin; r < row_end; ++r)
+        prepare_row(w.kind, static_cast<const char*>(x) + size_t(r) * from, dtype, w.k, r,
+                    static_cast<char*>(prepared), spare);
 }
 
 void multiply(const Weight& w, const void* x, int dtype, int64_t m, const void* prepared, void* y,
               int64_t ldy, int64_t begin, int64_t end) {
-    for (int64_t r = 0; r < m; ++r) {
-        const char* row = static_cast<const char*>(prepared) + r * row_bytes(w.k);
-        const int8_t* q = reinterpret_cast<const int8_t*>(row + 64);
-        float sx = 1;
-        if (w.kind >= W_INT8) std::memcpy(&sx, row, 4);
-        for (int64_t c = begin; c < end; ++c) {
-            float total = 0;
-            if (w.kind == W_INT8) {
-                const int8_t* v = static_cast<const int8_t*>(w.data) + c * w.k;
-                int32_t acc = 0;
-                for (int64_t i = 0; i < w.k; ++i) acc += int32_t(q[i]) * v[i];
-                total = float(acc) * (sx * static_cast<const float*>(w.scale)[c]);
-            } else if (w.kind == W_INT4) {
-                const uint8_t* v = static_cast<const uint8_t*>(w.data) + c * w.k / 2;
-                const uint16_t* s = static_cast<const uint16_t*>(w.scale) + c * w.k / 32;
-                for (int64_t chunk = 0; chunk < w.k; chunk += 512) {
-                    int64_t groups = (w.k - chunk < 512 ? w.k - chunk : 512) / 32;
-                    for (int64_t g = 0; g < groups; ++g) {
-                        int32_t acc = 0;
-                        for (int64_t t = 0; t < 4; ++t)
-                            for (int64_t i = 0; i < 4; ++i) {
-                                int byte = v[chunk / 2 + t * 4 * groups + 4 * g + i];
-                                const int8_t* a = q + chunk + 32 * g + 4 * t + i;
-                                acc += ((byte & 15) - 8) * a[0] + ((byte >> 4) - 8) * a[16];
-                            }
-                        total += float(acc) * half_to_float(s[chunk / 32 + g]);
-                    }
-                }
-                total *= sx;
-            } else {
-                for (int64_t i = 0; i < w.k; ++i)
-                    total += load(x, dtype, r * w.k + i) * load(w.data, w.kind, c * w.k + i);
-            }
-            if (w.bias) total += load(w.bias, w.bias_dtype, c);
-            store(y, dtype, r * ldy + c, total);
-        }
+    const bool integer = w.kind >= W_INT8;
+    Job job{w,
+            static_cast<const char*>(integer ? prepared : x),
+            integer ? row_bytes(w.kind, w.k) : size_t(w.k) * dtype_bytes(dtype),
+            static_cast<char*>(y),
+            ldy,
+            dtype};
+    switch (w.kind) {
+        case W_F32: return all_blocks<FloatDots>(job, m, begin, end);
+        case W_BF16: return all_blocks<Bf16Dots>(job, m, begin, end);
+        case W_INT8: return all_blocks<Int8Dots>(job, m, begin, end);
+        case W_INT4: return all_blocks<Int4Dots>(job, m, begin, end);
     }
 }
 
@@ -100,22 +132,29 @@ void share(int64_t n, int threads, int thread, int64_t* begin, int64_t* end) {
     int64_t tiles = (n + 15) / 16;
     *begin = tiles * thread / threads * 16;
     *end = tiles * (thread + 1) / threads * 16;
+    if (*begin > n) *begin = n;
     if (*end > n) *end = n;
 }
 
 void linear(const Weight& w, const void* x, int dtype, int64_t m, void* y, int threads) {
     static thread_local Scratch scratch;
-    size_t in = w.k * dtype_bytes(dtype), out = w.n * dtype_bytes(dtype);
+    const size_t in = size_t(w.k) * dtype_bytes(dtype), out = size_t(w.n) * dtype_bytes(dtype);
     for (int64_t first = 0; first < m; first += PIECE_ROWS) {
-        int64_t rows = m - first < PIECE_ROWS ? m - first : PIECE_ROWS;
-        const char* from = static_cast<const char*>(x) + first * in;
-        char* to = static_cast<char*>(y) + first * out;
+        const int64_t rows = m - first < PIECE_ROWS ? m - first : PIECE_ROWS;
+        const char* from = static_cast<const char*>(x) + size_t(first) * in;
+        char* to = static_cast<char*>(y) + size_t(first) * out;
         void* prepared = scratch.get(prepared_bytes(w, rows));
-        prepare(w, from, dtype, rows, 0, rows, prepared);
+        const bool alone = rows < 8;  // a few rows are quantised sooner than threads are woken
+        if (alone) prepare(w, from, dtype, rows, 0, rows, prepared);
 #pragma omp parallel num_threads(threads)
         {
+            const int count = thread_count(), own = thread_id();
+            if (!alone) {
+                prepare(w, from, dtype, rows, rows * own / count, rows * (own + 1) / count, prepared);
+#pragma omp barrier
+            }
             int64_t begin, end;
-            share(w.n, thread_count(), thread_id(), &begin, &end);
+            share(w.n, count, own, &begin, &end);
             multiply(w, from, dtype, rows, prepared, to, w.n, begin, end);
         }
     }

@@ -3,6 +3,9 @@
 #include <cstring>
 
 #include "common.h"
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -53,4 +56,69 @@ extern "C" double starai_read_bandwidth(int64_t bytes, int64_t threads, int64_t 
     }
     std::free(data);
     return double(part) * double(threads) / best_s / 1e9;
+}
+
+namespace {
+
+constexpr int CHAINS = 16;  // enough to hide an instruction's latency, few enough for the registers
+
+// Best rate of `repeats` runs of one multiply-add instruction on one thread, in operations a second.
+template <class V, class Step>
+double rate(int64_t repeats, double operations, Step step) {
+    constexpr int64_t ROUNDS = 200000;
+    double best_s = 1e30;
+    for (int64_t r = 0; r < repeats; ++r) {
+        V sum[CHAINS] = {}, a = {}, b = {};
+        const double begin = now_s();
+        for (int64_t i = 0; i < ROUNDS; ++i) {
+#pragma GCC unroll 16
+            for (int c = 0; c < CHAINS; ++c) {
+                sum[c] = step(sum[c], a, b);
+#if defined(__x86_64__)
+                asm volatile("" : "+v"(sum[c]));  // else it would be seen to stay zero
+#elif defined(__aarch64__)
+                asm volatile("" : "+w"(sum[c]));
+#endif
+            }
+        }
+        const double took = now_s() - begin;
+        if (took < best_s) best_s = took;
+    }
+    return double(ROUNDS) * CHAINS * operations / best_s;
+}
+
+#if defined(__AVX512F__)
+typedef float floats __attribute__((vector_size(64)));
+#elif defined(__AVX__)
+typedef float floats __attribute__((vector_size(32)));
+#else
+typedef float floats __attribute__((vector_size(16)));
+#endif
+
+double rate_of(int64_t kind, int64_t repeats) {
+#ifdef __AVX512VNNI__
+    if (kind == starai::W_INT8 || kind == starai::W_INT4)
+        return rate<__m512i>(repeats, 128, [](__m512i s, __m512i a, __m512i b) {
+            return _mm512_dpbusd_epi32(s, a, b);
+        });
+#endif
+#ifdef __AVX512BF16__
+    if (kind == starai::W_BF16)
+        return rate<__m512>(repeats, 64, [](__m512 s, __m512 a, __m512 b) {
+            return _mm512_dpbf16_ps(s, (__m512bh)a, (__m512bh)b);
+        });
+#endif
+    return rate<floats>(repeats, 2.0 * sizeof(floats) / 4,
+                        [](floats s, floats a, floats b) { return s + a * b; });
+}
+
+}  // namespace
+
+// What the multiply-add instruction for a `Kind` of weights reaches on all threads together, in
+// operations a second, two to a multiply-add: no matrix multiplication can be faster.
+extern "C" double starai_peak(int64_t kind, int64_t threads, int64_t repeats) {
+    double total = 0;
+#pragma omp parallel num_threads(int(threads)) reduction(+ : total)
+    total += rate_of(kind, repeats);
+    return total;
 }
