@@ -85,7 +85,11 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The bounds of a scheduler: sequences in a step, jobs in the line, and see the constants."""
+    """The bounds of a scheduler; for those with a default see its constant.
+
+    ``max_running`` sequences run at once, and ``max_waiting`` jobs may wait beyond the free places:
+    0 takes only what can begin.
+    """
 
     max_running: int
     max_waiting: int

@@ -29,6 +29,9 @@ class TokenCounters:
         self._idle: dict[bytes, None] = {}
         self._last = 0
 
+    def __len__(self) -> int:
+        return len(self._served)
+
     def enter(self, tenant: bytes) -> None:
         """The tenant has one more job."""
         self._jobs[tenant] = self._jobs.get(tenant, 0) + 1

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from starai.core.errors import InternalFault
 from starai.engines.paging.cost import Action
 from starai.engines.paging.memory import Copy, OutOfBlocks, PagedMemory
 from starai.engines.scheduling.base import Costs
@@ -47,17 +48,22 @@ class Pressure:
         self._swapped: dict[bytes, Sequence] = {}
 
     def grow(self, sequence: Sequence, moves: Moves) -> bool:
-        """Give the sequence blocks for all its tokens; False if it had to give way itself."""
+        """Give the sequence blocks for all its tokens; False if it had to give way itself.
+
+        Raises:
+            InternalFault: it has more tokens than its limit, and they do not fit.
+        """
         length = len(sequence.job.ids)
         while True:
             try:
                 moves.copies += self._memory.reach(sequence.key, length)
             except OutOfBlocks:
-                alone = len(self._running) == 1
-                if alone and self.unpin(sequence):
+                if len(self._running) == 1 and self.unpin(sequence):
                     continue
+                if length > sequence.job.limit:
+                    raise InternalFault("a sequence became longer than its limit") from None
                 victim = self._running.least
-                self._preempt(victim, moves, must_drop=alone)
+                self._preempt(victim, moves)
                 if victim is sequence:
                     return False
             else:
@@ -88,11 +94,9 @@ class Pressure:
         """The sequence is removed."""
         self._swapped.pop(sequence.key, None)
 
-    def _preempt(self, victim: Sequence, moves: Moves, *, must_drop: bool) -> None:
+    def _preempt(self, victim: Sequence, moves: Moves) -> None:
         private = self._memory.private_tokens(victim.key)
-        action = Action.RECOMPUTE
-        if not must_drop:
-            action = self._costs.choose(private, victim.computed - private)
+        action = self._costs.choose(private, victim.computed - private)
         if action is Action.SWAP:
             try:
                 moves.swap_out += self._memory.swap_out(victim.key)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import Counter
+from typing import Final
 
 from starai.core.errors import ContextTooLong, InvalidRequest, Overloaded
 from starai.engines.paging.memory import PagedMemory
@@ -24,9 +25,10 @@ from starai.engines.scheduling.waiting import WaitingRoom
 
 __all__ = ["Budget", "Costs", "Job", "Limits", "Plan", "Scheduler", "Work"]
 
-#: Plans for which a job that did not fit is not looked up in the prefix cache again (unless enough
-#: became free), because that hashes its whole prompt.
-_LOOKUP_PLANS = 16
+#: A job that did not fit is looked up in the prefix cache again when enough became free, or after a
+#: plan for each so many of its tokens: a lookup hashes the whole prompt, so this is what a plan
+#: spends on it on average.
+_LOOKUP_TOKENS: Final = 512
 
 
 class Scheduler:
@@ -87,8 +89,8 @@ class Scheduler:
         if shared < parent.computed:
             self._memory.truncate(job.key, shared)
         sequence.computed = shared
-        sequence.entry = min(parent.entry, len(job.ids))
-        sequence.counted = len(job.ids)
+        sequence.entry = len(job.ids)
+        sequence.counted = sequence.entry
         self._running.add(sequence)
 
     def remove(self, key: bytes) -> None:
@@ -276,7 +278,7 @@ class Scheduler:
         need = memory.blocks_needed(key, len(ids))
         if need + spare > memory.free_blocks:
             sequence.demand = need + free - memory.free_blocks
-            sequence.patience = _LOOKUP_PLANS
+            sequence.patience = len(ids) // _LOOKUP_TOKENS
             if sequence.phase is Phase.DROPPED:
                 memory.drop(key)
             else:

@@ -51,15 +51,18 @@ def alone(prompt: list[int], count: int, salt: bytes) -> list[int]:
 
 
 class Alternating:
-    """Swaps every other victim; remembers nothing else."""
+    """Swaps every other victim, or does always the same."""
 
     def __init__(self) -> None:
         self.asked = 0
+        self.always: Action | None = None
 
     def choose(self, private_tokens: int, cached_tokens: int) -> Action:
         """See `Costs.choose`."""
         assert private_tokens >= 0 <= cached_tokens
         self.asked += 1
+        if self.always is not None:
+            return self.always
         return Action.SWAP if self.asked % 2 else Action.RECOMPUTE
 
 
@@ -175,6 +178,7 @@ class Simulation:
         assert len(set(keys)) == len(keys)
         assert len(keys) <= self.scheduler.num_running <= self.limits.max_running
         assert not gave_way & set(keys)
+        assert not (gave_way and plan.swap_in and len(keys) > 1), "moves may overwrite each other"
         self.decoding -= gave_way
         assert self.decoding <= set(keys), "a decode was starved"
         for work in plan.works:
@@ -207,7 +211,7 @@ class Simulation:
             self.pool[copy.target] = self.pool[copy.source].copy()
 
     def _run(self, work: Work, drafts: list[int] | tuple[()]) -> bool:
-        """Run a work and draw; whether the job is complete."""
+        """Run a work and draw, unless no answer is wanted; whether the job is complete."""
         job, size = self.jobs[work.key], self.memory.block_tokens
         table = self.memory.table(work.key)
 
@@ -223,7 +227,7 @@ class Simulation:
         end = work.start + work.count
         if end < known:
             return False
-        for position in range(known - 1, end):
+        for position in range(known - 1, end if known < job.limit else 0):
             token = token_after(entry_at(position), entry_at, position)
             job.ids.append(token)
             if len(job.ids) == job.limit or position + 1 == end:
