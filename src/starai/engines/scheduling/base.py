@@ -59,6 +59,7 @@ class Work:
 class Plan:
     """One step: ``swap_out``, ``swap_in`` and ``copies`` in this order, then one forward pass.
 
+    Each of the three may be carried out at once: nothing is read that it writes.
     ``works`` has the decodes first, then prompt chunks, each key at most once. ``expired`` jobs
     are already removed. ``preempted`` jobs come back by themselves.
     """

@@ -332,7 +332,7 @@ class Scheduler:
 
 def _common(one: list[int], other: list[int], length: int) -> int:
     """How many of the first ``length`` ids are the same in both."""
+    length = min(length, len(other))
     if one[:length] == other[:length]:
         return length
-    pairs = zip(one[:length], other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(length, len(other)))
+    return next(i for i in range(length) if one[i] != other[i])

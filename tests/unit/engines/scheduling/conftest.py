@@ -203,6 +203,10 @@ class Simulation:
         return work.count > 1 or work.start + 1 < len(self.jobs[work.key].ids)
 
     def _execute(self, plan: Plan) -> None:
+        written: set[int] = set()
+        for copy in plan.copies:
+            assert copy.source not in written, "copies cannot be made at once"
+            written.add(copy.target)
         for copy in plan.swap_out:
             self.tier[copy.target] = self.pool[copy.source].copy()
         for copy in plan.swap_in:
