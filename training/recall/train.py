@@ -43,14 +43,14 @@ class Recipe:
 
     seed: int = 1
     steps: int = 1500
-    batch_tokens: int = 2304
+    batch_tokens: int = 2048
     questions: int = 16
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     gradient_norm_max: float = 1.0
     hidden_size: int = 128
     intermediate_size: int = 256
-    num_layers: int = 3
+    num_layers: int = 2
     num_heads: int = 2
     num_key_value_heads: int = 2
     head_dim: int = 64

@@ -86,7 +86,7 @@ class StarHost:
 
     def hold(self, pool: KeyValuePool, table: Sequence[int], num_tokens: int) -> None:
         """Take a part of the context that was computed elsewhere, in place of the first phase."""
-        self._shard = _Shard(pool, table, num_tokens, windowed=False)
+        self._shard = _Shard(pool, table, num_tokens)
 
     @torch.inference_mode()
     def serve(self) -> None:
@@ -135,17 +135,16 @@ class StarHost:
             run = Pass(pool, [span])
             self._forward(run, parts.ids(places), [0])
             windows.update(window for window in run.windows.values() if window)
-        narrow = min(windows, default=plan.context)
-        self._shard = _Shard(pool, table, len(parts.shard), narrow < plan.context)
+        self._shard = _Shard(pool, table, len(parts.shard), min(windows, default=None))
         return Prefilled(parts.tokens, self._clock.monotonic_s() - begun)
 
     def _ask(self, command: Ask, shard: _Shard) -> None:
-        if shard.windowed:
-            raise ConfigurationRefused(
-                "this model's sliding window is shorter than the context: gather its keys and "
-                "values in place of asking every host"
-            )
         ids = list(tokens.unpack(command.ids))
+        if shard.window is not None and shard.window < command.position + len(ids):
+            raise ConfigurationRefused(
+                "this model's sliding window is shorter than the text: gather its keys and values "
+                "in place of asking every host"
+            )
         look = Span(shard.table, shard.tokens, len(ids), position=command.position, write=False)
         self._forward(Pass(shard.pool, [look], exchange=self._exchange), ids, [len(ids) - 1])
         self._channel.send(Asked())
@@ -162,12 +161,12 @@ class StarHost:
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """The part of the context that is here; ``windowed`` if a layer does not look that far."""
+    """The part of the context that is here, and the narrowest sliding window of the model."""
 
     pool: KeyValuePool
     table: Sequence[int]
     tokens: int
-    windowed: bool
+    window: int | None = None
 
 
 class _Parts:

@@ -194,9 +194,10 @@ class StarSession:
         plan = self._prefilled()
         if not query_ids:
             raise InvalidRequest("the query is empty")
-        if mode is PhaseTwo.DISTRIBUTED and min(self._windows, default=plan.context) < plan.context:
+        seen = plan.context + len(query_ids) + max_tokens
+        if mode is PhaseTwo.DISTRIBUTED and min(self._windows, default=seen) < seen:
             raise ConfigurationRefused(
-                "this model's sliding window is shorter than the context: use gathered mode"
+                "this model's sliding window is shorter than the text: use gathered mode"
             )
         if len(query_ids) + max_tokens > self._answer_max:
             raise ContextTooLong(

@@ -57,9 +57,9 @@ def folder(model_of, tmp_path_factory):
     return str(where)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def processes(folder):
-    """Two hosts, ended afterwards."""
+    """Two hosts, for several tests: the one that kills them comes last."""
     hosts = ProcessHosts(Load(folder), 2)
     yield hosts
     hosts.close()
@@ -91,54 +91,6 @@ def test_processes_answer_as_threads_do(model_of, processes):
         assert answers(apart, PhaseTwo.DISTRIBUTED) == expected
     finally:
         inside.close()
-
-
-def test_dead_and_silent_hosts_are_errors_and_no_hang(model_of, folder):
-    """A host that stops meets its deadline, one that is killed is named; the session is over."""
-    plan = plan_blocks(len(CONTEXT), hosts=1, page=4)
-    cases = (
-        (signal.SIGSTOP, DeadlinePassed, "said nothing"),
-        (signal.SIGKILL, EngineDied, "ended"),
-    )
-    both = ProcessHosts(Load(folder), 2)
-    sessions = [
-        StarSession(model_of("llama"), _One(both, n), answer_tokens_max=64, layer_timeout_s=0.5)
-        for n in range(2)
-    ]
-    try:
-        for number, (session, (how, error, words)) in enumerate(zip(sessions, cases, strict=True)):
-            session.prefill(CONTEXT, plan)
-            stream = session.generate(QUERY, SAMPLING, max_tokens=12, mode=PhaseTwo.DISTRIBUTED)
-            next(stream)
-            os.kill(both.pids[number], how)
-            with pytest.raises(error, match=words):
-                list(stream)
-            with pytest.raises(EngineDied, match="over"):
-                session.prefill(CONTEXT, plan)
-    finally:
-        both.close()
-    for pid in both.pids:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
-
-
-class _One:
-    """One of several hosts as if it were the only one."""
-
-    count = 1
-
-    def __init__(self, hosts, number):
-        self._hosts = hosts
-        self._number = number
-
-    def send(self, host, command, timeout_s):
-        self._hosts.send(self._number, command, timeout_s)
-
-    def receive(self, host, timeout_s):
-        return self._hosts.receive(self._number, timeout_s)
-
-    def close(self):
-        pass
 
 
 @pytest.mark.slow
@@ -208,3 +160,50 @@ def test_the_session_chooses_by_its_own_shape(model_of):
         assert slow.mode is PhaseTwo.GATHERED
     finally:
         session.close()
+
+
+class _One:
+    """One of several hosts as if it were the only one."""
+
+    count = 1
+
+    def __init__(self, hosts, number):
+        self._hosts = hosts
+        self._number = number
+
+    def send(self, host, command, timeout_s):
+        self._hosts.send(self._number, command, timeout_s)
+
+    def receive(self, host, timeout_s):
+        return self._hosts.receive(self._number, timeout_s)
+
+    def close(self):
+        pass
+
+
+def test_dead_and_silent_hosts_are_errors_and_no_hang(model_of, processes):
+    """A host that stops meets its deadline, one that is killed is named; the session is over."""
+    plan = plan_blocks(len(CONTEXT), hosts=1, page=4)
+    cases = (
+        (signal.SIGSTOP, DeadlinePassed, "said nothing"),
+        (signal.SIGKILL, EngineDied, "ended"),
+    )
+    sessions = [
+        StarSession(model_of("llama"), _One(processes, n), answer_tokens_max=64, layer_timeout_s=2)
+        for n in range(2)
+    ]
+    try:
+        for number, (session, (how, error, words)) in enumerate(zip(sessions, cases, strict=True)):
+            session.prefill(CONTEXT, plan)
+            stream = session.generate(QUERY, SAMPLING, max_tokens=12, mode=PhaseTwo.DISTRIBUTED)
+            next(stream)
+            os.kill(processes.pids[number], how)
+            with pytest.raises(error, match=words):
+                list(stream)
+            with pytest.raises(EngineDied, match="over"):
+                session.prefill(CONTEXT, plan)
+    finally:
+        processes.close()
+    for pid in processes.pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
