@@ -24,6 +24,16 @@ struct RowHeader {
 
 inline int64_t up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
+inline size_t weight_row_bytes(const Weight& w) {
+    switch (w.kind) {
+        case W_F32: return size_t(w.k) * 4;
+        case W_BF16: return size_t(w.k) * 2;
+        case W_INT4: return size_t(w.k) / 2;
+        default: return size_t(w.k);
+    }
+}
+
+// Of a row made ready for dots.
 inline size_t row_bytes(int kind, int64_t k) {
     if (kind == W_INT8) return size_t(HEADER + up(k, 64));
     if (kind == W_INT4) return size_t(HEADER + (k + CHUNK - 1) / CHUNK * CHUNK_BYTES);

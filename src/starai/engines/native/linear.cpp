@@ -1,5 +1,8 @@
 // Linear layers on float, bfloat16, int8 and int4 weights: who computes which part of y.
 #include "dots.h"
+#ifdef STARAI_AVX512
+#include "wide.h"
+#endif
 
 namespace starai {
 namespace {
@@ -13,14 +16,13 @@ constexpr int64_t MIDDLE_BYTES = 256 << 10;
 constexpr int64_t NEXT_BYTES = 12 << 10;
 constexpr int64_t FAR_BYTES = 2048;
 
-size_t weight_row_bytes(const Weight& w) {
-    switch (w.kind) {
-        case W_F32: return size_t(w.k) * 4;
-        case W_BF16: return size_t(w.k) * 2;
-        case W_INT4: return size_t(w.k) / 2;
-        default: return size_t(w.k);
-    }
-}
+// Activations made ready at a time, which share the second-level cache with weights.
+constexpr int64_t PREPARED_BYTES = 512 << 10;
+// Rows from which floats are summed by blocks: faster, but a row's last bits then depend on the
+// number of rows. Below, as with integers always, they do not.
+constexpr int64_t FLOAT_WIDE_ROWS = 48;
+// Multiplications below which a second thread is late.
+constexpr int64_t WORTH_THREADS = 1 << 16;
 
 // One call's operands.
 struct Job {
@@ -96,36 +98,99 @@ void all_blocks(const Job& job, int64_t m, int64_t begin, int64_t end) {
     }
 }
 
-}  // namespace
-
-size_t prepared_bytes(const Weight& w, int64_t m) { return size_t(m) * row_bytes(w.kind, w.k); }
-
-void prepare(const Weight& w, const void* x, int dtype, int64_t, int64_t row_begin, int64_t row_end,
-             void* prepared) {
-    if (w.kind < W_INT8) return;
-    static thread_local Scratch scratch;
-    auto* spare = static_cast<int8_t*>(scratch.get(size_t(up(w.k, 64))));
-    const size_t from = size_t(w.k) * dtype_bytes(dtype);
-    for (int64_t r = row_begin; r < row_end; ++r)
-        prepare_row(w.kind, static_cast<const char*>(x) + size_t(r) * from, dtype, w.k, r,
-                    static_cast<char*>(prepared), spare);
+// Whether rows are made ready, and multiplied, sixteen at a time.
+bool use_wide(const Weight& w, int64_t m) {
+#ifdef STARAI_AVX512
+    return wide(w.kind, w.k, m);
+#else
+    return (void)w, (void)m, false;
+#endif
 }
 
-void multiply(const Weight& w, const void* x, int dtype, int64_t m, const void* prepared, void* y,
-              int64_t ldy, int64_t begin, int64_t end) {
+void prepare_rows(const Weight& w, const void* x, int dtype, int64_t m, int64_t row_begin,
+                  int64_t row_end, void* prepared, bool by_blocks) {
+    if (w.kind < W_INT8 && !by_blocks) return;
+    static thread_local Scratch scratch;
+    auto* spare = static_cast<int8_t*>(scratch.get(size_t(up(w.k, 64))));
+    const size_t bytes = size_t(w.k) * dtype_bytes(dtype);
+    auto* to = static_cast<char*>(prepared);
+    for (int64_t r = row_begin; r < row_end; ++r) {
+        const char* from = static_cast<const char*>(x) + size_t(r) * bytes;
+#ifdef STARAI_AVX512
+        if (by_blocks) {
+            prepare_wide(w.kind, from, dtype, w.k, m, r, to, spare);
+            continue;
+        }
+#endif
+        prepare_row(w.kind, from, dtype, w.k, r, to, spare);
+    }
+    (void)m;
+}
+
+void multiply_rows(const Weight& w, const void* x, int dtype, int64_t m, const void* prepared,
+                   void* y, int64_t ldy, int64_t begin, int64_t end, bool by_blocks) {
+#ifdef STARAI_AVX512
+    if (by_blocks) return Wide(w, prepared, m, y, ldy, dtype).columns(begin, end);
+#endif
+    (void)by_blocks;
     const bool integer = w.kind >= W_INT8;
-    Job job{w,
-            static_cast<const char*>(integer ? prepared : x),
-            integer ? row_bytes(w.kind, w.k) : size_t(w.k) * dtype_bytes(dtype),
-            static_cast<char*>(y),
-            ldy,
+    const size_t stride = integer ? row_bytes(w.kind, w.k) : size_t(w.k) * dtype_bytes(dtype);
+    Job job{w, static_cast<const char*>(integer ? prepared : x), stride, static_cast<char*>(y), ldy,
             dtype};
     switch (w.kind) {
         case W_F32: return all_blocks<FloatDots>(job, m, begin, end);
         case W_BF16: return all_blocks<Bf16Dots>(job, m, begin, end);
         case W_INT8: return all_blocks<Int8Dots>(job, m, begin, end);
-        case W_INT4: return all_blocks<Int4Dots>(job, m, begin, end);
+        default: return all_blocks<Int4Dots>(job, m, begin, end);
     }
+}
+
+// Rows that are made ready at a time: with room beside them in the second-level cache.
+int64_t piece_rows(const Weight& w) {
+    constexpr int64_t STEP = 32;
+    const int64_t fit = PREPARED_BYTES / (int64_t(w.k) * (w.kind >= W_INT8 ? 1 : w.kind == W_BF16 ? 2 : 4) + 1);
+    return fit >= PIECE_ROWS ? PIECE_ROWS : fit < STEP ? STEP : fit / STEP * STEP;
+}
+
+// Rows [0, m), few enough to be made ready at once, on several threads.
+void piece(const Weight& w, const void* x, int dtype, int64_t m, void* y, int threads, bool by_blocks) {
+    static thread_local Scratch scratch;
+    void* prepared = scratch.get(prepared_bytes(w, m));
+    const bool alone = m < 8 && !by_blocks;  // few rows are made ready sooner than threads are woken
+    if (alone) prepare_rows(w, x, dtype, m, 0, m, prepared, by_blocks);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        const int count = thread_count(), own = thread_id();
+        if (!alone) {
+            prepare_rows(w, x, dtype, m, m * own / count, m * (own + 1) / count, prepared, by_blocks);
+#pragma omp barrier
+        }
+        int64_t begin, end;
+        share(w.n, count, own, &begin, &end);
+        multiply_rows(w, x, dtype, m, prepared, y, w.n, begin, end, by_blocks);
+    }
+}
+
+}  // namespace
+
+size_t prepared_bytes(const Weight& w, int64_t m) {
+    const size_t dots = size_t(m) * row_bytes(w.kind, w.k);
+#ifdef STARAI_AVX512
+    const size_t blocks = wide_bytes(w.kind, w.k, m);
+    return blocks > dots ? blocks : dots;
+#else
+    return dots;
+#endif
+}
+
+void prepare(const Weight& w, const void* x, int dtype, int64_t m, int64_t row_begin, int64_t row_end,
+             void* prepared) {
+    prepare_rows(w, x, dtype, m, row_begin, row_end, prepared, w.kind >= W_INT8 && use_wide(w, m));
+}
+
+void multiply(const Weight& w, const void* x, int dtype, int64_t m, const void* prepared, void* y,
+              int64_t ldy, int64_t begin, int64_t end) {
+    multiply_rows(w, x, dtype, m, prepared, y, ldy, begin, end, w.kind >= W_INT8 && use_wide(w, m));
 }
 
 void share(int64_t n, int threads, int thread, int64_t* begin, int64_t* end) {
@@ -137,26 +202,14 @@ void share(int64_t n, int threads, int thread, int64_t* begin, int64_t* end) {
 }
 
 void linear(const Weight& w, const void* x, int dtype, int64_t m, void* y, int threads) {
-    static thread_local Scratch scratch;
     const size_t in = size_t(w.k) * dtype_bytes(dtype), out = size_t(w.n) * dtype_bytes(dtype);
-    for (int64_t first = 0; first < m; first += PIECE_ROWS) {
-        const int64_t rows = m - first < PIECE_ROWS ? m - first : PIECE_ROWS;
-        const char* from = static_cast<const char*>(x) + size_t(first) * in;
-        char* to = static_cast<char*>(y) + size_t(first) * out;
-        void* prepared = scratch.get(prepared_bytes(w, rows));
-        const bool alone = rows < 8;  // a few rows are quantised sooner than threads are woken
-        if (alone) prepare(w, from, dtype, rows, 0, rows, prepared);
-#pragma omp parallel num_threads(threads)
-        {
-            const int count = thread_count(), own = thread_id();
-            if (!alone) {
-                prepare(w, from, dtype, rows, rows * own / count, rows * (own + 1) / count, prepared);
-#pragma omp barrier
-            }
-            int64_t begin, end;
-            share(w.n, count, own, &begin, &end);
-            multiply(w, from, dtype, rows, prepared, to, w.n, begin, end);
-        }
+    const int64_t most = piece_rows(w);
+    if (w.n * w.k * m < WORTH_THREADS) threads = 1;
+    for (int64_t first = 0; first < m; first += most) {
+        const int64_t rows = m - first < most ? m - first : most;
+        const bool by_blocks = use_wide(w, rows) && (w.kind >= W_INT8 || m >= FLOAT_WIDE_ROWS);
+        piece(w, static_cast<const char*>(x) + size_t(first) * in, dtype, rows,
+              static_cast<char*>(y) + size_t(first) * out, threads, by_blocks);
     }
 }
 
