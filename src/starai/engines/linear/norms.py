@@ -32,7 +32,8 @@ class NativeNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] to the same shape."""
-        rows = x.reshape(-1, x.shape[-1])
+        # Queries and keys are views into the output of a fused layer.
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
         return rms_norm(rows, self.weight, self.variance_epsilon, self.offset).view(x.shape)
 
     def extra_repr(self) -> str:

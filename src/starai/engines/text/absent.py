@@ -8,6 +8,7 @@ hidden states through. Knows which modules are layers, tables and head, and no a
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -142,15 +143,17 @@ def find_layers(model: Any) -> tuple[str, nn.ModuleList]:
     return found[0]
 
 
-def is_elsewhere(model: Any, tensor: str) -> bool:
-    """Whether a tensor of a file, by its name there, belongs to an absent module of ``model``."""
+def elsewhere(model: Any) -> Callable[[str], bool]:
+    """Tells whether a tensor of a file, by its name there, belongs to an absent module."""
     prefix = model.base_model_prefix + "."
     kinds = (AbsentLayer, AbsentTable, AbsentHead)
     paths = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    if not paths:
+        return lambda _: False
     # Files of a bare decoder lack the prefix, those of larger models have more before it.
-    return any(
-        re.search(rf"(^|\.){re.escape(path.removeprefix(prefix))}\.", tensor) for path in paths
-    )
+    names = "|".join(re.escape(path.removeprefix(prefix)) for path in paths)
+    pattern = re.compile(rf"(?:^|\.)(?:{names})\.")
+    return lambda tensor: pattern.search(tensor) is not None
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:

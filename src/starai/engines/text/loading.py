@@ -24,7 +24,7 @@ from starai.engines.linear.base import Linear
 from starai.engines.linear.fusing import install
 from starai.engines.linear.int4 import Int4Linear
 from starai.engines.linear.int8 import Int8Linear
-from starai.engines.text.absent import Cut, is_elsewhere
+from starai.engines.text.absent import Cut, elsewhere
 from starai.models.checkpoints.base import Checkpoint
 from starai.models.checkpoints.opening import dense_config, open_checkpoint
 from starai.models.manifest import ModelManifest
@@ -92,10 +92,11 @@ def _load_folder(folder: Path, dtype: torch.dtype, attention: str, cut: Cut | No
 
 
 def _check_report(report: dict[str, Any], model: Any) -> None:
-    unexpected = report.get("unexpected_keys") or ()
-    report["unexpected_keys"] = [name for name in unexpected if not is_elsewhere(model, name)]
+    absent = elsewhere(model)
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         names = sorted(map(str, report.get(fault) or ()))
+        if fault == "unexpected_keys":
+            names = [name for name in names if not absent(name)]
         if names:
             quoted = ", ".join(name[:80] for name in names[:_NAMES_QUOTED])
             more = f" and {len(names) - _NAMES_QUOTED} more" if len(names) > _NAMES_QUOTED else ""
@@ -170,8 +171,9 @@ def _state(
     instead = {tensor for tensor, _ in ready.values()}
     turned = {n + ".weight" for n, m in skeleton.named_modules() if isinstance(m, Conv1D)}
     state = {}
+    absent = elsewhere(skeleton)
     for name, shape in checkpoint.shapes.items():
-        if is_elsewhere(skeleton, name):
+        if absent(name):
             continue
         if name in instead:
             values = torch.zeros(1, dtype=dtype).expand(shape)

@@ -30,14 +30,17 @@ _ATTENTION_KINDS: Final = frozenset({"full_attention", "sliding_attention"})
 
 
 @torch.inference_mode()
-def probe(model: Any) -> dict[int, int | None]:
+def probe(model: Any, present: range | None = None) -> dict[int, int | None]:
     """Check that packed and eager attention agree; returns each layer's sliding window.
+
+    Only the layers ``present`` are looked at, where a model is there in part.
 
     Raises:
         ModelFileRefused: they differ, or the model cannot run here at all; says why.
     """
     name = type(model).__name__
     config = model.config.get_text_config()
+    layers = range(config.num_hidden_layers) if present is None else present
     kinds = list(getattr(config, "layer_types", None) or ())
     strange = set(kinds) - _ATTENTION_KINDS
     if strange:
@@ -49,12 +52,12 @@ def probe(model: Any) -> dict[int, int | None]:
         found, run = _packed(model, sequences, pool)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ModelFileRefused(f"{name} does not run here: {str(error)[:200]}") from error
-    if sorted(run.windows) != list(range(config.num_hidden_layers)):
+    if sorted(run.windows) != list(layers):
         raise ModelFileRefused(
-            f"{name}: {len(run.windows)} of {config.num_hidden_layers} layers use the attention "
-            "interface; the others would be wrong"
+            f"{name}: {len(run.windows)} of {len(layers)} layers use the attention interface; the "
+            "others would be wrong"
         )
-    windowless = [i for i, kind in enumerate(kinds) if "sliding" in kind and not run.windows[i]]
+    windowless = [i for i in run.windows if kinds and "sliding" in kinds[i] and not run.windows[i]]
     if windowless:
         raise ModelFileRefused(f"{name}: layer {windowless[0]} does not tell its sliding window")
     if not bool(torch.isfinite(expected).all()):
