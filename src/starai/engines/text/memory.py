@@ -12,6 +12,7 @@ import torch
 
 from starai.core.clock import Clock
 from starai.core.errors import ConfigurationRefused
+from starai.engines.paging.cost import Action
 from starai.engines.paging.memory import PagedMemory
 from starai.engines.paging.report import MemoryReport
 from starai.engines.scheduling.base import Plan
@@ -76,7 +77,8 @@ def reserve_memory(
     tier_blocks = min(int(options.swap_gib * _GIB) // trial.bytes_per_block, num_blocks)
     try:
         pool = trial.alike(num_blocks, _on(model.device))
-        tier = Tier(pool, tier_blocks, clock, disk=options.swap == "disk")
+        always = None if options.preempt == "measured" else Action(options.preempt)
+        tier = Tier(pool, tier_blocks, clock, disk=options.swap == "disk", always=always)
     except RuntimeError as error:
         raise ConfigurationRefused(
             f"no memory for {num_blocks} blocks of {BLOCK_TOKENS} tokens: lower slots, kv_gib or "

@@ -24,6 +24,8 @@ class TextOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         context: shortens the context; 0 for the model's own.
         swap_gib: where preempted sequences may wait instead of being computed again; 0 for never.
         swap: whether that is memory or a nameless file on disk.
+        preempt: what becomes of a sequence that must give way: ``swap``, ``recompute``, or
+            ``measured``, which is whatever is predicted to be faster.
         waiting: requests that may wait for a place, beyond those that run.
         prefixes: whether requests of one tenant share what their prompts begin with.
         speculate: tokens guessed ahead per step at most, from what was said before; 0 for never.
@@ -37,6 +39,7 @@ class TextOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     context: int = 0
     swap_gib: float = 1.0
     swap: Literal["memory", "disk"] = "memory"
+    preempt: Literal["measured", "swap", "recompute"] = "measured"
     waiting: int = 0
     prefixes: bool = True
     speculate: int = 4

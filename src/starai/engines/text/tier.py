@@ -31,13 +31,24 @@ _TRIAL_BLOCKS: Final = 8
 class Tier:
     """The blocks behind a pool, and the measured rates."""
 
-    def __init__(self, pool: KeyValuePool, tier_blocks: int, clock: Clock, *, disk: bool) -> None:
+    def __init__(
+        self,
+        pool: KeyValuePool,
+        tier_blocks: int,
+        clock: Clock,
+        *,
+        disk: bool,
+        always: Action | None = None,
+    ) -> None:
         """Set ``tier_blocks`` aside, on disk or in memory; the pool's layers must be there.
+
+        ``always`` takes the choice away.
 
         Raises:
             ConfigurationRefused: there is no room for the file.
         """
         self.rates = _FIRST_RATES
+        self._always = always
         self._pool = pool
         self._clock = clock
         self._behind = pool.alike(tier_blocks, _in_file if disk else _in_memory)
@@ -65,6 +76,8 @@ class Tier:
 
     def choose(self, private_tokens: int, cached_tokens: int) -> Action:
         """Swap or recompute, whichever is predicted to be faster."""
+        if self._always is not None:
+            return self._always
         num_bytes = private_tokens * self._pool.bytes_per_token
         return choose(num_bytes, private_tokens, cached_tokens, self.rates)
 
