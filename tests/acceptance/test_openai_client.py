@@ -116,8 +116,8 @@ def test_a_prompt_that_is_too_long_is_refused_with_the_counts(tiny: Up) -> None:
 
 def test_an_unsupported_field_is_refused_by_name(tiny: Up) -> None:
     """Nothing is silently ignored."""
-    with pytest.raises(openai.BadRequestError, match="tools"):
-        chat(tiny, tools=[{"type": "function", "function": {"name": "f"}}])
+    with pytest.raises(openai.BadRequestError, match="functions"):
+        chat(tiny, functions=[{"name": "f"}])
     with pytest.raises(openai.BadRequestError, match="frobnicate"):
         chat(tiny, extra_body={"frobnicate": 1})
 
