@@ -15,8 +15,8 @@ from workload import Job, serve
 
 #: llama.cpp's own defaults: tokens handed in at once, and computed at once.
 BATCH_TOKENS, COMPUTE_TOKENS = 2048, 512
-#: Cells of KV memory in all; enough for every row.
-CELLS = 16384
+#: Cells of KV memory in all; enough for the longest prompt and for the largest batch.
+CELLS = 4608
 KINDS = {16: "bf16", 8: "q8_0", 4: "q4_0"}
 
 

@@ -25,7 +25,7 @@ PREFILL: dict[str, Any] = {"lengths": [256, 2048]}
 DECODE: dict[str, Any] = {"prompt": 256, "tokens": 48}
 BATCH: dict[str, Any] = {"sizes": [8, 16, 32], "prompt": 32, "tokens": 24}
 #: Of arrivals: how many, and what the trace's lengths are cut to so that two cores can serve.
-REQUESTS, PROMPT_MAX, ANSWER_MAX = 48, 512, 64
+REQUESTS, PROMPT_MAX, ANSWER_MAX = 40, 512, 64
 #: Arrivals come at this share of what the fastest bf16 engine could serve.
 UTILISATION = 0.7
 #: Tokens of prompt and answer together; the longest row needs 2049.
@@ -90,11 +90,11 @@ VARIANTS = (
         "prompt tokens a step, its default.",
     ),
     Variant(
-        "transformers-16", "transformers bf16", 16, "peer_transformers.py", rows="abd",
+        "transformers-16", "transformers bf16", 16, "peer_transformers.py", rows="ab",
         remark="transformers: SDPA, DynamicCache, its forward pass in a loop like generate's.",
     ),
     Variant(
-        "transformers_cb-16", "transformers CB bf16", 16, "peer_transformers.py", rows="ade",
+        "transformers_cb-16", "transformers CB bf16", 16, "peer_transformers.py", rows="e",
         options={"continuous": True, "max_batch_tokens": 512},
         remark="transformers CB: init_continuous_batching, SDPA, pages of 256, 512 tokens a step.",
     ),
@@ -113,10 +113,10 @@ VARIANTS = (
         "Q4_0 the tied head is Q6_K, as its own quantiser decides.",
     ),
     Variant(
-        "node-8", "node-llama-cpp Q8_0", 8, "peer_node.mjs", model=GGUF, venv="node", rows="ab",
+        "node-8", "node-llama-cpp Q8_0", 8, "peer_node.mjs", model=GGUF, venv="node", rows="b",
         environment=_NODE, remark="node-llama-cpp: the prebuilt binary of npm, through JavaScript.",
     ),
-    Variant("starai-4", "StarAI int4", 4, "peer_starai.py", rows="acd", options=_OURS),
+    Variant("starai-4", "StarAI int4", 4, "peer_starai.py", rows="ac", options=_OURS),
     Variant(
         "openvino-4", "OpenVINO int4", 4, "peer_openvino.py", model="ov_int4", venv="openvino",
         rows="ac",
@@ -126,12 +126,12 @@ VARIANTS = (
         rows="ac",
     ),
     Variant(
-        "node-4", "node-llama-cpp Q4_0", 4, "peer_node.mjs", model=GGUF, venv="node", rows="ac",
+        "node-4", "node-llama-cpp Q4_0", 4, "peer_node.mjs", model=GGUF, venv="node", rows="c",
         environment=_NODE,
     ),
     Variant(
         "llamacpp-16", "llama.cpp BF16", 16, "peer_llamacpp.py", model=GGUF, venv="llamacpp",
-        rows="ab",
+        rows="b",
     ),
 )  # fmt: skip
 

