@@ -12,6 +12,7 @@ import httpx
 import msgspec
 
 from starai.core.errors import (
+    ERRORS_BY_CODE,
     AuthenticationFailed,
     Conflict,
     DeadlinePassed,
@@ -47,17 +48,6 @@ _BY_STATUS: Final[dict[int, type[StarAIError]]] = {
     503: Unavailable,
     504: DeadlinePassed,
 }
-
-
-def _by_code(root: type[StarAIError]) -> dict[str, type[StarAIError]]:
-    found = {root.code: root}
-    for kind in root.__subclasses__():
-        if kind.__module__ == StarAIError.__module__:
-            found.update(_by_code(kind))
-    return found
-
-
-_BY_CODE: Final = _by_code(StarAIError)
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -131,7 +121,7 @@ def error_of(response: httpx.Response) -> StarAIError:
 
 def _error(told: dict[str, Any], status: int, retry_after_s: float | None) -> StarAIError:
     fallback = InvalidRequest if 400 <= status < 500 else InternalFault
-    kind = _BY_CODE.get(told.get("code") or "") or _BY_STATUS.get(status, fallback)
+    kind = ERRORS_BY_CODE.get(told.get("code") or "") or _BY_STATUS.get(status, fallback)
     message = str(told.get("message", ""))
     return kind(message, param=told.get("param"), retry_after_s=retry_after_s)
 

@@ -31,7 +31,7 @@ trying again later can help. It knows nothing about HTTP bodies: the gateway ren
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class StarAIError(Exception):
@@ -202,3 +202,14 @@ class PartyRefused(StarAIError):
 
     code = "party_refused"
     http_status = 403
+
+
+def _by_code(root: type[StarAIError]) -> dict[str, type[StarAIError]]:
+    found = {root.code: root}
+    for kind in root.__subclasses__():
+        found.update(_by_code(kind))
+    return found
+
+
+#: What travels between processes is a code; this is its class.
+ERRORS_BY_CODE: Final = _by_code(StarAIError)

@@ -17,7 +17,7 @@ from starai.gateway.keys import Account
 from starai.gateway.refusals import check_range
 from starai.gateway.shaping import Checker, grammar_of
 from starai.models.manifest import SamplingDefaults
-from starai.protocol.generation import Generation, Sampling
+from starai.protocol.generation import Generation, Sampling, sample_key
 from starai.protocol.ports import Submission
 from starai.protocol.tokens import pack
 
@@ -182,15 +182,6 @@ class JobMaker:
             frequency_penalty=ask.frequency_penalty,
             logit_bias=ask.logit_bias,
         )
-
-
-def sample_key(seed: int, index: int) -> bytes:
-    """The sampler's key for a client's seed and the number of a choice: 32 bytes.
-
-    HKDF with SHA-256 (RFC 5869): the seed is the key material, the choice the context.
-    """
-    extracted = hmac.digest(b"starai/v1/sample-key", seed.to_bytes(8, "big", signed=True), "sha256")
-    return hmac.digest(extracted, index.to_bytes(4, "big") + b"\x01", "sha256")
 
 
 async def _tokenise(ask: Ask, model: TextModel) -> list[list[int]]:

@@ -9,7 +9,7 @@ import msgspec
 
 from starai.gateway.asks import Ask
 from starai.gateway.catalogue import TextModel
-from starai.gateway.stops import StopScanner
+from starai.models.stops import StopScanner
 from starai.protocol.generation import Finish, Part, TokenLogprobs
 from starai.protocol.tokens import unpack
 

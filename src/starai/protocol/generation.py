@@ -7,6 +7,7 @@ A field that has its default does not travel: parties that never heard of it und
 from __future__ import annotations
 
 import enum
+import hmac
 from typing import Annotated, Literal
 
 import msgspec
@@ -43,6 +44,15 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] = {}
+
+
+def sample_key(seed: int, index: int) -> bytes:
+    """The sampler's key for a client's seed and the number of a choice: 32 bytes.
+
+    HKDF with SHA-256 (RFC 5869): the seed is the key material, the choice the context.
+    """
+    extracted = hmac.digest(b"starai/v1/sample-key", seed.to_bytes(8, "big", signed=True), "sha256")
+    return hmac.digest(extracted, index.to_bytes(4, "big") + b"\x01", "sha256")
 
 
 #: What a `Grammar` is written in.

@@ -4,8 +4,7 @@ import openai
 import pytest
 
 from starai.core.errors import DeadlinePassed, Overloaded, Unavailable
-from starai.gateway.jobs import sample_key
-from starai.protocol.generation import Finish
+from starai.protocol.generation import Finish, sample_key
 from starai.protocol.tokens import unpack
 from starai.testing.tasks import Script, says
 

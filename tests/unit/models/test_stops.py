@@ -4,7 +4,7 @@ import itertools
 
 from hypothesis import given, strategies as st
 
-from starai.gateway.stops import StopScanner
+from starai.models.stops import StopScanner
 
 LETTERS = st.text(alphabet="ab€", max_size=40)
 STOPS = st.lists(st.text(alphabet="ab€", min_size=1, max_size=5), min_size=1, max_size=4)
