@@ -89,31 +89,37 @@ void multiply(const typename Math::Word* a, int64_t a_stride, int64_t rows, cons
                                c_stride, factor);
 }
 
-// One row of 16 words, numbers of type T taken as Math wants them.
-template <class Math, class T>
-u32x16 words(const T* row, int64_t numbers) {
-    constexpr int64_t kWhole = kLanes * Math::kPer;
-    if constexpr (sizeof(T) * kWhole == sizeof(u32x16)) {
-        if (numbers >= kWhole) return load_bytes<u32x16>(row);
-        T padded[kWhole] = {};
-        std::memcpy(padded, row, size_t(numbers) * sizeof(T));
-        return load_bytes<u32x16>(padded);
-    } else {
-        return (u32x16)(numbers >= kLanes ? load(row) : load_some(row, numbers));
-    }
-}
-
 // The keys of one block, [16][dim], into a panel [word][16 tokens].
 template <class Math, class T>
 void pack_keys(const T* block, int64_t dim, float* panel) {
-    for (int64_t d = 0; d < dim; d += kLanes * Math::kPer) {
-        u32x16 rows[kLanes];
-        for (int t = 0; t < kLanes; ++t) rows[t] = words<Math>(block + t * dim + d, dim - d);
-        transpose(rows);
-        for (int i = 0; i < kLanes; ++i) store_bytes(panel + i * kLanes, rows[i]);
-        panel += kLanes * kLanes;
+    constexpr int64_t kWhole = kLanes * Math::kPer;  // numbers of 16 words
+    for (int64_t d = 0; d < dim; d += kWhole, panel += kLanes * kLanes) {
+        u32x16 columns[kLanes];
+        if (sizeof(T) == sizeof(typename Math::Number) && dim - d >= kWhole) {
+            load_transposed(block + d, size_t(dim) * sizeof(T), columns);
+        } else {
+            typename Math::Number rows[kLanes][kWhole] = {};
+            const int64_t width = std::min(dim - d, kWhole);
+            for (int t = 0; t < kLanes; ++t) convert(block + t * dim + d, width, rows[t]);
+            load_transposed(rows, sizeof rows[0], columns);
+        }
+        for (int i = 0; i < kLanes; ++i) store_bytes(panel + i * kLanes, columns[i]);
     }
 }
+
+#ifdef STARAI_BF16_DOT
+// Two tokens' values [32], number by number, into two panels.
+inline void pack_pair(const bf16* first, const bf16* second, float* out, int64_t panel) {
+    const u16x32 a = load_bytes<u16x32>(first), b = load_bytes<u16x32>(second);
+    store_bytes(out, __builtin_shufflevector(a, b, 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38,
+                                             7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45,
+                                             14, 46, 15, 47));
+    store_bytes(out + panel,
+                __builtin_shufflevector(a, b, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22,
+                                        54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61,
+                                        30, 62, 31, 63));
+}
+#endif
 
 // The values of the first `tokens` of a block, [16][dim], into panels [word of tokens][16 columns];
 // the other tokens are zero: their memory may hold anything.
@@ -121,7 +127,13 @@ template <class Math, class T>
 void pack_values(const T* block, int64_t dim, int64_t tokens, float* out, int64_t panel) {
     for (int64_t t = 0; t < kBlockTokens; t += Math::kPer, out += kLanes) {
         const T* row = block + t * dim;
-        for (int64_t d = 0; d < dim; d += kLanes) {
+        int64_t d = 0;
+#ifdef STARAI_BF16_DOT
+        if constexpr (Math::kPer == 2)
+            for (; t + 2 <= tokens && d + 32 <= dim; d += 32)
+                pack_pair(row + d, row + dim + d, out + d / kLanes * panel, panel);
+#endif
+        for (; d < dim; d += kLanes) {
             int64_t width = std::min<int64_t>(dim - d, kLanes);
             auto part = [&](int64_t token, const T* from) {
                 if (token >= tokens) return f32x16{};
@@ -165,8 +177,9 @@ struct Tile {
     const int64_t rows = task.count * group;
     const int64_t steps = (pool.key_dim + Math::kPer - 1) / Math::kPer;
     const int64_t width = up(pool.value_dim, kLanes);
-    const int64_t key_panel = up(pool.key_dim, kLanes * Math::kPer) / Math::kPer * kLanes;
-    const int64_t value_panel = kChunk / Math::kPer * kLanes;
+    // A line more than a panel needs: panels 4 KiB apart would fight for the same lines of L1.
+    const int64_t key_panel = up(pool.key_dim, kLanes * Math::kPer) / Math::kPer * kLanes + kLanes;
+    const int64_t value_panel = kChunk / Math::kPer * kLanes + kLanes;
     Word* queries = nullptr;
     float *keys = nullptr, *values = nullptr, *scores = nullptr, *factor = nullptr;
     typename Math::Number* weights = nullptr;
@@ -222,12 +235,15 @@ struct Tile {
     void weigh(int64_t r, int64_t low, int64_t high, int64_t columns) {
         float* row = scores + r * kChunk;
         f32x16 most = splat(-kInfinity);
+        const bool partly = low > 0 || high < columns;
         i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
         for (int64_t c = 0; c < columns; c += kLanes) {
             f32x16 s = load(row + c) * query.scale;
             if (query.softcap > 0) s = tanh(s / query.softcap) * query.softcap;
-            i32x16 at = lane + int32_t(c);
-            s = ((at >= int32_t(low)) & (at < int32_t(high))) ? s : splat(-kInfinity);
+            if (partly) {
+                i32x16 at = lane + int32_t(c);
+                s = ((at >= int32_t(low)) & (at < int32_t(high))) ? s : splat(-kInfinity);
+            }
             most = max(most, s);
             store(row + c, s);
         }

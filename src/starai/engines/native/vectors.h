@@ -7,8 +7,10 @@
 #include <limits>
 
 #include "common.h"
-#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+#ifdef __AVX512F__
 #include <immintrin.h>
+#endif
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
 #define STARAI_BF16_DOT 1
 #endif
 
@@ -88,21 +90,21 @@ inline void convert(const X* from, int64_t n, T* to) {
     each(n, [&](int64_t i, auto read, auto write) { write(to + i, read(from + i)); });
 }
 
-// The same order of additions on every machine.
-inline float sum(f32x16 v) {
-    float lanes[kLanes];
-    store(lanes, v);
-    for (int width = kLanes / 2; width; width /= 2)
-        for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-    return lanes[0];
+// All lanes by one operation, halves first: the same order on every machine.
+template <class Op>
+inline float fold(f32x16 v, Op op) {
+    v = op(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+    v = op(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3));
+    v = op(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1));
+    v = op(v, __builtin_shufflevector(v, v, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0));
+    return v[0];
 }
 inline f32x16 max(f32x16 a, f32x16 b) { return a > b ? a : b; }
 inline float max(f32x16 v) {
-    float lanes[kLanes];
-    store(lanes, v);
-    float most = lanes[0];
-    for (int i = 1; i < kLanes; ++i) most = lanes[i] > most ? lanes[i] : most;
-    return most;
+    return fold(v, [](f32x16 a, f32x16 b) { return max(a, b); });
+}
+inline float sum(f32x16 v) {
+    return fold(v, [](f32x16 a, f32x16 b) { return a + b; });
 }
 
 // e^x to about 1e-7 relative; 0 below -87.3, infinite above 88.3, NaN for NaN.
@@ -131,26 +133,45 @@ inline f32x16 tanh(f32x16 x) {  // absolute error about 1e-7
     return 1.0f - 2.0f / (exp(2.0f * x) + 1.0f);
 }
 
-// rows[i] lane j <-> rows[j] lane i, in four rounds of swapping ever larger squares.
-inline void transpose(u32x16 (&rows)[kLanes]) {
-#define STARAI_ROUND(step, low, high)                                    \
-    for (int i = 0; i < kLanes; ++i)                                       \
-        if (!(i & step)) {                                                   \
-            u32x16 a = rows[i], b = rows[i + step];                            \
-            rows[i] = __builtin_shufflevector(a, b, STARAI_LIST low);          \
-            rows[i + step] = __builtin_shufflevector(a, b, STARAI_LIST high);  \
+// columns[i] lane j = word i of row j: rows of 16 words, `stride` bytes apart, turned over.
+inline void load_transposed(const void* rows, size_t stride, u32x16 (&columns)[kLanes]) {
+    const char* from = static_cast<const char*>(rows);
+    u32x16 v[kLanes];
+    // v[4 q + i] holds quarter q of the rows i, i + 4, i + 8 and i + 12.
+    for (int i = 0; i < 4; ++i)
+        for (int q = 0; q < 4; ++q) {
+#ifdef __AVX512F__  // each quarter goes from memory to its place, past the shuffling unit
+            const char* at = from + i * stride + q * 16;
+            auto quarter = [&](int n) {
+                return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at + 4 * n * stride));
+            };
+            __m512i r = _mm512_broadcast_i32x4(quarter(0));
+            r = _mm512_mask_broadcast_i32x4(r, 0x00f0, quarter(1));
+            r = _mm512_mask_broadcast_i32x4(r, 0x0f00, quarter(2));
+            v[4 * q + i] = (u32x16)_mm512_mask_broadcast_i32x4(r, 0xf000, quarter(3));
+#else
+            for (int n = 0; n < 4; ++n)
+                std::memcpy(reinterpret_cast<char*>(&v[4 * q + i]) + 16 * n,
+                            from + (i + 4 * n) * stride + q * 16, 16);
+#endif
         }
-#define STARAI_LIST(...) __VA_ARGS__
-    STARAI_ROUND(1, (0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30),
-               (1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31))
-    STARAI_ROUND(2, (0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29),
-               (2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31))
-    STARAI_ROUND(4, (0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27),
-               (4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31))
-    STARAI_ROUND(8, (0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),
-               (8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
-#undef STARAI_LIST
-#undef STARAI_ROUND
+    // Within each quarter of the lanes, four by four words are turned over. Lane 4 n + i of the
+    // result belongs to row i + 4 n, which is lane 4 n + i: the rows come out in order.
+    for (int q = 0; q < 4; ++q) {
+        u32x16 *r = v + 4 * q, *c = columns + 4 * q;
+#define STARAI_LOW 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29
+#define STARAI_HIGH 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31
+        u32x16 a = __builtin_shufflevector(r[0], r[2], STARAI_LOW);
+        u32x16 b = __builtin_shufflevector(r[1], r[3], STARAI_LOW);
+        u32x16 d = __builtin_shufflevector(r[0], r[2], STARAI_HIGH);
+        u32x16 e = __builtin_shufflevector(r[1], r[3], STARAI_HIGH);
+        c[0] = __builtin_shufflevector(a, b, STARAI_LOW);
+        c[1] = __builtin_shufflevector(a, b, STARAI_HIGH);
+        c[2] = __builtin_shufflevector(d, e, STARAI_LOW);
+        c[3] = __builtin_shufflevector(d, e, STARAI_HIGH);
+#undef STARAI_LOW
+#undef STARAI_HIGH
+    }
 }
 
 // Scratch of a step is small; without memory for it nothing can go on, in the middle of a team least.

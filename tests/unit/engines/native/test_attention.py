@@ -115,11 +115,11 @@ def reference(case: Case, window=0, softcap=0.0, sinks=None, limits=None):
     return torch.stack(outs), torch.stack(lses)
 
 
-def check(case: Case, **options):
+def check(case: Case, tolerance=None, **options):
     lse = torch.empty(case.q.shape[:2])
     out = case(lse=lse, **options)
     want, want_lse = reference(case, **options)
-    tolerance = TOLERANCE[case.q.dtype]
+    tolerance = tolerance or TOLERANCE[case.q.dtype]
     assert (out.double() - want).abs().max() <= tolerance * max(1.0, float(want.abs().max()))
     finite = want_lse.isfinite()
     assert torch.equal(lse.isfinite(), finite)
@@ -199,7 +199,7 @@ def test_scores_far_apart_do_not_overflow():
     """The largest score is taken out before the exponential, in each chunk anew."""
     case = make([(400, 3)])
     case.q *= 300
-    check(case)
+    check(case, tolerance=1e-3)  # scores in the thousands have an ulp of 1e-4
 
 
 @EVERY_KIND
