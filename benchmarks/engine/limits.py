@@ -6,6 +6,7 @@ the better of both counts, because a limit is what something reached.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import sys
 import time
@@ -18,6 +19,8 @@ READ_BYTES = 1 << 30
 #: Square matrices that fill no cache twice.
 SIZE = 2048
 TRIES = 7
+#: The `Kind`s of weights in our kernels (`common.h`).
+NATIVE_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}
 
 
 def best_s(work: Callable[[], object]) -> float:
@@ -30,28 +33,28 @@ def best_s(work: Callable[[], object]) -> float:
     return min(took)
 
 
-def native_bandwidth(threads: int) -> float:
-    """By the kernels' own reader, GB/s; 0 without it."""
+def native(name: str, *numbers: int) -> float:
+    """One of our kernels' own measurements; 0 without them."""
     try:
         from starai.engines.native import library  # noqa: PLC0415 - may be absent
 
-        read = library.function(
-            "starai_read_bandwidth", *[library.COUNT] * 3, returns=library.ctypes.c_double
-        )
+        kinds = [library.COUNT] * len(numbers)
+        measured = library.function(name, *kinds, returns=ctypes.c_double)
     except (ImportError, AttributeError):
         return 0.0
-    return read(READ_BYTES, threads, TRIES) if read else 0.0
+    return float(measured(*numbers)) if measured else 0.0
 
 
 def bandwidth(threads: int) -> float:
     """Bytes read from memory, GB/s."""
     torch.set_num_threads(threads)
     data = torch.ones(READ_BYTES // 8, dtype=torch.int64)
-    return max(READ_BYTES / best_s(data.sum) / 1e9, native_bandwidth(threads))
+    by_torch = READ_BYTES / best_s(data.sum) / 1e9
+    return max(by_torch, native("starai_read_bandwidth", READ_BYTES, threads, TRIES))
 
 
-def matmul_peak(kind: str, threads: int) -> float:
-    """Operations of a large matrix product, T(FL)OP/s, two for each multiply-add."""
+def peak(kind: str, threads: int) -> float:
+    """T(FL)OP/s, two for each multiply-add: a large product by torch, or the bare instruction."""
     torch.set_num_threads(threads)
     if kind == "int8":
         a = torch.randint(-127, 127, (SIZE, SIZE), dtype=torch.int8)
@@ -59,7 +62,8 @@ def matmul_peak(kind: str, threads: int) -> float:
     else:
         a = torch.ones(SIZE, SIZE, dtype=getattr(torch, kind))
         took = best_s(lambda: a @ a)
-    return 2 * SIZE**3 / took / 1e12
+    instruction = native("starai_peak", NATIVE_KINDS[kind], threads, TRIES)
+    return max(2 * SIZE**3 / took, instruction) / 1e12
 
 
 def main(threads: int) -> dict[str, dict[str, float]]:
@@ -68,8 +72,7 @@ def main(threads: int) -> dict[str, dict[str, float]]:
     for number in sorted({1, threads}):
         found["read_gb_per_s"][str(number)] = bandwidth(number)
         for kind in ("float32", "bfloat16", "int8"):
-            peak = matmul_peak(kind, number)
-            found.setdefault(f"{kind}_tflop_per_s", {})[str(number)] = peak
+            found.setdefault(f"{kind}_tflop_per_s", {})[str(number)] = peak(kind, number)
     return found
 
 

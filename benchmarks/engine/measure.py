@@ -310,6 +310,8 @@ def run(asked: argparse.Namespace, results: Results, chosen: list[Variant], lett
     """Measure what is chosen and not known."""
     results.settings.setdefault("load_at_start", round(os.getloadavg()[0], 2))
     results.settings["repeats"] = asked.repeats
+    if asked.again and not asked.only:
+        results.limits = {}
     if not results.limits:
         print("measuring the machine's limits", flush=True)
         limits = [sys.executable, str(plan.HERE / "limits.py"), str(plan.THREADS)]
