@@ -124,8 +124,8 @@ inline f32x16 exp(f32x16 x) {
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    i32x16 exponent = ((i32x16)shifted - 0x4b400000) << 23;
-    f32x16 scaled = (f32x16)((i32x16)p + exponent);
+    u32x16 exponent = ((u32x16)shifted - 0x4b400000) << 23;
+    f32x16 scaled = (f32x16)((u32x16)p + exponent);
     return x < low ? splat(0.0f) : (x <= high ? scaled : x * kInfinity);
 }
 
