@@ -190,6 +190,9 @@ class NativeLayers:
 
     Hidden states are float32 or bfloat16; float weights must have the same type. A pass may have
     any number of rows: one row reads every weight once, and so do up to 128 together.
+
+    Attributes:
+        layers: what it was made from.
     """
 
     def __init__(self, layers: Sequence[LayerWeights]) -> None:
@@ -202,7 +205,7 @@ class NativeLayers:
         self._kept: list[Tensor] = []
         for layer in layers:
             layer.check()
-        self._layers = tuple(layers)
+        self.layers = tuple(layers)
         self._described = (_Layer * len(layers))(*map(self._describe, layers))
         floats = {m.weight.dtype for lay in layers for m in _matrices(lay)} & DTYPES.keys()
         if len(floats) > 1:
@@ -217,7 +220,7 @@ class NativeLayers:
         self._described_pools: Any = None
 
     def __len__(self) -> int:
-        return len(self._layers)
+        return len(self.layers)
 
     def run(  # noqa: PLR0913, PLR0917 - the order of the kernel's interface
         self,
@@ -251,7 +254,7 @@ class NativeLayers:
             InternalFault: shapes or types do not fit, or a table leads outside a pool.
         """
         rows = len(hidden)
-        last = len(self._layers) if last is None else last
+        last = len(self.layers) if last is None else last
         if self._dtype not in {None, hidden.dtype} or not hidden.is_contiguous():
             raise InternalFault(f"hidden states are {hidden.dtype}, weights {self._dtype}")
         self._check(hidden, cosine, sine, first, last)
@@ -272,8 +275,8 @@ class NativeLayers:
             raise InternalFault(f"decoder layers: {reason.decode()}")
 
     def _check(self, hidden: Tensor, cosine: Tensor, sine: Tensor, first: int, last: int) -> None:
-        if not 0 <= first <= last <= len(self._layers):
-            raise InternalFault(f"no layers {first} to {last} of {len(self._layers)}")
+        if not 0 <= first <= last <= len(self.layers):
+            raise InternalFault(f"no layers {first} to {last} of {len(self.layers)}")
         ropes = cosine.shape[0] if cosine.dim() == 3 else 1
         turned = cosine.shape[-1]
         fits = (
@@ -293,10 +296,10 @@ class NativeLayers:
         known = self._pools
         if known and len(known) == len(pools) and all(map(operator.is_, known, pools)):
             return self._described_pools
-        if len(pools) != len(self._layers):
-            raise InternalFault(f"{len(pools)} pools for {len(self._layers)} layers")
+        if len(pools) != len(self.layers):
+            raise InternalFault(f"{len(pools)} pools for {len(self.layers)} layers")
         described = (_Pool * len(pools))()
-        for i, (layer, (keys, values)) in enumerate(zip(self._layers, pools, strict=True)):
+        for i, (layer, (keys, values)) in enumerate(zip(self.layers, pools, strict=True)):
             shape = (layer.kv_heads, layer.head_dim)
             if not (keys.shape == values.shape and (keys.shape[0], keys.shape[3]) == shape):
                 raise InternalFault(f"layer {i}: pool {tuple(keys.shape)} for heads {shape}")
