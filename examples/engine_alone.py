@@ -1,21 +1,18 @@
-"""The engine without a network: a prompt in, a story out. Needs starai[engine]."""
+"""The engine alone, without a network: a story, four endings that share memory, and a stream.
+
+Needs starai[engine]. ``python examples/engine_alone.py [MODEL]``
+"""
 
 import sys
 
-from starai.engines.base import EngineSpec
-from starai.engines.registry import open_engine
-from starai.models.catalog import open_model
-from starai.models.codec import open_codec
-from starai.protocol import tokens
-from starai.protocol.generation import Generation, Sampling
+from starai.engines.text import Engine
 
-model = sys.argv[1] if len(sys.argv) > 1 else "embedded"
-codec, engine = open_codec(open_model(model)), open_engine(EngineSpec("text", model))
-prompt = tokens.pack(codec.encode("Once upon a time"))
-stops = open_model(model).eos_token_ids
-sampling = Sampling(sample_key=bytes(32), temperature=0.7)
-engine.admit(b"story", Generation(prompt, 100, sampling, stops, salt=bytes(16)))
-text = codec.stream()
-while engine.has_work:
-    print("".join(text.push(news.ids) for news in engine.step()), end="", flush=True)
-print(text.flush())
+with Engine(*sys.argv[1:2], bits=8) as engine:
+    print(engine.generate("Once upon a time", max_tokens=60, seed=1).text, "\n")
+    begun = "There was a dragon who was afraid of the dark. One night she lost her way home, and"
+    answers = engine.generate(begun, n=4, max_tokens=24, seed=1)
+    print(*(f"...{choice.text}" for choice in answers.choices), sep="\n")
+    print("\nMemory at its fullest:", engine.memory_peak(), "", sep="\n")
+    for piece in engine.stream([{"role": "user", "content": "Who are you?"}], seed=1):
+        print(piece, end="", flush=True)
+    print()

@@ -81,8 +81,8 @@ def test_errors_are_ours(client, gateway):
     with pytest.raises(ModelNotFound, match="Available models"):
         client.chat("x", model="other")
     with pytest.raises(UnsupportedField) as caught:
-        client.chat("x", tools=[{}])
-    assert caught.value.param == "tools"
+        client.chat("x", verbosity="low")
+    assert caught.value.param == "verbosity"
     with pytest.raises(ContextTooLong):
         client.chat("x" * 9000)
     with Client(gateway[0], "sk-wrong") as stranger, pytest.raises(AuthenticationFailed):

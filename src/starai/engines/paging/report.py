@@ -23,6 +23,7 @@ class MemoryReport(msgspec.Struct, frozen=True):
     each. ``sharing_saves_blocks`` is measured: what the tables would take unshared, less what they
     take. ``formula_saves_blocks`` is the sum of ``n - 1`` over blocks shared by ``n``, and must
     equal it; ``seed_formula_blocks`` is the seed's ``n``, which counts the copy that stays.
+    ``bytes_per_block`` is 0 and ``rates`` None where nobody said.
     """
 
     block_tokens: int
@@ -46,6 +47,8 @@ class MemoryReport(msgspec.Struct, frozen=True):
     swapped_out_blocks: int
     swapped_in_blocks: int
     recomputed_tokens: int
+    bytes_per_block: int = 0
+    rates: Rates | None = None
 
     @property
     def waste(self) -> float:
@@ -59,8 +62,8 @@ class MemoryReport(msgspec.Struct, frozen=True):
         return self.reused_tokens / self.looked_up_tokens if self.looked_up_tokens else 0.0
 
     def __str__(self) -> str:
-        """The report in blocks and tokens."""
-        return self.render()
+        """The report in blocks and tokens; in MiB and ms as far as it knows them."""
+        return self.render(self.bytes_per_block, self.rates)
 
     def render(self, bytes_per_block: int = 0, rates: Rates | None = None) -> str:
         """For people; in MiB too if a block's bytes are given, in ms if rates are."""

@@ -30,7 +30,7 @@ from starai.engines.scheduling.base import Budget, Job, Limits, Plan, Work
 from starai.engines.scheduling.scheduler import Scheduler
 from starai.engines.text.attention import NAME, Pass, Span
 from starai.engines.text.loading import load_model
-from starai.engines.text.memory import reserve_memory
+from starai.engines.text.memory import KeyValueMemory, reserve_memory
 from starai.engines.text.model import TextModel
 from starai.engines.text.options import read_options
 from starai.models.codec import open_codec
@@ -180,6 +180,16 @@ class TextEngine:
         Positions whose KV memory was found in the prefix cache are not computed, so not reported.
         """
         self._hook = hook
+
+    @property
+    def model(self) -> TextModel:
+        """The model as it was loaded."""
+        return self._model
+
+    @property
+    def memory(self) -> KeyValueMemory:
+        """The KV memory: to be looked at, not to be changed."""
+        return self._memory
 
     def memory_report(self) -> MemoryReport:
         """What the KV memory holds and what sharing and swapping saved."""

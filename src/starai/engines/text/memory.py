@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 import torch
 
 from starai.core.clock import Clock
@@ -46,7 +47,9 @@ class KeyValueMemory:
 
     def report(self) -> MemoryReport:
         """What the memory holds and what sharing and swapping saved."""
-        return self.books.report()
+        return msgspec.structs.replace(
+            self.books.report(), bytes_per_block=self.pool.bytes_per_block, rates=self.tier.rates
+        )
 
 
 @torch.inference_mode()
