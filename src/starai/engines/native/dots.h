@@ -15,7 +15,7 @@
 namespace starai {
 
 constexpr int64_t COLUMNS = 4;  // rows of weights, which are columns of y
-constexpr int MAX_ROWS = 4;     // of activations
+constexpr int MAX_ROWS = 8;     // of activations
 
 typedef float Four __attribute__((vector_size(16)));  // one row's results for four columns
 
@@ -23,7 +23,8 @@ typedef float Four __attribute__((vector_size(16)));  // one row's results for f
 struct Tile {
     const char* row[COLUMNS];
     const char* scale[COLUMNS];
-    int64_t ahead;  // bytes from where a row is read to what should be fetched meanwhile
+    Four bias, factor;  // y = sum * factor + bias
+    int64_t ahead;      // bytes from where a row is read to what should be fetched meanwhile
 };
 
 }  // namespace starai

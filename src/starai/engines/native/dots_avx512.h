@@ -68,128 +68,151 @@ inline uint64_t columns_left(int64_t i, int64_t k, int width) {
     return k - i >= width ? ~uint64_t(0) : (uint64_t(1) << (k - i)) - 1;
 }
 
-struct Int8Dots {
+// Into the second-level cache: the first can wait for too few lines at a time to keep memory busy.
+INLINE inline void fetch(const char* from) { _mm_prefetch(from, _MM_HINT_T1); }
+
+// Rows of weights read side by side. With few rows of activations memory is what takes time, and it
+// is read fastest one row after another; with more, loading those twice as often would be.
+constexpr int together(int rows) { return rows <= 4 ? 1 : 2; }
+
+// What a kind of weight does with 64 bytes of weights and of activations.
+struct Int8Step {
+    using Sum = __m512i;
+    static constexpr int64_t BYTES = 1, SKIPPED = HEADER;
+    INLINE static __m512i weights(__m512i v) {  // plus 128: unsigned for dpbusd
+        return _mm512_xor_si512(v, _mm512_set1_epi8(int8_t(0x80)));
+    }
+    INLINE static void add(Sum& sum, __m512i v, __m512i a) { add_products(sum, v, a); }
+    static Four values(const Sum* sum, const char* x) {
+        const int32_t excess = reinterpret_cast<const RowHeader*>(x)->sum * 128;
+        __m128i total = reduce(sum[0], sum[1], sum[2], sum[3]);
+        return _mm_cvtepi32_ps(_mm_sub_epi32(total, _mm_set1_epi32(excess)));
+    }
+};
+
+struct Bf16Step {
+    using Sum = __m512;
+    static constexpr int64_t BYTES = 2, SKIPPED = 0;
+    INLINE static __m512i weights(__m512i v) { return v; }
+    INLINE static void add(Sum& sum, __m512i v, __m512i a) { add_products(sum, v, a); }
+    static Four values(const Sum* sum, const char*) {
+        return reduce(sum[0], sum[1], sum[2], sum[3]);
+    }
+};
+
+struct FloatStep : Bf16Step {
+    static constexpr int64_t BYTES = 4;
+    INLINE static void add(Sum& sum, __m512i v, __m512i a) {
+        sum = _mm512_fmadd_ps(_mm512_castsi512_ps(v), _mm512_castsi512_ps(a), sum);
+    }
+};
+
+template <class Step>
+struct VectorDots {
+    using Sum = typename Step::Sum;
+
     template <int ROWS>
     static void run(const Tile& w, const char* x, size_t x_stride, int64_t k, Four* out) {
-        const __m512i flip = _mm512_set1_epi8(int8_t(0x80));  // w + 128: unsigned for dpbusd
-        __m512i sum[ROWS][COLUMNS], v[COLUMNS];
+        constexpr int TOGETHER = together(ROWS);
+        Sum sum[ROWS][COLUMNS];
+        UNROLL for (int c = 0; c < COLUMNS; c += TOGETHER)
+            some<ROWS, TOGETHER>(w, c, x, x_stride, k * Step::BYTES, sum);
+        UNROLL for (int r = 0; r < ROWS; ++r) out[r] = Step::values(sum[r], x + r * x_stride);
+    }
+
+    template <int ROWS, int TOGETHER>
+    INLINE static void some(const Tile& w, int column, const char* x, size_t x_stride,
+                            int64_t bytes, Sum (&out)[ROWS][COLUMNS]) {
+        Sum sum[ROWS][TOGETHER];
         UNROLL for (int r = 0; r < ROWS; ++r)
-            UNROLL for (int c = 0; c < COLUMNS; ++c) sum[r][c] = _mm512_setzero_si512();
-        const char* q = x + HEADER;
-        for (int64_t i = 0; i < k; i += 64) {
-            const __mmask64 mask = columns_left(i, k, 64);
-            UNROLL for (int c = 0; c < COLUMNS; ++c) {
-                _mm_prefetch(w.row[c] + i + w.ahead, _MM_HINT_T0);
-                v[c] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, w.row[c] + i), flip);
-            }
-            UNROLL for (int r = 0; r < ROWS; ++r) {
-                __m512i a = _mm512_load_si512(q + r * x_stride + i);
-                UNROLL for (int c = 0; c < COLUMNS; ++c) add_products(sum[r][c], v[c], a);
-            }
+            UNROLL for (int c = 0; c < TOGETHER; ++c) sum[r][c] = Sum{};
+        int64_t i = 0;
+        for (; i + 64 <= bytes; i += 64)
+            step<ROWS, TOGETHER>(w, column, x + i, x_stride, i, ~__mmask64(0), sum);
+        if (i < bytes)
+            step<ROWS, TOGETHER>(w, column, x + i, x_stride, i, columns_left(i, bytes, 64), sum);
+        UNROLL for (int r = 0; r < ROWS; ++r)
+            UNROLL for (int c = 0; c < TOGETHER; ++c) out[r][column + c] = sum[r][c];
+    }
+
+    template <int ROWS, int TOGETHER>
+    INLINE static void step(const Tile& w, int column, const char* x, size_t x_stride, int64_t i,
+                            __mmask64 mask, Sum (&sum)[ROWS][TOGETHER]) {
+        __m512i v[TOGETHER];
+        UNROLL for (int c = 0; c < TOGETHER; ++c) {
+            const char* from = w.row[column + c] + i;
+            fetch(from + w.ahead);
+            v[c] = Step::weights(_mm512_maskz_loadu_epi8(mask, from));
         }
         UNROLL for (int r = 0; r < ROWS; ++r) {
-            int32_t excess = reinterpret_cast<const RowHeader*>(x + r * x_stride)->sum * 128;
-            __m128i total = reduce(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
-            out[r] = _mm_cvtepi32_ps(_mm_sub_epi32(total, _mm_set1_epi32(excess)));
+            const __m512i a = _mm512_maskz_loadu_epi8(mask, x + Step::SKIPPED + r * x_stride);
+            UNROLL for (int c = 0; c < TOGETHER; ++c) Step::add(sum[r][c], v[c], a);
         }
     }
 };
 
+using Int8Dots = VectorDots<Int8Step>;
+using Bf16Dots = VectorDots<Bf16Step>;
+using FloatDots = VectorDots<FloatStep>;
+
 struct Int4Dots {
     template <int ROWS>
     static void run(const Tile& w, const char* x, size_t x_stride, int64_t k, Four* out) {
+        constexpr int TOGETHER = ROWS > 1 ? 2 : 1;
         __m512 sum[ROWS][COLUMNS];
         UNROLL for (int r = 0; r < ROWS; ++r)
             UNROLL for (int c = 0; c < COLUMNS; ++c) sum[r][c] = _mm512_setzero_ps();
         const char* chunk = x + HEADER;
-        int64_t i = 0;
-        for (; i + CHUNK <= k; i += CHUNK, chunk += CHUNK_BYTES)
-            add<ROWS, true>(w, i, 0xffff, chunk, x_stride, sum);
-        if (i < k) add<ROWS, false>(w, i, __mmask16((1u << (k - i) / GROUP) - 1), chunk, x_stride, sum);
+        for (int64_t i = 0; i < k; i += CHUNK, chunk += CHUNK_BYTES) {
+            const __mmask16 mask = __mmask16(columns_left(i / GROUP, k / GROUP, LANES));
+            UNROLL for (int c = 0; c < COLUMNS; c += TOGETHER)
+                add<ROWS, TOGETHER>(w, c, i, mask, chunk, x_stride, sum);
+        }
         UNROLL for (int r = 0; r < ROWS; ++r)
             out[r] = reduce(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
     }
 
     // The chunk that begins at column i, of as many groups as the mask has bits.
-    template <int ROWS, bool FULL>
-    INLINE static void add(const Tile& w, int64_t i, __mmask16 mask, const char* x, size_t x_stride,
-                    __m512 (*sum)[COLUMNS]) {
+    template <int ROWS, int TOGETHER>
+    INLINE static void add(const Tile& w, int column, int64_t i, __mmask16 mask, const char* x,
+                           size_t x_stride, __m512 (&sum)[ROWS][COLUMNS]) {
         const __m512i nibble = _mm512_set1_epi8(15);
-        const int64_t step = FULL ? 64 : 4 * __builtin_popcount(mask);
-        UNROLL for (int c = 0; c < COLUMNS; ++c) {
-            const char* from = w.row[c] + i / 2;
-            __m512i dot[ROWS];
-            UNROLL for (int r = 0; r < ROWS; ++r) dot[r] = _mm512_load_si512(x + r * x_stride);
-            UNROLL for (int t = 0; t < 4; ++t) {
-                if (FULL) _mm_prefetch(from + 64 * t + w.ahead, _MM_HINT_T0);
-                __m512i both = FULL ? _mm512_loadu_si512(from + 64 * t)
-                                    : _mm512_maskz_loadu_epi32(mask, from + step * t);
-                __m512i low = _mm512_and_si512(both, nibble);
-                __m512i high = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
-                UNROLL for (int r = 0; r < ROWS; ++r) {
-                    const char* a = x + r * x_stride + 64 + 64 * t;
-                    add_products(dot[r], low, _mm512_load_si512(a));
-                    add_products(dot[r], high, _mm512_load_si512(a + 256));
+        const int64_t step = 4 * __builtin_popcount(mask);
+        __m512i dot[ROWS][TOGETHER];
+        UNROLL for (int r = 0; r < ROWS; ++r)
+            UNROLL for (int c = 0; c < TOGETHER; ++c)
+                dot[r][c] = _mm512_load_si512(x + r * x_stride);
+        UNROLL for (int t = 0; t < 4; ++t) {
+            __m512i low[TOGETHER], high[TOGETHER];
+            UNROLL for (int c = 0; c < TOGETHER; ++c) {
+                const char* from = w.row[column + c] + i / 2 + step * t;
+                fetch(from + w.ahead);
+                const __m512i both = _mm512_maskz_loadu_epi32(mask, from);
+                low[c] = _mm512_and_si512(both, nibble);
+                high[c] = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
+            }
+            UNROLL for (int r = 0; r < ROWS; ++r) {
+                const char* at = x + r * x_stride + 64 + 64 * t;
+                const __m512i a = _mm512_load_si512(at), b = _mm512_load_si512(at + 256);
+                UNROLL for (int c = 0; c < TOGETHER; ++c) {
+                    add_products(dot[r][c], low[c], a);
+                    add_products(dot[r][c], high[c], b);
                 }
             }
-            const char* scales = w.scale[c] + i / GROUP * 2;
-            __m512 scale = _mm512_cvtph_ps(FULL ? _mm256_loadu_si256((const __m256i*)scales)
-                                                : _mm256_maskz_loadu_epi16(mask, scales));
+        }
+        UNROLL for (int c = 0; c < TOGETHER; ++c) {
+            const __m512 scale = _mm512_cvtph_ps(
+                _mm256_maskz_loadu_epi16(mask, w.scale[column + c] + i / GROUP * 2));
             UNROLL for (int r = 0; r < ROWS; ++r)
-                sum[r][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[r]), scale, sum[r][c]);
+                sum[r][column + c] =
+                    _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[r][c]), scale, sum[r][column + c]);
         }
-    }
-};
-
-struct FloatDots {
-    template <int ROWS>
-    static void run(const Tile& w, const char* x, size_t x_stride, int64_t k, Four* out) {
-        __m512 sum[ROWS][COLUMNS], v[COLUMNS];
-        UNROLL for (int r = 0; r < ROWS; ++r)
-            UNROLL for (int c = 0; c < COLUMNS; ++c) sum[r][c] = _mm512_setzero_ps();
-        for (int64_t i = 0; i < k; i += 16) {
-            const __mmask16 mask = __mmask16(columns_left(i, k, 16));
-            UNROLL for (int c = 0; c < COLUMNS; ++c) {
-                _mm_prefetch(w.row[c] + 4 * i + w.ahead, _MM_HINT_T0);
-                v[c] = _mm512_maskz_loadu_ps(mask, w.row[c] + 4 * i);
-            }
-            UNROLL for (int r = 0; r < ROWS; ++r) {
-                __m512 a = _mm512_maskz_loadu_ps(mask, x + r * x_stride + 4 * i);
-                UNROLL for (int c = 0; c < COLUMNS; ++c) sum[r][c] = _mm512_fmadd_ps(a, v[c], sum[r][c]);
-            }
-        }
-        UNROLL for (int r = 0; r < ROWS; ++r)
-            out[r] = reduce(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
-    }
-};
-
-struct Bf16Dots {
-    template <int ROWS>
-    static void run(const Tile& w, const char* x, size_t x_stride, int64_t k, Four* out) {
-        __m512 sum[ROWS][COLUMNS];
-        __m512i v[COLUMNS];
-        UNROLL for (int r = 0; r < ROWS; ++r)
-            UNROLL for (int c = 0; c < COLUMNS; ++c) sum[r][c] = _mm512_setzero_ps();
-        for (int64_t i = 0; i < k; i += 32) {
-            const __mmask32 mask = __mmask32(columns_left(i, k, 32));
-            UNROLL for (int c = 0; c < COLUMNS; ++c) {
-                _mm_prefetch(w.row[c] + 2 * i + w.ahead, _MM_HINT_T0);
-                v[c] = _mm512_maskz_loadu_epi16(mask, w.row[c] + 2 * i);
-            }
-            UNROLL for (int r = 0; r < ROWS; ++r) {
-                __m512i a = _mm512_maskz_loadu_epi16(mask, x + r * x_stride + 2 * i);
-                UNROLL for (int c = 0; c < COLUMNS; ++c) add_products(sum[r][c], v[c], a);
-            }
-        }
-        UNROLL for (int r = 0; r < ROWS; ++r)
-            out[r] = reduce(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
     }
 };
 
 // y = value * factor + bias for the first `count` of four columns.
-inline void finish(Four value, const float* factor, const float* bias, int64_t count, void* y,
-                   int dtype) {
-    __m128 result = _mm_fmadd_ps(value, _mm_loadu_ps(factor), _mm_loadu_ps(bias));
+inline void finish(Four value, Four factor, Four bias, int64_t count, void* y, int dtype) {
+    __m128 result = _mm_fmadd_ps(value, factor, bias);
     __mmask8 mask = __mmask8((1u << count) - 1);
     if (dtype == F32)
         _mm_mask_storeu_ps(y, mask, result);

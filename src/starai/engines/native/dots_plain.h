@@ -95,8 +95,7 @@ struct Bf16Dots {
 };
 
 // y = value * factor + bias for the first `count` of four columns.
-inline void finish(Four value, const float* factor, const float* bias, int64_t count, void* y,
-                   int dtype) {
+inline void finish(Four value, Four factor, Four bias, int64_t count, void* y, int dtype) {
     for (int64_t c = 0; c < count; ++c) {
         const float result = value[c] * factor[c] + bias[c];
         if (dtype == F32)

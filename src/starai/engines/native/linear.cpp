@@ -12,9 +12,8 @@ constexpr int64_t NEAR_BYTES = 20 << 10;
 // Weights that stay in the second-level cache while all activations pass by.
 constexpr int64_t MIDDLE_BYTES = 256 << 10;
 
-// Largest tile that is fetched while the one before it is used, and how far to fetch in larger ones.
-constexpr int64_t NEXT_BYTES = 12 << 10;
-constexpr int64_t FAR_BYTES = 2048;
+// How far ahead weights are fetched, at least: what memory delivers while one load waits for it.
+constexpr int64_t AHEAD_BYTES = 4096;
 
 // Activations made ready at a time, which share the second-level cache with weights.
 constexpr int64_t PREPARED_BYTES = 512 << 10;
@@ -39,20 +38,12 @@ void rows_by_tile(const Job& job, const Tile& tile, int64_t row, int64_t column,
     Four value[ROWS];
     const char* x = job.x + row * int64_t(job.x_stride);
     Dots::template run<ROWS>(tile, x, job.x_stride, job.w.k, value);
-    float bias[COLUMNS] = {}, factor[COLUMNS] = {1, 1, 1, 1};
-    if (job.w.bias)
-        for (int64_t c = 0; c < count; ++c)
-            bias[c] = element(job.w.bias, job.w.bias_dtype, column + c);
     for (int r = 0; r < ROWS; ++r) {
-        if (job.w.kind >= W_INT8) {
-            float own = reinterpret_cast<const RowHeader*>(x + r * job.x_stride)->scale;
-            for (int64_t c = 0; c < COLUMNS; ++c) factor[c] = own;
-            if (job.w.kind == W_INT8)
-                for (int64_t c = 0; c < count; ++c)
-                    factor[c] = own * static_cast<const float*>(job.w.scale)[column + c];
-        }
-        size_t at = size_t((row + r) * job.ldy + column) * dtype_bytes(job.dtype);
-        finish(value[r], factor, bias, count, job.y + at, job.dtype);
+        Four factor = tile.factor;
+        if (job.w.kind >= W_INT8)
+            factor *= reinterpret_cast<const RowHeader*>(x + r * job.x_stride)->scale;
+        const size_t at = size_t((row + r) * job.ldy + column) * dtype_bytes(job.dtype);
+        finish(value[r], factor, tile.bias, count, job.y + at, job.dtype);
     }
 }
 
@@ -61,14 +52,15 @@ template <class Dots>
 void block(const Job& job, int64_t first, int64_t last, int64_t begin, int64_t end) {
     const size_t stride = weight_row_bytes(job.w), scales = size_t(job.w.k) / GROUP * 2;
     Tile tile;
-    // The hardware stops fetching at a page of 4 KiB. The next tile is what comes next, if it fits.
-    tile.ahead = COLUMNS * int64_t(stride) <= NEXT_BYTES ? COLUMNS * int64_t(stride) : FAR_BYTES;
+    tile.ahead = up(AHEAD_BYTES, COLUMNS * int64_t(stride));  // the same place of a later tile
     for (int64_t column = begin; column < end; column += COLUMNS) {
         int64_t count = end - column < COLUMNS ? end - column : COLUMNS;
         for (int64_t c = 0; c < COLUMNS; ++c) {
             int64_t n = column + (c < count ? c : count - 1);
             tile.row[c] = static_cast<const char*>(job.w.data) + n * int64_t(stride);
             tile.scale[c] = static_cast<const char*>(job.w.scale) + n * int64_t(scales);
+            tile.bias[c] = job.w.bias ? element(job.w.bias, job.w.bias_dtype, n) : 0.0f;
+            tile.factor[c] = job.w.kind == W_INT8 ? static_cast<const float*>(job.w.scale)[n] : 1.0f;
         }
         for (int64_t row = first; row < last;) {
             int64_t left = last - row, tiles = (left + MAX_ROWS - 1) / MAX_ROWS;
@@ -77,7 +69,11 @@ void block(const Job& job, int64_t first, int64_t last, int64_t begin, int64_t e
                 case 1: rows_by_tile<Dots, 1>(job, tile, row, column, count); break;
                 case 2: rows_by_tile<Dots, 2>(job, tile, row, column, count); break;
                 case 3: rows_by_tile<Dots, 3>(job, tile, row, column, count); break;
-                default: rows_by_tile<Dots, 4>(job, tile, row, column, count); break;
+                case 4: rows_by_tile<Dots, 4>(job, tile, row, column, count); break;
+                case 5: rows_by_tile<Dots, 5>(job, tile, row, column, count); break;
+                case 6: rows_by_tile<Dots, 6>(job, tile, row, column, count); break;
+                case 7: rows_by_tile<Dots, 7>(job, tile, row, column, count); break;
+                default: rows_by_tile<Dots, 8>(job, tile, row, column, count); break;
             }
             row += rows;
         }

@@ -36,7 +36,7 @@ inline size_t wide_bytes(int kind, int64_t k, int64_t m) {
 // Whether `m` rows fill blocks well enough: blocks do a row in three quarters of the time of dots.
 inline bool wide(int kind, int64_t k, int64_t m) {
     const int64_t columns = kind == W_F32 ? 1 : kind == W_BF16 ? 2 : 4;  // in four bytes
-    return m > 2 * MAX_ROWS && up(m, WIDE) * 3 <= m * 4 && k % columns == 0;
+    return m > MAX_ROWS && up(m, WIDE) * 3 <= m * 4 && k % columns == 0;
 }
 
 // Row r of m into its lane; `spare` holds k bytes.
@@ -113,7 +113,7 @@ __attribute__((noinline)) void wide_sums(const char* weights, int64_t bytes, con
     UNROLL for (int c = 0; c < WIDE_COLUMNS; c += 3) every_third[c / 3] = weights + c * bytes;
     const char* next = weights + WIDE_COLUMNS * bytes;
     for (int64_t i = 0; i < bytes; i += 4) {
-        _mm_prefetch(next + i * WIDE_COLUMNS, _MM_HINT_T1);
+        fetch(next + i * WIDE_COLUMNS);
         UNROLL for (int b = 0; b < BLOCKS; ++b)
             a[b] = _mm512_load_si512(x + size_t(b) * block + i * WIDE);
         UNROLL for (int c = 0; c < WIDE_COLUMNS; ++c) {
