@@ -33,8 +33,8 @@ LARGE_ALLOWED = ("src/starai/models/embedded/",)
 ENTRY_POINTS = {"starai.cli.main"}
 #: The packages of the engine room: what may load torch with its modules.
 TORCH_ROOMS = tuple(f"starai.engines.{room}" for room in ("text", "linear", "native", "star"))
-#: Packages whose users are outside src.
-FOR_OTHERS = ("starai.testing", "starai.client", "starai.local")
+#: What has its users outside src.
+FOR_OTHERS = ("starai.testing", "starai.client", "starai.local", "starai.engines.text.stage")
 #: Named by the architecture; nobody starts Python inside the folder of the floor.
 STDLIB_NAMES_ALLOWED = {"src/starai/core/logging.py"}
 #: Where a package's import name is not its own.

@@ -16,8 +16,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import takewhile
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -25,8 +24,11 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from starai.engines.text.merging import Partial, attend_part, merge, with_sinks
-from starai.engines.text.paged import ROWS_MAX, Tables, attend_paged, usable
+from starai.engines.text.paged import Tables, attend_paged, usable
 from starai.engines.text.pool import KeyValuePool, States
+
+if TYPE_CHECKING:
+    from starai.engines.text.adapters import Adapter
 
 NAME: Final = "starai_packed"
 
@@ -57,12 +59,16 @@ class Span:
 
 @dataclass
 class Pass:
-    """One forward pass: its spans in the order of the packed tokens, and what the layers did."""
+    """One forward pass: its spans in the order of the packed tokens, and what the layers did.
+
+    ``adapters`` has each span's, or None for the model itself; it is empty where none has one.
+    """
 
     pool: KeyValuePool
     spans: Sequence[Span]
     exchange: Exchange | None = None
     native: bool = True
+    adapters: Sequence[Adapter | None] = ()
     windows: dict[int, int | None] = field(default_factory=dict)
     masks: dict[tuple[int, int, int, int | None], Tensor] = field(default_factory=dict)
 
@@ -76,23 +82,9 @@ class Pass:
         ]
 
     @cached_property
-    def num_short(self) -> int:
-        """How many of the first spans are short; a step has its decodes first."""
-        short = takewhile(lambda span: span.count <= ROWS_MAX, self.spans)
-        return sum(1 for _ in short)
-
-    @cached_property
-    def every_table(self) -> Tables:
-        """All spans as the compiled kernels take them."""
-        return Tables.of(self.spans, self.pool.block_tokens)
-
-    @cached_property
     def tables(self) -> Tables:
-        """The short ones of the first spans likewise."""
-        short = self.num_short
-        if short == len(self.spans):
-            return self.every_table
-        return Tables.of(self.spans[:short], self.pool.block_tokens)
+        """The spans as the compiled kernels take them."""
+        return Tables.of(self.spans, self.pool.block_tokens)
 
     @cached_property
     def rows(self) -> Tensor | slice:
@@ -101,6 +93,17 @@ class Pass:
             return slice(None)
         written = np.repeat([s.write for s in self.spans], [s.count for s in self.spans])
         return torch.from_numpy(np.flatnonzero(written))
+
+    @cached_property
+    def adapter_rows(self) -> list[tuple[Adapter, Tensor]]:
+        """Each adapter in this pass, and its packed tokens."""
+        rows: dict[Adapter, list[int]] = {}
+        begin = 0
+        for span, adapter in zip(self.spans, self.adapters, strict=True):
+            if adapter is not None:
+                rows.setdefault(adapter, []).extend(range(begin, begin + span.count))
+            begin += span.count
+        return [(adapter, torch.tensor(own)) for adapter, own in rows.items()]
 
     @cached_property
     def slots(self) -> Tensor:
@@ -160,13 +163,12 @@ class Rule:
 
 
 def _attend_all(run: Pass, rule: Rule, query: Tensor, keys: States, values: States) -> Partial:
-    """All pieces' attention: the short ones in one call where there is a kernel for it."""
+    """All pieces' attention: in one call where there is a kernel for it."""
+    if run.native and usable(query, keys, values):
+        return attend_paged(run.tables, rule, query, keys, values)
     parts: list[Partial] = []
-    short = run.num_short if run.native and usable(query, keys, values) else 0
-    begin = sum(span.count for span in run.spans[:short])
-    if short:
-        parts.append(attend_paged(run.tables, rule, query[:, :, :begin], keys, values))
-    for span in run.spans[short:]:
+    begin = 0
+    for span in run.spans:
         rows = slice(begin, begin + span.count)
         begin += span.count
         parts.append(_attend_span(run, span, rule, query[:, :, rows], keys, values))

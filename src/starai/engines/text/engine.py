@@ -28,6 +28,7 @@ from starai.engines.decoding.verify import Turn, draw
 from starai.engines.paging.report import MemoryReport
 from starai.engines.scheduling.base import Budget, Job, Limits, Plan, Work
 from starai.engines.scheduling.scheduler import Scheduler
+from starai.engines.text.adapters import Adapter, Adapters
 from starai.engines.text.attention import NAME, Pass, Span
 from starai.engines.text.loading import load_model
 from starai.engines.text.memory import KeyValueMemory, reserve_memory
@@ -66,6 +67,7 @@ class _Running:
     job: Job
     prompt: tuple[bytes, bytes]
     constraint: Constraint | None
+    adapter: Adapter | None
     lookup: PromptLookup = field(default_factory=PromptLookup)
     drafts: list[int] = field(default_factory=list)
     twins: list[_Running] = field(default_factory=list)
@@ -99,6 +101,9 @@ class TextEngine:
         self._places = spec.slots + options.waiting
         self._speculate = options.speculate
         self._grammars = Grammars(open_codec(manifest), manifest.eos_token_ids)
+        self._adapters = Adapters(
+            self._model.module, options.adapters, int(options.adapters_gib * (1 << 30))
+        )
         self._share = _SHARE_FIRST
         self._running: dict[bytes, _Running] = {}
         self._leaders: dict[tuple[bytes, bytes], _Running] = {}
@@ -138,12 +143,14 @@ class TextEngine:
         answer = Answer(key, generation, self.info)
         if len(self._running) >= self._places:
             raise Overloaded("no slot is free")
+        in_use = [running.adapter for running in self._running.values()]
+        adapter = self._adapters.find(generation.adapter, in_use)
         job = Job(
             key,
             answer.prompt + answer.ids,
             len(answer.prompt) + answer.limit,
             tenant=generation.cache_salt,
-            salt=_salt(generation),
+            salt=_salt(generation, adapter),
             priority=generation.priority,
             deadline_s=deadline_s,
             arrived_s=self._clock.monotonic_s(),
@@ -151,7 +158,7 @@ class TextEngine:
         constraint = None
         if generation.grammar is not None:
             constraint = self._grammars.constraint(generation.grammar, answer.ids)
-        return _Running(answer, job, (job.salt, generation.prompt), constraint)
+        return _Running(answer, job, (job.salt, generation.prompt), constraint, adapter)
 
     def cancel(self, key: bytes) -> None:
         """Forget a sequence and free its memory."""
@@ -256,7 +263,9 @@ class TextEngine:
                 turns.append((running, len(keep)))
                 keep += range(last, len(packed))
         lengths = [len(self._running[work.key].job.ids) for work in works]
-        output = self._model.run(Pass(self._memory.pool, spans), packed, keep)
+        adapters = [self._running[work.key].adapter for work in works]
+        run = Pass(self._memory.pool, spans, adapters=adapters if any(adapters) else ())
+        output = self._model.run(run, packed, keep)
         news = [answer.embedded(output.hidden_rows([row])[0]) for answer, row in vectors]
         drawn = draw(
             [
@@ -331,11 +340,11 @@ class TextEngine:
             begin += work.count
 
 
-def _salt(generation: Generation) -> bytes:
+def _salt(generation: Generation, adapter: Adapter | None) -> bytes:
     """All that KV memory depends on besides tokens and model: the tenant, the adapter."""
-    if not generation.adapter:
+    if adapter is None:
         return generation.cache_salt
-    return hashlib.sha256(generation.adapter.encode() + b"\0" + generation.cache_salt).digest()
+    return hashlib.sha256(adapter.digest + generation.cache_salt).digest()
 
 
 def _threads_for(num_parameters: int) -> int:

@@ -1,12 +1,13 @@
 """Runs a model's decoder layers in one C++ call where they are of the common form.
 
 transformers' modules stay in place and stay the reference: the first layer's ``forward`` runs the
-whole stack when a pass is short enough, the others then hand its result through. A layer is
+whole stack when a pass allows it, the others then hand its result through. A layer is
 recognised by its parts, and the proof is that the model's logits stay the same (`probe`).
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
@@ -23,8 +24,9 @@ from starai.engines.native.rows import Activation
 from starai.engines.text.attention import CURRENT, Pass
 from starai.engines.text.pool import BLOCK_TOKENS
 
-#: Passes of up to this many tokens: more are better off with large matrix products.
-ROWS_MAX: Final = 64
+#: On a CPU with tile units (AMX) torch multiplies large bfloat16 matrices faster than our kernels,
+#: so only passes of up to this many tokens run natively there.
+_ROWS_MAX_BESIDE_TILES: Final = 64
 #: Norms by the names of a layer's own: Llama's two, and Gemma 2's, which wrap each part.
 _TWO_NORMS: Final = {"input_layernorm": "input_norm", "post_attention_layernorm": "inner_norm"}
 _FOUR_NORMS: Final = {
@@ -48,6 +50,9 @@ class LayerStack:
     def __init__(self, layers: list[nn.Module], weights: list[LayerWeights]) -> None:
         """Take the modules, whose ``forward`` is replaced, and what they hold."""
         self.enabled = True
+        tiles = bool(torch.cpu._is_amx_tile_supported())
+        floats = weights[0].qkv.weight.dtype == torch.bfloat16
+        self._rows_max = _ROWS_MAX_BESIDE_TILES if tiles and floats else sys.maxsize
         self._native = NativeLayers(weights)
         self._width = weights[0].width
         for index, layer in enumerate(layers):
@@ -81,9 +86,10 @@ class LayerStack:
             self.enabled
             and run.native
             and run.exchange is None
+            and not run.adapters
             and not pool.int8
             and pool.block_tokens == BLOCK_TOKENS
-            and len(run.positions) <= ROWS_MAX
+            and len(run.positions) <= self._rows_max
             and len(pool.layers) == len(self._native)
             and all(span.write for span in run.spans)
         )
@@ -104,7 +110,7 @@ class LayerStack:
             return hidden_states
         cosine, sine = (x.reshape(-1, x.shape[-1]).float() for x in more["position_embeddings"])
         hidden = hidden_states.clone()
-        tables = run.every_table
+        tables = run.tables
         self._native.run(
             hidden.view(-1, self._width),
             cosine.contiguous(),

@@ -31,6 +31,8 @@ class TextOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         speculate: tokens guessed ahead per step at most, from what was said before; 0 for never.
         attention: ``dense``, ``star`` or ``auto``, which is star for very long prompts.
         native: whether C++ kernels are used where there are any.
+        adapters: a folder whose subfolders are LoRA adapters, served by their names; or empty.
+        adapters_gib: bounds the memory of those that are loaded.
     """
 
     bits: Literal[16, 8, 4] = 16
@@ -45,6 +47,8 @@ class TextOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     speculate: int = 4
     attention: Literal["dense", "star", "auto"] = "dense"
     native: bool = True
+    adapters: str = ""
+    adapters_gib: float = 1.0
 
 
 _NAMES: Final = tuple(TextOptions.__struct_fields__)
@@ -73,6 +77,6 @@ def read_options(spec: EngineSpec) -> TextOptions:
     except msgspec.ValidationError as error:
         raise ConfigurationRefused(f"an option of the text engine is wrong: {error}") from error
     numbers = (options.kv_gib, options.context, options.swap_gib, options.waiting)
-    if min(*numbers, options.speculate) < 0 or options.kv_gib == 0:
+    if min(*numbers, options.speculate, options.adapters_gib) < 0 or options.kv_gib == 0:
         raise ConfigurationRefused("sizes of the text engine are positive")
     return options
