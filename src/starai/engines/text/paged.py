@@ -1,7 +1,8 @@
-"""Attention of short pieces through the compiled kernel, which reads blocks where they lie.
+"""Attention through the compiled kernel, which reads blocks where they lie.
 
-A step of many answers is one call per layer here, whatever their lengths; without the kernel each
-answer's keys are gathered first. Long pieces of prompts are better off with torch's kernel.
+A step is one call per layer here, whatever pieces of prompts and answers it has; without the
+kernel each sequence's keys are gathered first. In bfloat16 a prompt's piece takes about half of
+what torch's own CPU kernel takes (measured on AVX-512 without AMX).
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from starai.engines.text.attention import Rule, Span
     from starai.engines.text.pool import States
 
-#: Pieces of up to this many tokens go through the compiled kernel.
-ROWS_MAX: Final = 16
 _DTYPES: Final = (torch.float32, torch.bfloat16)
 
 
