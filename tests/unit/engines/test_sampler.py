@@ -246,3 +246,19 @@ def test_a_short_key_is_refused():
     """A sample key has 32 bytes."""
     with pytest.raises(InvalidRequest):
         TokenRace(Sampling(b"short"), VOCAB, [])
+
+
+@pytest.mark.parametrize("kind", ["distinct", "many ties", "nearly all forbidden"])
+def test_large_vocabularies_have_the_same_candidates(kind):
+    """Searching by chunks finds what sorting everything finds, ties and -inf included."""
+    chance = np.random.default_rng(11)
+    for size in (16_385, 40_000, 151_936):
+        logits = chance.normal(size=size).astype(np.float32)
+        if kind == "many ties":
+            logits = np.round(logits * 2)
+        if kind == "nearly all forbidden":
+            logits[chance.permutation(size)[30:]] = -np.inf
+        expected = np.lexsort((np.arange(size), -logits))[:64]
+        ids, values = top_candidates(logits, 64)
+        assert ids.tolist() == expected.tolist()
+        assert values.tolist() == logits[expected].tolist()
