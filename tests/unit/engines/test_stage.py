@@ -23,6 +23,8 @@ from starai.core.errors import (  # noqa: E402
     ModelFileRefused,
 )
 from starai.engines.linear.fusing import weight_bytes  # noqa: E402
+from starai.engines.native import library  # noqa: E402
+from starai.engines.text.absent import find_layers  # noqa: E402
 from starai.engines.text.attention import NAME, Pass, Span  # noqa: E402
 from starai.engines.text.forward import forward  # noqa: E402
 from starai.engines.text.loading import load_model  # noqa: E402
@@ -47,29 +49,29 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-def run_whole(manifest, bits=16):
+def run_whole(manifest, bits=16, *, native=False):
     """Logits of all rows of all steps by the whole model."""
-    model = TextModel(load_model(manifest, NAME), TextOptions(bits=bits, native=False)).module
-    pool = KeyValuePool(3)
+    model = TextModel(load_model(manifest, NAME), TextOptions(bits=bits, native=native)).module
+    steps = passes(model, KeyValuePool(3), native=native)
     with torch.inference_mode():
-        return [forward(model, run, ids, range(len(ids))) for run, ids in passes(model, pool)]
+        return [forward(model, run, ids, range(len(ids))) for run, ids in steps]
 
 
-def passes(model, pool):
+def passes(model, pool, *, native):
     """Each step's pass and token ids."""
     size = model.config.get_text_config().vocab_size
     for step in STEPS:
         spans = [Span(TABLES[n], start, count) for n, start, count in step]
         places = [(n, start + k) for n, start, count in step for k in range(count)]
         ids = [(37 * place + 101 * n + 5) % size for n, place in places]
-        yield Pass(pool, spans, native=False), ids
+        yield Pass(pool, spans, native=native), ids
 
 
-def run_chain(stages):
+def run_chain(stages, *, native=False):
     """The same by stages, each with its own KV memory."""
     pools = [KeyValuePool(3) for _ in stages]
     found = []
-    plans = [passes(s.module, p) for s, p in zip(stages, pools, strict=True)]
+    plans = [passes(s.module, p, native=native) for s, p in zip(stages, pools, strict=True)]
     for steps in zip(*plans, strict=True):
         states = steps[0][1]
         for stage, (run, _) in zip(stages, steps, strict=True):
@@ -78,8 +80,10 @@ def run_chain(stages):
     return found
 
 
-def chain(manifest, *cuts, bits=16):
-    return [open_stage(manifest, first, end, bits=bits) for first, end in pairwise(cuts)]
+def chain(manifest, *cuts, bits=16, native=False):
+    """Stages between the cuts."""
+    ranges = pairwise(cuts)
+    return [open_stage(manifest, a, b, bits=bits, native=native) for a, b in ranges]
 
 
 @pytest.mark.parametrize(
@@ -107,6 +111,23 @@ def test_chained_quantised_stages_equal_the_whole_model(folder_of, family, bits)
     assert all(("int8" if bits == 8 else "int4") in s.refitted.layers for s in stages)
     for found, expected in zip(run_chain(stages), run_whole(manifest, bits), strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.skipif(library.load() is None, reason="no compiled kernels here")
+@pytest.mark.parametrize("bits", [16, 8])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_native_stages_equal_the_native_whole(folder_of, family, bits):
+    """A stage's layers run as one C++ call, and chained they are the whole's one call."""
+    manifest = open_model(str(folder_of(family)))
+    stages = chain(manifest, 0, 1, 3, bits=bits, native=True)
+    calls = []
+    for stage in stages:
+        layer = find_layers(stage.module)[1][stage.first]
+        layer.self_attn.register_forward_hook(lambda *_: calls.append(1))
+    found = run_chain(stages, native=True)
+    assert len(calls) == len(stages)  # of three passes only the first, which makes the KV memory
+    for one, expected in zip(found, run_whole(manifest, bits, native=True), strict=True):
+        assert torch.equal(one, expected)
 
 
 @pytest.mark.skipif(not (SHARED / "models").is_dir(), reason="no shared data here")

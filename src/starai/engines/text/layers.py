@@ -64,13 +64,13 @@ class LayerStack:
 
         Args:
             model: refitted with our linear layers.
-            windows: each layer's sliding window, as it was seen to ask for.
+            windows: the sliding window of each layer that is there, as it was seen to ask for.
         """
         layers = getattr(model.base_model, "layers", None)
         if library.load() is None or not isinstance(layers, nn.ModuleList) or not len(layers):
             return None
-        listed: list[Any] = list(layers)
-        weights = [_weights_of(layer, windows.get(n) or 0) for n, layer in enumerate(listed)]
+        listed: list[Any] = [layers[n] for n in sorted(windows)]
+        weights = [_weights_of(layers[n], windows[n] or 0) for n in sorted(windows)]
         known = [one for one in weights if one is not None]
         if len(known) < len(weights):
             return None

@@ -23,11 +23,12 @@ from starai.engines.linear.registry import kind_of_bits
 from starai.engines.text.absent import Cut, find_layers
 from starai.engines.text.attention import NAME, Pass, Span
 from starai.engines.text.forward import forward
+from starai.engines.text.layers import LayerStack
 from starai.engines.text.loading import load_model
 from starai.engines.text.memory import KeyValueMemory, reserve_memory
 from starai.engines.text.options import TextOptions
 from starai.engines.text.pool import KeyValuePool
-from starai.engines.text.probe import probe
+from starai.engines.text.probe import agrees, probe
 from starai.models.manifest import ModelManifest
 
 #: Tensors that a layer may get besides hidden states: what positions alone decide.
@@ -50,8 +51,10 @@ class Stage:
         refitted: how the weights are kept.
     """
 
-    def __init__(self, module: Any, cut: Cut, bits: int = 16) -> None:
+    def __init__(self, module: Any, cut: Cut, bits: int = 16, *, native: bool = True) -> None:
         """Take a cut model with the packed attention, and prove that it can stand alone.
+
+        Without ``native``, its layers never run as one C++ call.
 
         Raises:
             ModelFileRefused: it cannot; says why.
@@ -72,9 +75,12 @@ class Stage:
         own[0].register_forward_pre_hook(self._enter, with_kwargs=True)
         own[-1].register_forward_hook(self._leave)
         module.get_submodule(path.rpartition(".")[0]).register_forward_hook(self._finish)
-        probe(module, range(cut.first, cut.end))
+        windows = probe(module, range(cut.first, cut.end))
         self._prove(own)
         self.refitted: Refitted = refit(module, kind)
+        stack = LayerStack.of(module, windows) if native else None
+        if stack is not None and not agrees(module):
+            stack.enabled = False
 
     @property
     def takes_ids(self) -> bool:
@@ -275,8 +281,10 @@ def _states_of(output: Any) -> Tensor:
     return states
 
 
-def open_stage(manifest: ModelManifest, first: int, end: int, *, bits: int = 16) -> Stage:
-    """Load layers ``first`` to ``end`` - 1 of a model, and nothing else.
+def open_stage(
+    manifest: ModelManifest, first: int, end: int, *, bits: int = 16, native: bool = True
+) -> Stage:
+    """Load layers ``first`` to ``end`` - 1 of a model, and nothing else; see `Stage`.
 
     Raises:
         ConfigurationRefused: the model has no such layers, or ``bits`` is not 16, 8 or 4.
@@ -285,4 +293,4 @@ def open_stage(manifest: ModelManifest, first: int, end: int, *, bits: int = 16)
     if not 0 <= first < end:
         raise ConfigurationRefused(f"layers {first} to {end} (not included) are none at all")
     cut = Cut(first, end)
-    return Stage(load_model(manifest, NAME, cut), cut, bits)
+    return Stage(load_model(manifest, NAME, cut), cut, bits, native=native)
