@@ -1,9 +1,10 @@
 """Star Attention: speed against hosts and length, accuracy with its ablations, exactness.
 
-``python benchmarks/star.py``: trains the key-value recall model first if ``--recall`` has none
-(``python -m training.recall.train``, a few minutes on one thread). Hosts are measured one after
-another, each alone on one thread, as if each were a machine; the time of H hosts is that of the
-slowest. CPU time, because this machine may be shared. Writes a dated file into benchmarks/results.
+``python benchmarks/star.py``: trains the two key-value recall models first if ``--recall`` has none
+(``python -m training.recall.train [--coded]``, minutes each on one thread). Hosts are measured one
+after another, each alone on one thread, as if each were a machine; the time of H hosts is that of
+the slowest. CPU time, because this machine may be shared. Writes a dated file into
+benchmarks/results.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ from training.recall import task  # noqa: E402 - a folder beside this one
 RESULTS = ROOT / "benchmarks/results"
 PAGE = 16
 HOSTS = (1, 2, 4, 8)
+#: Longer contexts are timed once.
+REPEATED_MAX = 4096
 #: Layers of 0.6B shape's width, fewer of them: ratios of linear and attention work stay the same.
 SPEED_MODEL = {
     "vocab_size": 1024,
@@ -71,23 +74,28 @@ def main() -> None:
     parser.add_argument("--recall", type=Path, default=ROOT / "build/recall")
     parser.add_argument("--lengths", default="2048,4096,8192,16384")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--documents", type=int, default=100)
+    parser.add_argument("--documents", type=int, default=60)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if not (options.recall / "config.json").exists():
-        command = [sys.executable, "-m", "training.recall.train", "--out", str(options.recall)]
-        subprocess.run(command, cwd=ROOT, check=True)
-    recall = load(options.recall)
+    models = {kind: recall_model(options.recall / kind, kind) for kind in KINDS}
     sections = [
-        accuracy_section(recall, options.documents, options.recall),
-        exactness_section(recall),
+        *(
+            accuracy_section(model, kind, options.documents, options.recall / kind)
+            for kind, model in models.items()
+        ),
+        exactness_section(models["coded"]),
         speed_section([int(n) for n in options.lengths.split(",")], options.repeats),
         phase_two_section(),
     ]
     write("\n".join(line for section in sections for line in section))
 
 
-def load(folder: Path) -> Any:
+def recall_model(folder: Path, kind: str) -> Any:
+    """The recall model of a kind, trained now if it is not there."""
+    if not (folder / "config.json").exists():
+        command = [sys.executable, "-m", "training.recall.train", "--out", str(folder)]
+        more = ["--coded", "--start", str(folder.parent / "plain")] if kind == "coded" else []
+        subprocess.run([*command, *more], cwd=ROOT, check=True)
     return AutoModelForCausalLM.from_pretrained(
         folder, attn_implementation=packed.NAME, dtype=torch.float32
     ).eval()
@@ -96,44 +104,49 @@ def load(folder: Path) -> Any:
 # ---------------------------------------------------------------------------------- accuracy
 
 
-def accuracy_section(model: Any, documents: int, folder: Path) -> Iterator[str]:
+KINDS = {
+    "plain": "A value stands behind its key, anywhere in the text; to find it needs nothing else.",
+    "coded": "What stands behind a key must be translated by a legend in the first five tokens.",
+}
+
+
+def accuracy_section(model: Any, kind: str, documents: int, folder: Path) -> Iterator[str]:
     """Recall by block size, and what the anchor must be."""
     length, pairs = 512, 64
-    told = (folder / "training.json").read_text() if (folder / "training.json").exists() else ""
-    yield "## Accuracy: key-value recall"
+    yield f"## Accuracy: key-value recall, {kind}"
     yield ""
     yield (
-        f"A Llama of {model.config.num_hidden_layers} layers trained here on documents of {length} "
-        f"tokens with {pairs} pairs (`training/recall`). {documents} documents it never saw, "
-        "16 questions each; the answer is one token of 64."
+        f"{KINDS[kind]} A Llama of {model.config.num_hidden_layers} layers trained here on "
+        f"documents of {length} tokens with {pairs} pairs (`training/recall`). {documents} "
+        "documents it never saw, 16 questions each; the answer is one token of 64."
     )
-    if told:
-        yield f"Training: `{' '.join(told.split())}`"
+    yield ""
+    yield f"Training: `{' '.join((folder / 'training.json').read_text().split())}`"
     yield ""
     rng = np.random.default_rng(2026)
-    texts = [task.document(rng, length, pairs) for _ in range(documents)]
+    texts = [task.document(rng, length, pairs, coded=kind == "coded") for _ in range(documents)]
     asked = [rng.choice(pairs, size=16, replace=False) for _ in texts]
     questions = list(zip(texts, asked, strict=True))
     dense = plan_blocks(length, blocks=1, page=PAGE)
-    base = recall_share(model, questions, dense, "content")
+    base = recall_shares(model, questions, dense, "content")
     yield "| Anchor | L/2 | L/4 | L/8 | paper (64K, L/4) |"
     yield "|---|---|---|---|---|"
-    yield f"| dense, no blocks | {base:.1%} | {base:.1%} | {base:.1%} | {PAPER['dense']:.1f} % |"
-    shares: dict[tuple[str, int], float] = {}
+    whole = " | ".join([f"{base.mean():.1%}"] * 3)
+    yield f"| dense, no blocks | {whole} | {PAPER['dense']:.1f}% |"
+    shares: dict[tuple[str, int], Any] = {}
     for anchor, words in ANCHORS.items():
         for blocks in (2, 4, 8):
             plan = plan_blocks(length, blocks=blocks, page=PAGE)
-            shares[anchor, blocks] = recall_share(model, questions, plan, anchor)
-            print(f"{anchor} L/{blocks}: {shares[anchor, blocks]:.3f}", flush=True)
-        row = " | ".join(f"{shares[anchor, blocks]:.1%}" for blocks in (2, 4, 8))
-        yield f"| {words} | {row} | {PAPER[anchor]:.1f} % |"
-    error = math.sqrt(base * (1 - base) / (16 * documents)) + 0.5 / (16 * documents)
-    yield ""
-    yield f"One standard error of the dense figure is {error:.2%}."
+            shares[anchor, blocks] = recall_shares(model, questions, plan, anchor)
+        row = " | ".join(f"{shares[anchor, blocks].mean():.1%}" for blocks in (2, 4, 8))
+        print(f"{kind} {anchor} {row}", flush=True)
+        yield f"| {words} | {row} | {PAPER[anchor]:.1f}% |"
     yield ""
     yield from signs(base, shares)
 
 
+#: Share of dense accuracy whose loss is a collapse; the paper's no-anchor row loses 40 %.
+COLLAPSE = 0.2
 ANCHORS = {
     "content": "first block (Star)",
     "none": "none",
@@ -144,43 +157,57 @@ ANCHORS = {
 }
 
 
-def signs(base: float, shares: dict[tuple[str, int], float]) -> Iterator[str]:
-    """Does what the paper saw show here, too? At L/4 but for the block size."""
+def signs(base: Any, shares: dict[tuple[str, int], Any]) -> Iterator[str]:
+    """Does what the paper saw show here, too? At L/4 but for the block size.
+
+    The same questions were asked in every cell, so differences are taken document by document. One
+    counts if it is over two of its standard errors.
+    """
     at = {anchor: shares[anchor, 4] for anchor in ANCHORS}
-    claims = (
-        ("Star keeps 95 % of dense accuracy at L/4", at["content"] >= 0.95 * base),
-        ("without an anchor it collapses (loses over 20 % of dense)", at["none"] < 0.8 * base),
-        ("a constant-token anchor collapses, too", at["constant"] < 0.8 * base),
-        ("content is better than random tokens", at["content"] > at["random"]),
-        ("random tokens are better than no anchor", at["random"] > at["none"]),
-        ("content is better than the previous block", at["content"] > at["previous"]),
-        (
-            "larger blocks are better",
-            shares["content", 2] >= shares["content", 4] >= shares["content", 8]
-            and shares["content", 2] > shares["content", 8],
-        ),
-    )
+    kept = at["content"].mean() / base.mean()
+    lost = {anchor: 1 - at[anchor].mean() / base.mean() for anchor in ("none", "constant")}
     yield "| The paper's sign | here |"
     yield "|---|---|"
-    for claim, holds in claims:
-        yield f"| {claim} | {'yes' if holds else '**no**'} |"
+    yield f"| Star keeps 95% of dense accuracy at L/4 | {yes(kept >= 0.95)}, {kept:.1%} |"
+    for anchor, words in (("none", "without an anchor"), ("constant", "with a constant anchor")):
+        holds = yes(lost[anchor] > COLLAPSE)
+        yield f"| {words} it collapses | {holds}, it loses {lost[anchor]:.1%} |"
+    for better, worse in (("content", "random"), ("random", "none"), ("content", "previous")):
+        verdict = compared(at[better], at[worse])
+        yield f"| {ANCHORS[better]} better than {ANCHORS[worse]} | {verdict} |"
+    verdict = compared(shares["content", 2], shares["content", 8])
+    yield f"| larger blocks better: L/2 than L/8 | {verdict} |"
     yield ""
 
 
-def recall_share(model: Any, questions: Sequence[Any], plan: StarPlan, anchor: str) -> float:
-    """The share of questions answered rightly over contexts computed by ``plan``."""
+def yes(holds: bool) -> str:
+    return "yes" if holds else "**no**"
+
+
+def compared(better: Any, worse: Any) -> str:
+    """Whether the first is better, by the differences of documents [documents]."""
+    apart = better - worse
+    error = apart.std(ddof=1) / math.sqrt(len(apart))
+    words = f"{apart.mean():+.1%} ± {error:.1%}"
+    if abs(apart.mean()) <= 2 * error:
+        return f"**no difference** seen, {words}"
+    return f"{yes(apart.mean() > 0)}, {words}"
+
+
+def recall_shares(model: Any, questions: Sequence[Any], plan: StarPlan, anchor: str) -> Any:
+    """For each document the share of its questions answered rightly, contexts run by ``plan``."""
     run = partial(forward, model)
     rng = np.random.default_rng(7)
-    right = total = 0
+    shares = []
     for document, asked in questions:
         table, pool = context_memory(run, document.ids, plan, anchor, rng)
+        right = 0
         for pair in asked:
             query = [task.ASK, int(document.keys[pair])]
-            span = Span(table, plan.context, len(query))
-            logits = run(Pass(pool, [span]), query, [1])
+            logits = run(Pass(pool, [Span(table, plan.context, len(query))]), query, [1])
             right += int(logits[0].argmax()) == int(document.values[pair])
-            total += 1
-    return right / total
+        shares.append(right / len(asked))
+    return np.array(shares)
 
 
 def context_memory(
@@ -224,7 +251,7 @@ def context_memory(
 def exactness_section(model: Any) -> Iterator[str]:
     """Logits against dense where nothing is approximated."""
     rng = np.random.default_rng(3)
-    ids = task.document(rng, 512, 64).ids.tolist()
+    ids = task.document(rng, 512, 64, coded=True).ids.tolist()
     query = [task.ASK, ids[-1], task.ASK]
     dense = dense_logits(model, ids + query)
     yield "## Exactness"
@@ -290,7 +317,8 @@ def speed_section(lengths: Sequence[int], repeats: int) -> Iterator[str]:
     yield ""
     yield (
         f"Random weights, {SPEED_MODEL['num_hidden_layers']} layers as wide as Qwen3-0.6B's, "
-        f"bfloat16, one thread, CPU seconds of the slowest host, median of {repeats}. In brackets: "
+        f"bfloat16, one thread, CPU seconds of the slowest host, median of {repeats} up to "
+        f"{REPEATED_MAX} tokens and one sample beyond. In brackets: "
         "speed-up against dense on one host, measured and predicted from operations. *Ideal ring* "
         "is dense divided by H: exact attention, free communication, perfect balance."
     )
@@ -298,6 +326,7 @@ def speed_section(lengths: Sequence[int], repeats: int) -> Iterator[str]:
     yield "| Context | Hosts | block = L/H | anchor = block | anchor = block/4 | ideal ring |"
     yield "|---|---|---|---|---|---|"
     for length in lengths:
+        repeats = repeats if length <= REPEATED_MAX else 1
         ids = np.random.default_rng(length).integers(0, 1000, length).tolist()
         dense = seconds(model, ids, plan_blocks(length, blocks=1, page=PAGE), 0, repeats)
         yield f"| {length} | 1, dense | | {dense:.2f} s | | |"

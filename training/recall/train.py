@@ -1,6 +1,7 @@
-"""Train the key-value recall model: ``python -m training.recall.train``.
+"""Train a key-value recall model: ``python -m training.recall.train [--coded --start FOLDER]``.
 
-A Llama of a few layers learns in minutes on one CPU thread: documents grow longer as it learns.
+A Llama of two layers learns in minutes on one CPU thread: documents grow longer as it learns. The
+coded kind is learnt from a model of the plain kind, which can find already and need only translate.
 Writes ``config.json``, ``model.safetensors`` (float16) and ``training.json`` into ``--out``.
 """
 
@@ -16,6 +17,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -27,9 +29,9 @@ OUT: Final = Path("build/recall")
 #: and far sooner where there is little to confuse.
 CURRICULUM: Final = ((32, 4), (64, 8), (128, 16), (256, 32), (512, 64))
 MASTERED: Final = 0.9
-#: Pairs and questions weigh more than words, of which there are many and little to learn.
-QUESTION_WEIGHT: Final = 1.0
-WORD_WEIGHT: Final = 0.2
+#: Answers weigh more than the document, of which there is much and little to learn; of a coded one
+#: there is more, since translations are learnt from it.
+DOCUMENT_WEIGHT: Final = {False: 0.2, True: 1.0}
 WARMUP: Final = 50
 #: Strength of the first heads' habit, and how many of the fastest rotary frequencies carry it.
 LOOK_BACK: Final = 6.5
@@ -41,8 +43,9 @@ _CLOCK: Final = SystemClock()
 class Recipe:
     """Everything that decides what the weights become."""
 
+    coded: bool = False
     seed: int = 1
-    steps: int = 1500
+    steps: int = 900
     batch_tokens: int = 2048
     questions: int = 16
     learning_rate: float = 2e-3
@@ -112,18 +115,22 @@ def _look_back(model: LlamaForCausalLM, recipe: Recipe) -> None:
 def batch(recipe: Recipe, rng: np.random.Generator, length: int, pairs: int) -> torch.Tensor:
     """int64 [2, B, T]: inputs and targets of as many rows as the batch's tokens allow."""
     count = max(1, recipe.batch_tokens // (length + 3 * recipe.questions))
-    rows = [task.row(rng, length, pairs, recipe.questions) for _ in range(count)]
+    rows = [
+        task.row(rng, length, pairs, recipe.questions, coded=recipe.coded) for _ in range(count)
+    ]
     return torch.from_numpy(np.stack([np.stack(row) for row in rows], axis=1))
 
 
-def loss_of(model: LlamaForCausalLM, inputs: torch.Tensor, length: int) -> torch.Tensor:
+def loss_of(
+    model: LlamaForCausalLM, inputs: torch.Tensor, length: int, *, coded: bool
+) -> torch.Tensor:
     """Weighted mean cross entropy in nats of the answers and of the document's tokens."""
     logits = model(input_ids=inputs[0], use_cache=False).logits
     each = functional.cross_entropy(
         logits.flatten(0, 1), inputs[1].flatten(), ignore_index=task.IGNORED, reduction="none"
     ).view(inputs[1].shape)
     answers = each[:, length + 1 :: 3].mean()
-    return QUESTION_WEIGHT * answers + WORD_WEIGHT * each[:, : length - 1].mean()
+    return answers + DOCUMENT_WEIGHT[coded] * each[:, : length - 1].mean()
 
 
 @torch.inference_mode()
@@ -153,7 +160,7 @@ def fit(model: LlamaForCausalLM, recipe: Recipe) -> float:
             spent = _CLOCK.monotonic_s() - started
             _say(f"step {step}  length {length}  accuracy {recent[-1]:.3f}  {spent:.0f} s")
             stage = min(stage + (recent[-1] >= MASTERED), len(CURRICULUM) - 1)
-        loss = loss_of(model, inputs, length)
+        loss = loss_of(model, inputs, length, coded=recipe.coded)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_norm_max)
@@ -171,13 +178,17 @@ def _rate(recipe: Recipe, step: int) -> float:
 def main() -> None:
     """Train, measure and write the folder."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--coded", action="store_true", help="answers need the legend")
+    parser.add_argument("--start", type=Path, help="a folder whose weights to begin with")
     parser.add_argument("--seed", type=int, default=1, help="of the documents and the weights")
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="of training")
     parser.add_argument("--out", type=Path, default=OUT, help="the folder to write")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    recipe = Recipe(seed=options.seed, steps=options.steps)
+    recipe = Recipe(coded=options.coded, seed=options.seed, steps=options.steps)
     model = build(recipe)
+    if options.start:
+        model.load_state_dict(load_file(options.start / "model.safetensors"))
     parameters = sum(tensor.numel() for tensor in model.parameters())
     _say(f"{parameters:,} parameters")
     started = _CLOCK.monotonic_s()
@@ -188,6 +199,7 @@ def main() -> None:
         **asdict(recipe),
         "curriculum": CURRICULUM,
         "num_parameters": parameters,
+        "start": str(options.start.name) if options.start else "",
         "last_accuracy": round(last, 4),
         "wall_seconds": round(seconds, 1),
         "torch": torch.__version__,
