@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "keys": ("starai.cli.admin", "keys"),
     "tokens": ("starai.cli.admin", "tokens"),
     "node": ("starai.cli.node", "node"),
+    "engine": ("starai.cli.engine", "engine"),
     "serve": ("starai.cli.serve", "serve"),
 }
 
