@@ -18,7 +18,7 @@ from rich.progress import (
 
 from starai.cli.options import home_option, json_option
 from starai.cli.tables import show_json, show_table
-from starai.cli.weights import quantize
+from starai.cli.weights import export, quantize
 from starai.client import Client
 from starai.core.errors import ConfigurationRefused, StarAIError, Unavailable
 from starai.local.home import Home
@@ -89,6 +89,7 @@ def pull(home: Home, name: str, revision: str) -> None:
 
 
 models.add_command(quantize)
+models.add_command(export)
 
 
 def _served(home: Home) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ from starai.cli.options import home_option
 from starai.core.errors import ConfigurationRefused
 from starai.local.home import Home
 from starai.models.catalog import open_model
+from starai.models.gguf.export import KINDS, export_gguf
 
 _MB = 1e6
 
@@ -68,7 +70,7 @@ def quantize(  # noqa: PLR0917 - one argument an option
     reference = f"{model if pulled else 'local/' + manifest.name}-{kind}"
     folder = out or home.models / reference
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as progress:
+    with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as progress:
         task = progress.add_task(manifest.name, total=None)
 
         def show(what: str, done: int, total: int) -> None:
@@ -89,3 +91,30 @@ def quantize(  # noqa: PLR0917 - one argument an option
         f"{refitted.bytes_after / _MB:,.1f} MB after"
     )
     click.echo(f"Serve it with: starai up --model {out or reference}")
+
+
+@click.command()
+@home_option
+@click.argument("model")
+@click.argument("out", metavar="OUT.gguf", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--to",
+    "kind",
+    type=click.Choice(list(KINDS)),
+    default="q8_0",
+    show_default=True,
+    help="How llama.cpp shall keep the weights.",
+)
+def export(home: Home, model: str, out: Path, kind: str) -> None:
+    """Write MODEL as a GGUF file, which llama.cpp and what is built on it can run."""
+    manifest = open_model(model, home.models)
+    columns = (TextColumn("{task.description}"), BarColumn())
+    with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as progress:
+        task = progress.add_task(manifest.name, total=None)
+        export_gguf(
+            manifest,
+            kind,
+            out,
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    click.echo(f"{out}: {manifest.num_parameters:,} parameters, {out.stat().st_size / _MB:,.1f} MB")

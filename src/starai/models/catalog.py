@@ -11,6 +11,7 @@ from typing import Final
 
 from starai.core.errors import ModelFileRefused, ModelNotFound
 from starai.models.folder import read_folder
+from starai.models.gguf.model import read_gguf
 from starai.models.llama2c import read_llama2c_header
 from starai.models.llama2c_tokens import find_llama2c_tokenizer
 from starai.models.manifest import ModelManifest, merkle_root
@@ -31,8 +32,8 @@ def open_model(reference: str, store: Path | None = None) -> ModelManifest:
     """What the model at ``reference`` is.
 
     Args:
-        reference: ``embedded`` (or ``starai-tiny``), ``mock``, the path of a Hugging Face folder
-            or of a llama2.c ``.bin``, or ``ORG/NAME`` in ``store``.
+        reference: ``embedded`` (or ``starai-tiny``), ``mock``, the path of a Hugging Face folder,
+            of a ``.gguf`` or of a llama2.c ``.bin``, or ``ORG/NAME`` in ``store``.
         store: the folder of pulled models.
 
     Raises:
@@ -52,14 +53,16 @@ def open_model(reference: str, store: Path | None = None) -> ModelManifest:
     if path.is_dir():
         return read_folder(path.resolve(), path.resolve().name)
     if path.is_file():
+        if path.suffix == ".gguf":
+            return read_gguf(path.resolve())
         if path.suffix != ".bin":
             raise ModelFileRefused(
-                f"{path.name}: neither a Hugging Face folder nor a llama2.c .bin file"
+                f"{path.name}: neither a Hugging Face folder nor a .gguf or llama2.c .bin file"
             )
         return _read_llama2c(path.resolve())
     raise ModelNotFound(
-        f"there is no model {reference!r}: give 'embedded', a folder, a llama2.c .bin file, or "
-        "pull ORG/NAME first"
+        f"there is no model {reference!r}: give 'embedded', a folder, a .gguf or llama2.c .bin "
+        "file, or pull ORG/NAME first"
     )
 
 

@@ -83,6 +83,11 @@ def open_codec(manifest: ModelManifest) -> TextCodec:
         from starai.models.llama2c_tokens import open_llama2c_codec  # noqa: PLC0415
 
         return open_llama2c_codec(manifest)
+    if manifest.kind == "gguf":
+        from starai.models.gguf.model import gguf_companions  # noqa: PLC0415
+        from starai.models.tokenizer_json import TokenizerJsonCodec  # noqa: PLC0415
+
+        return TokenizerJsonCodec(manifest, gguf_companions(Path(manifest.path)))
     if (Path(manifest.path) / "tokenizer.json").is_file():
         from starai.models.tokenizer_json import TokenizerJsonCodec  # noqa: PLC0415
 

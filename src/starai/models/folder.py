@@ -48,14 +48,33 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ModelFileRefused: it cannot be read, is too large or is not a JSON object.
     """
+    return parse_json(path.name, read_bytes(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file of the model that is no weights.
+
+    Raises:
+        ModelFileRefused: it cannot be read, or is too large.
+    """
     try:
         if path.stat().st_size > _JSON_BYTES_MAX:
             raise ModelFileRefused(f"{path.name}: larger than {_JSON_BYTES_MAX} bytes")
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        return path.read_bytes()
     except OSError as error:
         raise ModelFileRefused(f"{path.name}: cannot be read: {error.strerror}") from error
+
+
+def parse_json(name: str, raw: bytes) -> dict[str, Any]:
+    """The JSON object in the file ``name``.
+
+    Raises:
+        ModelFileRefused: it is none.
+    """
+    try:
+        return msgspec.json.decode(raw, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ModelFileRefused(f"{path.name}: not a JSON object ({error})") from error
+        raise ModelFileRefused(f"{name}: not a JSON object ({error})") from error
 
 
 def read_optional_json(path: Path) -> dict[str, Any]:
@@ -140,7 +159,15 @@ def check_vocabulary(folder: Path, vocab_size: int) -> None:
         if not (folder / "tokenizer.model").is_file():
             raise ModelFileRefused("the folder has neither tokenizer.json nor tokenizer.model")
         return  # `open_codec` compares a sentencepiece model with the manifest
-    tokenizer = read_json(path)
+    check_tokenizer(read_json(path), vocab_size)
+
+
+def check_tokenizer(tokenizer: dict[str, Any], vocab_size: int) -> None:
+    """Refuse a tokenizer.json whose ids exceed the model's vocabulary.
+
+    Raises:
+        ModelFileRefused: it has no vocabulary, or one that is larger than the model's.
+    """
     try:
         vocabulary = tokenizer["model"]["vocab"]
         ids = vocabulary.values() if isinstance(vocabulary, dict) else [len(vocabulary) - 1]

@@ -7,9 +7,14 @@ decodes exactly as the whole does. Knows nothing about how text becomes ids.
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from starai.models.tools import ToolStyle
+
+#: How vocabularies write the piece of a single byte.
+BYTE_PIECE: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class StreamDecoder:

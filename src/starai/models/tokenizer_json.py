@@ -7,7 +7,7 @@ decoder that the file declares, so that streams never show half a character.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,15 +15,14 @@ from tokenizers import Tokenizer
 
 from starai.core.errors import InvalidRequest, ModelFileRefused
 from starai.models.conversation import check_messages
-from starai.models.folder import check_vocabulary, read_json, read_optional_json
+from starai.models.folder import check_tokenizer, parse_json, read_bytes
 from starai.models.manifest import ModelManifest
-from starai.models.pieces import Pieces
+from starai.models.pieces import BYTE_PIECE, Pieces
 from starai.models.template import Breaks, ChatTemplate
 from starai.models.tools import Message, style_of, uses_tools, written_out
 
 #: Added tokens of this shape count as control tokens even where a file forgets to say so.
 _CONTROL_SHAPE: Final = re.compile("<[|\uff5c].+[|\uff5c]>")
-_BYTE_PIECE: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _NAMED_TOKENS: Final = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -34,18 +33,19 @@ class TokenizerJsonCodec(Pieces):
     ``assistant:``; that suits base models and is all that can be said of one.
     """
 
-    def __init__(self, manifest: ModelManifest) -> None:
-        """Load tokenizer and template.
+    def __init__(self, manifest: ModelManifest, files: Mapping[str, bytes] | None = None) -> None:
+        """Load tokenizer and template, from ``files`` by name or from the model's folder.
 
         Raises:
             ModelFileRefused: a file is malformed, or of a kind that cannot be decoded exactly.
         """
-        folder = Path(manifest.path)
-        check_vocabulary(folder, manifest.vocab_size)
-        declared = read_json(folder / "tokenizer.json")
-        settings = read_optional_json(folder / "tokenizer_config.json")
+        if files is None:
+            files = _read_files(Path(manifest.path))
+        declared = parse_json("tokenizer.json", files["tokenizer.json"])
+        check_tokenizer(declared, manifest.vocab_size)
+        settings = parse_json("tokenizer_config.json", files.get("tokenizer_config.json", b"{}"))
         try:
-            self._tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self._tokenizer: Tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
         except Exception as error:  # the library raises bare Exception; a boundary
             raise ModelFileRefused(f"tokenizer.json: not usable: {str(error)[:200]}") from error
         # Settings of training must not reach prompts.
@@ -64,7 +64,7 @@ class TokenizerJsonCodec(Pieces):
         super().__init__(pieces, frozenset(control), manifest.vocab_size)
         controls = [added[id_].content for id_ in control if id_ in added]
         self._breaks = Breaks(controls)
-        source = _template_source(folder, settings)
+        source = _template_source(files, settings)
         self._template = ChatTemplate(source, controls, names) if source else None
         self._knows_tools = self._template is not None and self._template.knows_tools
         if self._knows_tools:
@@ -120,12 +120,18 @@ def _named_tokens(settings: dict[str, Any]) -> dict[str, str]:
     return names
 
 
-def _template_source(folder: Path, settings: dict[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
+def _read_files(folder: Path) -> dict[str, bytes]:
+    paths = [folder / "tokenizer.json"]
+    optional = ("tokenizer_config.json", "chat_template.jinja")
+    paths += [folder / name for name in optional if (folder / name).is_file()]
+    return {path.name: read_bytes(path) for path in paths}
+
+
+def _template_source(files: Mapping[str, bytes], settings: dict[str, Any]) -> str | None:
+    if "chat_template.jinja" in files:
         try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            return files["chat_template.jinja"].decode("utf-8")
+        except UnicodeDecodeError as error:
             raise ModelFileRefused("chat_template.jinja: cannot be read as UTF-8") from error
     template = settings.get("chat_template")
     if isinstance(template, list):
@@ -146,7 +152,7 @@ def _pieces(tokenizer: Tokenizer, decoder: Any, added: set[int]) -> list[bytes]:
             pieces[id_] = token.encode()
         elif to_bytes is not None:
             pieces[id_] = b"".join(to_bytes.get(char, char.encode()) for char in token)
-        elif fallback and (byte := _BYTE_PIECE.fullmatch(token)):
+        elif fallback and (byte := BYTE_PIECE.fullmatch(token)):
             pieces[id_] = bytes([int(byte[1], 16)])
         else:
             for old, new in replaced:

@@ -151,9 +151,9 @@ def test_an_index_must_find_its_tensors(folder):
 
 def test_other_files_are_no_models(tmp_path):
     """A file that is neither is refused, and the message says what is accepted."""
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"GGUF")
-    with pytest.raises(ModelFileRefused, match=r"llama2\.c"):
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"PK")
+    with pytest.raises(ModelFileRefused, match=r"gguf or llama2\.c"):
         open_model(str(path))
 
 

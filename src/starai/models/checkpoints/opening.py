@@ -11,6 +11,8 @@ from starai.models.checkpoints.files import SafetensorsSource
 from starai.models.checkpoints.llama2c import Llama2cCheckpoint
 from starai.models.checkpoints.registry import checkpoint_of
 from starai.models.folder import DEFINING_FILES, list_weight_files, read_config, read_json
+from starai.models.gguf.checkpoint import GgufCheckpoint
+from starai.models.gguf.model import gguf_companions
 from starai.models.llama2c import read_llama2c
 from starai.models.llama2c_tokens import find_llama2c_tokenizer
 from starai.models.manifest import ModelManifest
@@ -27,6 +29,8 @@ def open_checkpoint(manifest: ModelManifest) -> Checkpoint:
         return checkpoint_of(SafetensorsSource(path, list_weight_files(path)), read_config(path))
     if manifest.kind == "llama2c":
         return Llama2cCheckpoint(path)
+    if manifest.kind == "gguf":
+        return GgufCheckpoint(path)
     raise ModelFileRefused(f"{manifest.name} has no weights")
 
 
@@ -50,6 +54,8 @@ def dense_config(manifest: ModelManifest) -> dict[str, Any]:
             "bos_token_id": manifest.bos_token_id,
             "eos_token_id": list(manifest.eos_token_ids),
         }
+    if manifest.kind == "gguf":
+        return {**GgufCheckpoint(path).config, "eos_token_id": list(manifest.eos_token_ids)}
     raise ModelFileRefused(f"{manifest.name} has no configuration")
 
 
@@ -71,4 +77,6 @@ def companions(manifest: ModelManifest) -> dict[str, bytes]:
                 "it was made from beside the model"
             )
         return {"tokenizer.model": tokenizer.read_bytes()}
+    if manifest.kind == "gguf":
+        return gguf_companions(path)
     raise ModelFileRefused(f"{manifest.name} has no tokenizer")
