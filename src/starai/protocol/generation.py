@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from starai.core.limits import (
     EMBEDDING_BYTES_MAX,
+    FRAME_BYTES_MAX,
     GRAMMAR_CHARACTERS_MAX,
     PRIORITY_MAX,
     TOP_LOGPROBS_MAX,
@@ -82,7 +83,8 @@ class Generation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     Only generations of equal ``cache_salt`` (a tenant's secret) may share memory. A higher
     ``priority`` goes first. ``adapter`` names a low-rank adapter (LoRA) beside the model; empty is
     the model itself. With ``embed`` the answer is a vector of the prompt and no token
-    (``max_tokens`` is 0).
+    (``max_tokens`` is 0). ``context_tokens`` says how many of the prompt's first tokens are
+    documents that the rest asks about; 0 leaves that split to the engine.
     """
 
     prompt: bytes
@@ -97,6 +99,7 @@ class Generation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     adapter: Name = ""
     grammar: Grammar | None = None
     embed: bool = False
+    context_tokens: Annotated[int, Meta(ge=0, le=FRAME_BYTES_MAX)] = 0
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):

@@ -96,6 +96,7 @@ CONFIGS = {
             "hidden_size_per_layer_input": 8,
         },
     ),
+    "long_llama": ("LlamaConfig", {"max_position_embeddings": 4096}),
     "bloom": ("BloomConfig", {"n_head": 4, "n_layer": 3}),
     "falcon": ("FalconConfig", {"head_dim": None}),
     "mamba": ("MambaConfig", {"state_size": 4}),

@@ -39,6 +39,7 @@ FAMILIES = [
     "stablelm",
     "deepseek_v3",
     "gpt2",
+    "opt",
 ]
 SYSTEM = [(31 * n + 7) % 290 for n in range(40)]
 PROMPTS = [

@@ -28,12 +28,14 @@ from starai.engines.decoding.verify import Turn, draw
 from starai.engines.paging.report import MemoryReport
 from starai.engines.scheduling.base import Budget, Job, Limits, Plan, Work
 from starai.engines.scheduling.scheduler import Scheduler
+from starai.engines.star.planning import StarPlan
 from starai.engines.text.adapters import Adapter, Adapters
 from starai.engines.text.attention import NAME, Pass, Span
 from starai.engines.text.loading import load_model
 from starai.engines.text.memory import KeyValueMemory, reserve_memory
 from starai.engines.text.model import TextModel
 from starai.engines.text.options import read_options
+from starai.engines.text.star import StarRule, salted, spans_of
 from starai.models.codec import open_codec
 from starai.models.manifest import ModelManifest
 from starai.protocol.generation import Generation
@@ -68,6 +70,7 @@ class _Running:
     prompt: tuple[bytes, bytes]
     constraint: Constraint | None
     adapter: Adapter | None
+    plan: StarPlan | None = None
     lookup: PromptLookup = field(default_factory=PromptLookup)
     drafts: list[int] = field(default_factory=list)
     twins: list[_Running] = field(default_factory=list)
@@ -96,6 +99,7 @@ class TextEngine:
         self.info = EngineInfo(
             manifest.name, manifest.root, manifest.vocab_size, context, spec.slots
         )
+        self._star = StarRule(self._model, self._memory.pool.bytes_per_token, options)
         limits = Limits(spec.slots, options.waiting)
         self._scheduler = Scheduler(self._memory.books, limits, self._memory.tier)
         self._places = spec.slots + options.waiting
@@ -145,12 +149,13 @@ class TextEngine:
             raise Overloaded("no slot is free")
         in_use = [running.adapter for running in self._running.values()]
         adapter = self._adapters.find(generation.adapter, in_use)
+        plan = self._star.plan(len(answer.prompt), generation.context_tokens)
         job = Job(
             key,
             answer.prompt + answer.ids,
             len(answer.prompt) + answer.limit,
             tenant=generation.cache_salt,
-            salt=_salt(generation, adapter),
+            salt=salted(_salt(generation, adapter), plan),
             priority=generation.priority,
             deadline_s=deadline_s,
             arrived_s=self._clock.monotonic_s(),
@@ -158,7 +163,7 @@ class TextEngine:
         constraint = None
         if generation.grammar is not None:
             constraint = self._grammars.constraint(generation.grammar, answer.ids)
-        return _Running(answer, job, (job.salt, generation.prompt), constraint, adapter)
+        return _Running(answer, job, (job.salt, generation.prompt), constraint, adapter, plan)
 
     def cancel(self, key: bytes) -> None:
         """Forget a sequence and free its memory."""
@@ -245,6 +250,7 @@ class TextEngine:
         """Run some works in one pass and draw where a sequence is at its end."""
         packed: list[int] = []
         spans: list[Span] = []
+        adapters: list[Adapter | None] = []
         keep: list[int] = []
         turns: list[tuple[_Running, int]] = []
         vectors: list[tuple[Answer, int]] = []
@@ -255,7 +261,10 @@ class TextEngine:
             last = len(packed) + len(ids) - work.start - 1
             packed += ids[work.start : end]
             packed += drafts
-            spans.append(Span(self._memory.books.table(work.key), work.start, work.count))
+            table = self._memory.books.table(work.key)
+            pieces = list(spans_of(running.plan, table, work.start, work.count))
+            spans += pieces
+            adapters += [running.adapter] * len(pieces)
             if end >= len(ids) and running.answer.embed:
                 vectors.append((running.answer, last))
             elif end >= len(ids):
@@ -263,7 +272,6 @@ class TextEngine:
                 turns.append((running, len(keep)))
                 keep += range(last, len(packed))
         lengths = [len(self._running[work.key].job.ids) for work in works]
-        adapters = [self._running[work.key].adapter for work in works]
         run = Pass(self._memory.pool, spans, adapters=adapters if any(adapters) else ())
         output = self._model.run(run, packed, keep)
         news = [answer.embedded(output.hidden_rows([row])[0]) for answer, row in vectors]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from starai.core.logging import event
 from starai.engines.linear.fusing import refit
+from starai.engines.text.absent import find_layers
 from starai.engines.text.attention import Pass
 from starai.engines.text.forward import forward
 from starai.engines.text.layers import LayerStack
@@ -57,14 +58,15 @@ class TextModel:
         """
         self.module = module
         self._native = options.native
-        windows = probe(module)
+        self.windows = probe(module)
         self.refitted = refit(module, _KINDS[options.bits])
-        self.stack = LayerStack.of(module, windows) if options.native else None
+        self.stack = LayerStack.of(module, self.windows) if options.native else None
         if self.stack is not None and not agrees(module):
             self.stack.enabled = False
             event(_LOG, "engine.layers_differ", logging.WARNING, model=type(module).__name__)
         self._states: Tensor = torch.empty(0)
-        module.base_model.register_forward_hook(self._see_states)
+        decoder = module.get_submodule(find_layers(module)[0].rpartition(".")[0])
+        decoder.register_forward_hook(self._see_states)
 
     def run(self, run: Pass, packed: Sequence[int], keep: Sequence[int]) -> Output:
         """One pass; ``keep`` are the rows of ``packed`` whose logits are wanted, maybe none."""
