@@ -14,11 +14,15 @@ from typing import Any, Final
 import torch
 
 from starai.core.errors import ConfigurationRefused
-from starai.engines.native import build
+from starai.engines.native import build, selftest
 
 #: Every pointer and every count travels as one of these two; see ``function``.
 POINTER: Final = ctypes.c_void_p
 COUNT: Final = ctypes.c_int64
+
+#: What `read_bandwidth` reads: several times the largest last cache of a desktop.
+_READ_BYTES: Final = 512 << 20
+_PASSES: Final = 7
 
 _LOCK: Final = threading.Lock()
 
@@ -27,6 +31,7 @@ class _State:
     loaded: ctypes.CDLL | None = None
     reason: str = ""
     tried: bool = False
+    threads: int = 0
 
 
 def load() -> ctypes.CDLL | None:
@@ -48,8 +53,13 @@ def why_not() -> str:
 
 
 def threads() -> int:
-    """How many threads torch would use, which is how many the kernels use."""
-    return int(torch.get_num_threads())
+    """How many threads the kernels use: what was set, else as many as torch."""
+    return _State.threads or int(torch.get_num_threads())
+
+
+def set_threads(count: int) -> None:
+    """Let the kernels use so many threads from now on; 0 is as many as torch."""
+    _State.threads = count
 
 
 def function(name: str, *kinds: Any, returns: Any = None) -> Callable[..., Any] | None:
@@ -69,11 +79,38 @@ def function(name: str, *kinds: Any, returns: Any = None) -> Callable[..., Any] 
     return found  # type: ignore[no-any-return]
 
 
+def read_bandwidth(count: int) -> float:
+    """Bytes a second that ``count`` threads read from memory together; 0 without a library.
+
+    The best of several passes over far more than the last cache holds.
+    """
+    call = function("starai_read_bandwidth", COUNT, COUNT, COUNT, returns=ctypes.c_double)
+    return 0.0 if call is None else 1e9 * float(call(_READ_BYTES, count, _PASSES))
+
+
+def peak(kind: int, count: int) -> float:
+    """Operations a second of the multiply-add instruction for a kind of weight, on all threads.
+
+    Args:
+        kind: 0 float32, 1 bfloat16, 2 int8, 3 int4, as in `starai.engines.native.linear`.
+        count: threads.
+
+    Returns:
+        Operations a second, two to a multiply-add; 0 without a library.
+    """
+    call = function("starai_peak", COUNT, COUNT, COUNT, returns=ctypes.c_double)
+    return 0.0 if call is None else float(call(kind, count, _PASSES))
+
+
 def _try() -> None:
     try:
-        _State.loaded = ctypes.CDLL(str(build.build()))
+        library = ctypes.CDLL(str(build.build()))
+        complaint = selftest.complaint(library)
     except ConfigurationRefused as refused:
-        _State.reason = refused.message
-    except OSError as error:
-        _State.reason = f"the compiled library does not load: {error}"
+        complaint = refused.message
+    except (OSError, AttributeError) as error:
+        complaint = f"the compiled library does not load: {error}"
+    else:
+        _State.loaded = None if complaint else library
+    _State.reason = complaint
     _State.tried = True

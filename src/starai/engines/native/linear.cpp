@@ -141,6 +141,17 @@ void multiply_rows(const Weight& w, const void* x, int dtype, int64_t m, const v
     }
 }
 
+// Bytes that m rows made ready take, in blocks or not.
+size_t room_for(const Weight& w, int64_t m) {
+    const size_t dots = size_t(m) * row_bytes(w.kind, w.k);
+#ifdef STARAI_AVX512
+    const size_t blocks = wide_bytes(w.kind, w.k, m);
+    return blocks > dots ? blocks : dots;
+#else
+    return dots;
+#endif
+}
+
 // Rows that are made ready at a time: with room beside them in the second-level cache.
 int64_t piece_rows(const Weight& w) {
     constexpr int64_t STEP = 32;
@@ -151,10 +162,12 @@ int64_t piece_rows(const Weight& w) {
 // Rows [0, m), few enough to be made ready at once, on several threads.
 void piece(const Weight& w, const void* x, int dtype, int64_t m, void* y, int threads, bool by_blocks) {
     static thread_local Scratch scratch;
-    void* prepared = scratch.get(prepared_bytes(w, m));
-    const bool alone = m < 8 && !by_blocks;  // few rows are made ready sooner than threads are woken
+    void* prepared = scratch.get(room_for(w, m));
+    // A few rows are made ready sooner than threads are woken.
+    const bool alone = threads == 1 || (m < 8 && !by_blocks);
     if (alone) prepare_rows(w, x, dtype, m, 0, m, prepared, by_blocks);
-#pragma omp parallel num_threads(threads) if (threads > 1)
+    if (threads == 1) return multiply_rows(w, x, dtype, m, prepared, y, w.n, 0, w.n, by_blocks);
+#pragma omp parallel num_threads(threads)
     {
         const int count = thread_count(), own = thread_id();
         if (!alone) {
@@ -170,13 +183,7 @@ void piece(const Weight& w, const void* x, int dtype, int64_t m, void* y, int th
 }  // namespace
 
 size_t prepared_bytes(const Weight& w, int64_t m) {
-    const size_t dots = size_t(m) * row_bytes(w.kind, w.k);
-#ifdef STARAI_AVX512
-    const size_t blocks = wide_bytes(w.kind, w.k, m);
-    return blocks > dots ? blocks : dots;
-#else
-    return dots;
-#endif
+    return w.kind >= W_INT8 ? room_for(w, m) : 0;  // floats are taken as they are
 }
 
 void prepare(const Weight& w, const void* x, int dtype, int64_t m, int64_t row_begin, int64_t row_end,
@@ -216,4 +223,17 @@ extern "C" void starai_linear(const void* x, int64_t dtype, int64_t m, int64_t k
                               int64_t bias_dtype, void* y, int64_t threads) {
     starai::Weight w{weight, scale, bias, n, k, int32_t(kind), int32_t(bias_dtype)};
     starai::linear(w, x, int(dtype), m, y, int(threads));
+}
+
+// What was compiled in: 1 if many rows are multiplied by blocks, 2 if the CPU has a matrix unit,
+// which is left to others.
+extern "C" int64_t starai_abilities() {
+    int64_t abilities = 0;
+#ifdef STARAI_AVX512
+    abilities |= 1;
+#endif
+#ifdef __AMX_BF16__
+    abilities |= 2;
+#endif
+    return abilities;
 }
