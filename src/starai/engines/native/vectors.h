@@ -107,15 +107,27 @@ inline float sum(f32x16 v) {
     return fold(v, [](f32x16 a, f32x16 b) { return a + b; });
 }
 
-// e^x to about 1e-7 relative; 0 below -87.3, infinite above 88.3, NaN for NaN.
-// Cody and Waite's reduction by ln 2 in two parts, then Taylor's polynomial of degree 7.
+// p * 2^n for whole n; 0 or infinite where float32 ends.
+inline f32x16 scaled(f32x16 p, f32x16 n) {
+#ifdef __AVX512F__
+    return (f32x16)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+    // In two steps: a factor beyond 2^127 has no exponent of its own.
+    auto power = [](f32x16 k) { return (f32x16)((__builtin_convertvector(k, i32x16) + 127) << 23); };
+    const f32x16 half = __builtin_convertvector(__builtin_convertvector(n * 0.5f, i32x16), f32x16);
+    return p * power(half) * power(n - half);
+#endif
+}
+
+// e^x to about 1e-7 relative; 0 and infinity where float32 ends, NaN for NaN. Cody and Waite's
+// reduction by ln 2 in two parts, then Taylor's polynomial of degree 7.
 inline f32x16 exp(f32x16 x) {
-    const f32x16 low = splat(-87.3f), high = splat(88.3f);
-    f32x16 y = x > high ? high : x;
+    const f32x16 low = splat(-150.0f), high = splat(150.0f);
+    x = x < low ? low : x;
+    x = x > high ? high : x;
     const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-    f32x16 shifted = y * 1.44269504088896341f + magic;
-    f32x16 n = shifted - magic;
-    f32x16 r = y - n * 0.693359375f;
+    const f32x16 n = (x * 1.44269504088896341f + magic) - magic;
+    f32x16 r = x - n * 0.693359375f;
     r = r + n * 2.12194440e-4f;
     f32x16 p = r * (1.0f / 5040) + 1.0f / 720;
     p = p * r + 1.0f / 120;
@@ -124,9 +136,7 @@ inline f32x16 exp(f32x16 x) {
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    u32x16 exponent = ((u32x16)shifted - 0x4b400000) << 23;
-    f32x16 scaled = (f32x16)((u32x16)p + exponent);
-    return x < low ? splat(0.0f) : (x <= high ? scaled : x * kInfinity);
+    return scaled(p, n);
 }
 
 inline f32x16 tanh(f32x16 x) {  // absolute error about 1e-7
