@@ -20,10 +20,6 @@ from starai.engines.native import build, selftest
 POINTER: Final = ctypes.c_void_p
 COUNT: Final = ctypes.c_int64
 
-#: What `read_bandwidth` reads: several times the largest last cache of a desktop.
-_READ_BYTES: Final = 512 << 20
-_PASSES: Final = 7
-
 _LOCK: Final = threading.Lock()
 
 
@@ -77,29 +73,6 @@ def function(name: str, *kinds: Any, returns: Any = None) -> Callable[..., Any] 
     found.argtypes = kinds
     found.restype = returns
     return found  # type: ignore[no-any-return]
-
-
-def read_bandwidth(count: int) -> float:
-    """Bytes a second that ``count`` threads read from memory together; 0 without a library.
-
-    The best of several passes over far more than the last cache holds.
-    """
-    call = function("starai_read_bandwidth", COUNT, COUNT, COUNT, returns=ctypes.c_double)
-    return 0.0 if call is None else 1e9 * float(call(_READ_BYTES, count, _PASSES))
-
-
-def peak(kind: int, count: int) -> float:
-    """Operations a second of the multiply-add instruction for a kind of weight, on all threads.
-
-    Args:
-        kind: 0 float32, 1 bfloat16, 2 int8, 3 int4, as in `starai.engines.native.linear`.
-        count: threads.
-
-    Returns:
-        Operations a second, two to a multiply-add; 0 without a library.
-    """
-    call = function("starai_peak", COUNT, COUNT, COUNT, returns=ctypes.c_double)
-    return 0.0 if call is None else float(call(kind, count, _PASSES))
 
 
 def _try() -> None:
