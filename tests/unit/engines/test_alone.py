@@ -6,9 +6,11 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import fields
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -24,7 +26,9 @@ from starai.core.errors import (  # noqa: E402
 from starai.core.randomness import SeededRandomness  # noqa: E402
 from starai.engines.decoding.beams import BeamSearch  # noqa: E402
 from starai.engines.text import Engine  # noqa: E402
+from starai.engines.text.asking import Wanted  # noqa: E402
 from starai.engines.text.beaming import check_width  # noqa: E402
+from starai.engines.text.options import TextOptions  # noqa: E402
 from starai.protocol.generation import Grammar, sample_key  # noqa: E402
 
 STORY = "Once upon a time"
@@ -316,3 +320,11 @@ def test_a_closed_engine_says_so():
         engine.generate(STORY)
     with pytest.raises(InvalidRequest, match="closed"):
         list(stream)
+
+
+def test_the_page_lists_every_option_and_wish():
+    """docs/howto/engine.md has each option with its default, and names all that can be asked."""
+    page = (Path(__file__).resolve().parents[3] / "docs/howto/engine.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", page, flags=re.MULTILINE)
+    assert rows == [(field.name, repr(field.default)) for field in fields(TextOptions)]
+    assert [name for name in Wanted.__annotations__ if f"`{name}`" not in page] == []
