@@ -60,6 +60,7 @@ class TextModel:
         self._native = options.native
         self.windows = probe(module)
         self.refitted = refit(module, _KINDS[options.bits])
+        _leave_the_file(module)
         self.stack = LayerStack.of(module, self.windows) if options.native else None
         if self.stack is not None and not agrees(module):
             self.stack.enabled = False
@@ -88,3 +89,18 @@ class TextModel:
 
     def _see_states(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         self._states = output.last_hidden_state
+
+
+@torch.inference_mode()
+def _leave_the_file(module: torch.nn.Module) -> None:
+    """Copy what may still lie in the weights' mapped file: one small norm would keep all of it.
+
+    Quantised weights were made here. Tied tensors stay one.
+    """
+    moved: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    for tensor in [*module.parameters(), *module.buffers()]:
+        if tensor.is_floating_point() and tensor.device.type == "cpu":
+            place = (tensor.data_ptr(), tensor.shape)
+            if place not in moved:
+                moved[place] = tensor.data.clone()
+            tensor.data = moved[place]
