@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +37,8 @@ _VARIANTS: Final = (("-march=native", "-fopenmp"), ("-march=native",), ())
 #: A slow, busy laptop needs one minute; whatever takes longer hangs.
 COMPILE_LIMIT_S: Final = 240.0
 _VERSION_LIMIT_S: Final = 10.0
+#: Libraries kept in the cache: of a few checkouts, versions and compilers at once.
+_KEPT: Final = 8
 #: Of the compiler's complaint, what fits a line of a log.
 _COMPLAINT_CHARS: Final = 300
 
@@ -148,10 +150,19 @@ def _compile(compiler: list[str], path: Path) -> None:
             done = _run(command, COMPILE_LIMIT_S)
             if done.returncode == 0:
                 made.replace(path)
+                _forget_old(path.parent)
                 return
             # The first complaint counts: later variants only ask for less.
             complaint = complaint or done.stderr.strip()[:_COMPLAINT_CHARS]
     raise ConfigurationRefused(f"{compiler[0]} cannot compile the native kernels: {complaint}")
+
+
+def _forget_old(folder: Path) -> None:
+    """Keep the newest libraries only; what a process has loaded stays until it ends."""
+    built = sorted(folder.glob("*.so"), key=lambda path: path.stat().st_mtime_ns)
+    for path in built[:-_KEPT]:
+        with suppress(OSError):  # Windows keeps what is in use
+            path.unlink()
 
 
 def _run(command: list[str], limit_s: float) -> subprocess.CompletedProcess[str]:

@@ -69,6 +69,18 @@ def test_another_compiler_makes_another_library(
     assert compilations(tmp_path) == 2
 
 
+def test_the_cache_stays_small(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many versions the newest stay, the one just made among them."""
+    for version in range(12):
+        use_compiler(tmp_path, monkeypatch, version=version)
+        made = build.build()
+    left = set(cache.glob("*.so"))
+    assert len(left) == 8
+    assert made in left
+
+
 def test_changed_sources_make_another_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
