@@ -7,6 +7,8 @@ What is no linear layer stays as it is: expert stacks of MoE models and their ro
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -114,6 +116,7 @@ def refit(model: Any, kind: str, *, head: str = "") -> Refitted:
         if isinstance(module, Linear):
             report.layers[module.kind] = report.layers.get(module.kind, 0) + 1
     report.bytes_after = weight_bytes(model)
+    _give_back()
     # Rounded inputs magnify the last bits of what comes before, a norm for example.
     rounded = set(report.layers) != {FloatLinear.kind}
     report.difference = _prove(model, expected, rounded=rounded)
@@ -125,6 +128,13 @@ def weight_bytes(model: nn.Module) -> int:
     tensors = [*model.parameters(), *model.buffers()]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
+
+
+def _give_back() -> None:
+    """Have the C library return what was freed: it would keep a good part of the old weights."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _linear_names(model: nn.Module, report: Refitted) -> list[str]:

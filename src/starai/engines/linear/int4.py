@@ -16,6 +16,8 @@ from starai.engines.linear.kernels import GROUP, ZERO, dequantised_int4, linear_
 from starai.engines.native.linear import pack_int4, unpack_int4
 
 _CODE_MAX: Final = 15
+#: Weights that are fitted at once: what is made of them stays in the cache.
+_ELEMENTS_AT_ONCE: Final = 1 << 18
 #: Steps that are tried, as parts of the one that takes the largest weight to code 0. More of them
 #: gain under half a percent of squared error (Gaussian and Laplacian weights).
 _STRETCHES: Final = (1.14, 1.1, 1.05, 1.0, 0.95, 0.9, 0.85)
@@ -36,7 +38,8 @@ class Int4Linear(Linear):
         """
         if weight.shape[1] % GROUP:
             raise ValueError(f"int4 keeps groups of {GROUP}; a row of {weight.shape[1]} has none")
-        parts = [_quantised(rows.detach().float()) for rows in torch.split(weight, ROWS_AT_ONCE)]
+        few = max(1, _ELEMENTS_AT_ONCE // weight.shape[1])
+        parts = [_quantised(rows.detach().float()) for rows in torch.split(weight, few)]
         return cls.from_codes(
             torch.cat([codes for codes, _ in parts]), torch.cat([scale for _, scale in parts]), bias
         )
@@ -69,23 +72,27 @@ def _quantised(rows: Tensor) -> tuple[Tensor, Tensor]:
     Each candidate takes a step near the one that maps a group's largest weight to code 0 (which
     reaches one step further than 15), rounds, and fits the scale to the codes by least squares.
     """
-    groups = rows.view(rows.shape[0], -1, GROUP)
-    at = groups.abs().argmax(dim=-1, keepdim=True)
-    full = groups.gather(-1, at) / -ZERO
-    best_codes = torch.zeros_like(groups)
+    groups = rows.view(-1, GROUP)
+    at = groups.abs().argmax(dim=1, keepdim=True)
+    full = groups.gather(1, at) / -ZERO
+    inverse = torch.where(full == 0, 0.0, 1.0 / full)
+    best = torch.zeros_like(full)
     best_scale = torch.zeros_like(full)
-    best_error = torch.full_like(full, torch.inf)
+    best_gain = torch.full_like(full, -1.0)
     for stretch in _STRETCHES:
-        step = full * stretch
-        inverse = torch.where(step == 0, 0.0, 1.0 / step)
-        steps = (groups * inverse).round_().clamp_(-ZERO, _CODE_MAX - ZERO)
-        energy = steps.square().sum(-1, keepdim=True)
-        scale = (groups * steps).sum(-1, keepdim=True) / energy.clamp_min(1.0)
-        scale = scale.to(torch.float16).float()
-        error = (groups - steps * scale).square_().sum(-1, keepdim=True)
-        better = error < best_error
-        best_error = torch.where(better, error, best_error)
+        steps = _steps(groups, inverse / stretch)
+        energy = steps.square().sum(1, keepdim=True)
+        product = (groups * steps).sum(1, keepdim=True)
+        scale = (product / energy.clamp_min(1.0)).to(torch.float16).float()
+        # How far the squared error lies below that of zeros.
+        gain = scale * (2 * product - scale * energy)
+        better = gain > best_gain
+        best_gain = torch.where(better, gain, best_gain)
         best_scale = torch.where(better, scale, best_scale)
-        best_codes = torch.where(better, steps, best_codes)
-    codes = (best_codes + ZERO).to(torch.uint8).view(rows.shape)
-    return codes, best_scale.squeeze(-1).to(torch.float16)
+        best = torch.where(better, inverse / stretch, best)
+    codes = _steps(groups, best).add_(ZERO).to(torch.uint8)
+    return codes.view(rows.shape), best_scale.to(torch.float16).view(rows.shape[0], -1)
+
+
+def _steps(groups: Tensor, inverse: Tensor) -> Tensor:
+    return (groups * inverse).round_().clamp_(-ZERO, _CODE_MAX - ZERO)

@@ -66,12 +66,12 @@ class Source(ABC):
         if info is None:
             raise ModelFileRefused(f"the weights lack tensor {name!r}")
         fits = len(info.shape) == len(shape) and all(
-            wanted in (-1, found) for wanted, found in zip(shape, info.shape, strict=True)
+            found and wanted in (-1, found) for wanted, found in zip(shape, info.shape, strict=True)
         )
         if info.dtype != dtype or not fits:
             raise ModelFileRefused(
-                f"tensor {name!r} is {info.dtype} {list(info.shape)}; {dtype} {list(shape)} is "
-                "what its format asks for"
+                f"tensor {name!r} is {info.dtype} {list(info.shape)}; {dtype} {list(shape)} (none "
+                "of it 0) is what its format asks for"
             )
         return self.raw(name)
 

@@ -54,7 +54,7 @@ class Ours(Plain):
     def is_packed(self, name: str) -> bool:
         """See `Checkpoint.is_packed`."""
         info = self.source.tensors.get(name)
-        return info is not None and info.dtype in ("I8", "U8")
+        return info is not None and info.dtype in ("I8", "U8") and len(info.shape) == 2
 
     def packed(self, name: str) -> Packed | None:
         """See `Checkpoint.packed`."""

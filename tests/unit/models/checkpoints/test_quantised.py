@@ -249,6 +249,20 @@ def test_a_missing_part_is_named(tmp_path):
         checkpoint.floats(f"{NAME}.weight")
 
 
+def test_layers_of_nothing_are_refused(tmp_path):
+    """No rows, and codes that are no matrix, make no layer."""
+    tensors, settings, _ = gptq()
+    tensors[f"{NAME}.qweight"] = tensors[f"{NAME}.qweight"][:, :0]
+    with pytest.raises(ModelFileRefused, match="none of it 0"):
+        open_written(tmp_path, tensors, settings).floats(f"{NAME}.weight")
+    flat = open_written(
+        tmp_path, {"a": np.zeros(4, np.int8)}, {"quant_method": "starai", "version": 1}
+    )
+    assert not flat.is_packed("a")
+    with pytest.raises(ModelFileRefused, match="no plain weight"):
+        flat.floats("a")
+
+
 def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path):
     """The header was right once; the bytes are gone now."""
     checkpoint = open_written(tmp_path, {"a": np.zeros((64, 64), np.float32)}, None)
