@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import click
 
-from starai.cli.options import AT_LEAST_ONE, NOT_NEGATIVE, home_option
+from starai.cli.options import AT_LEAST_ONE, NOT_NEGATIVE, engine_option, home_option
 from starai.cli.serve import run_service
 from starai.local import services
 from starai.local.asking import give_order, revoke_party
@@ -40,6 +40,7 @@ def node() -> None:
     help="CPU threads; 0: decide by itself.",
 )
 @click.option("--label", default="", help="What people see beside the node's key.")
+@engine_option
 @click.option("--step-delay-ms", default=0.0, hidden=True, help="Slows the mock model down.")
 def start(home: Home, *, name: str, token: str, **given: Any) -> None:
     """Join a network (the first time with --token) and serve a model until stopped."""

@@ -39,3 +39,12 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(
         command
     )
+
+
+engine_option = click.option(
+    "--engine",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An option of the engine, again for each: bits=8, kv_gib=2, swap=disk, attention=auto. "
+    "docs/howto/engine.md lists them.",
+)

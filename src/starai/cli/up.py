@@ -15,7 +15,14 @@ import msgspec
 from rich.console import Console
 from rich.status import Status
 
-from starai.cli.options import AT_LEAST_ONE, DEFAULT_HOME, NOT_NEGATIVE, PORT, home_option
+from starai.cli.options import (
+    AT_LEAST_ONE,
+    DEFAULT_HOME,
+    NOT_NEGATIVE,
+    PORT,
+    engine_option,
+    home_option,
+)
 from starai.core.concurrency import task_group
 from starai.core.limits import BEAT_LEASE_S
 from starai.core.logging import setup
@@ -62,6 +69,7 @@ STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if os.name == "
 @click.option("--cors-origin", multiple=True, default=("*",), help="Origins that browsers may use.")
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as one line of JSON.")
 @click.option("--no-live", is_flag=True, help="No live status line.")
+@engine_option
 @click.option("--step-delay-ms", default=0.0, hidden=True, help="Slows the mock model down.")
 def up(
     home: Home, *, cors_origin: tuple[str, ...], as_json: bool, no_live: bool, **given: object

@@ -39,7 +39,7 @@ class MockEngine:
             manifest.name, manifest.root, manifest.vocab_size, manifest.context_length, spec.slots
         )
         self._eos = manifest.eos_token_ids[0]
-        self._delay_s = spec.options.get("step_delay_ms", 0.0) / 1000
+        self._delay_s = float(spec.options.get("step_delay_ms", 0.0)) / 1000
         self._tokens = int(spec.options.get("tokens", 20))
         self._answers: dict[bytes, Answer] = {}
 

@@ -71,6 +71,7 @@ class NetworkSettings:
     port: int = 0
     home: Path | None = None
     step_delay_ms: float = 0.0
+    engine: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,7 @@ class _Assembly:
             slots=settings.slots,
             threads=settings.threads,
             step_delay_ms=settings.step_delay_ms,
+            engine=settings.engine,
         )
         runner = Runner(engine_spec(self.home.models, options), self.clock)
         confirmer = await self.stack.enter_async_context(

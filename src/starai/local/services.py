@@ -50,13 +50,17 @@ HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
 
 @dataclass(frozen=True)
 class NodeOptions:
-    """What a node serves. ``threads`` 0: as many as the engine likes."""
+    """What a node serves. ``threads`` 0: as many as the engine likes.
+
+    ``engine`` has the engine's own options, each as ``name=value``.
+    """
 
     model: str
     slots: int = 8
     threads: int = 0
     label: str = ""
     step_delay_ms: float = 0.0
+    engine: tuple[str, ...] = ()
 
 
 async def serve_registry(home: Home) -> None:
@@ -173,7 +177,9 @@ def engine_spec(models: Path, options: NodeOptions) -> EngineSpec:
         raise ConfigurationRefused(
             'the native engine is not installed here: pip install "starai[engine]"'
         )
-    extra = {"step_delay_ms": options.step_delay_ms} if kind == MOCK_NAME else {}
+    extra = _engine_options(options.engine)
+    if kind == MOCK_NAME:
+        extra["step_delay_ms"] = options.step_delay_ms
     return EngineSpec(
         kind=kind,
         model=options.model,
@@ -182,3 +188,17 @@ def engine_spec(models: Path, options: NodeOptions) -> EngineSpec:
         threads=options.threads,
         options=extra,
     )
+
+
+def _engine_options(given: tuple[str, ...]) -> dict[str, float | str]:
+    """``name=value`` as the engine takes them: numbers as numbers."""
+    options: dict[str, float | str] = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not equals or not name:
+            raise ConfigurationRefused(f"{one!r} is no engine option: write NAME=VALUE, as bits=8")
+        try:
+            options[name] = float(value)
+        except ValueError:
+            options[name] = value
+    return options

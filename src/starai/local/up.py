@@ -67,6 +67,7 @@ class UpSettings:
     slots: int = 8
     threads: int = 0
     step_delay_ms: float = 0.0
+    engine: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ("*",)
 
 
@@ -174,6 +175,7 @@ def _node(settings: UpSettings, name: str, token: str) -> Service:
         *("node", "start", "--name", name, "--label", name),
         *("--model", _absolute(settings.model, settings.home), "--slots", str(settings.slots)),
         *("--threads", str(settings.threads), "--step-delay-ms", str(settings.step_delay_ms)),
+        *(word for one in settings.engine for word in ("--engine", one)),
         secret={"STARAI_TOKEN": token},
     )
 
