@@ -64,8 +64,7 @@ def write_kv(  # noqa: PLR0917 - the order of the kernel's interface
         *pool_of(keys, values),
         *spans_of(tables, starts, counts, None, len(k)),
     )
-    if reason:
-        raise InternalFault(f"write_kv: {reason.decode()}")
+    _refuse("write_kv", reason)
 
 
 def paged_attention(  # noqa: PLR0913, PLR0917 - the order of the kernel's interface
@@ -85,8 +84,7 @@ def paged_attention(  # noqa: PLR0913, PLR0917 - the order of the kernel's inter
 ) -> Tensor:
     """Attention of every row to the tokens of its sequence up to and including its own.
 
-    Every row's result is the same, bit for bit, whatever else is in the pass, however a prompt is
-    cut, and for any number of threads.
+    A row's result, [T, heads, Dv], is the same for any threads, neighbours and cuts of a prompt.
 
     Args:
         q: [T, heads, D], float32 or bfloat16, rows may lie apart; heads a multiple of kv heads.
@@ -96,17 +94,14 @@ def paged_attention(  # noqa: PLR0913, PLR0917 - the order of the kernel's inter
         starts: int32 [S].
         counts: int32 [S].
         scale: factor of the scores.
-        window: how many tokens a row sees, itself included; 0 is all. Blocks that no row's window
-            reaches are not looked at, nor are their entries of the table.
+        window: how many tokens a row sees, itself included; 0 is all. No block that none sees is
+            looked at, nor its entry of the table.
         softcap: c of ``c * tanh(score / c)``; 0 is none.
         sinks: float32 [heads], scores of a token without value (GPT-OSS).
         out: [T, heads, Dv] of q's type, to be overwritten.
         lse: float32 [T, heads], receives the logarithm of the softmax's denominator, sinks
             included; minus infinity for a row that sees nothing (whose result is zero).
         limits: int32 [T], how many tokens each row sees, in place of causality.
-
-    Returns:
-        [T, heads, Dv] of q's type.
 
     Raises:
         InternalFault: shapes or types do not fit, or a table leads outside the pool.
@@ -130,8 +125,7 @@ def paged_attention(  # noqa: PLR0913, PLR0917 - the order of the kernel's inter
         _address(lse, (rows, heads)),
         library.threads(),
     )
-    if reason:
-        raise InternalFault(f"paged_attention: {reason.decode()}")
+    _refuse("paged_attention", reason)
     return out
 
 
@@ -181,6 +175,11 @@ def spans_of(
         blocks,
         rows,
     )
+
+
+def _refuse(kernel: str, reason: bytes | None) -> None:
+    if reason:
+        raise InternalFault(f"{kernel}: {reason.decode()}")
 
 
 def _address(
