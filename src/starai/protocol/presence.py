@@ -12,6 +12,10 @@ from starai.protocol.tasks import Prekey
 
 #: Models of one beat: everybody who hears beats looks through all of them for each task.
 MODELS_MAX: Final = 256
+#: Round trips that a beat tells of: the nearest gateways and distributors.
+RTTS_MAX: Final = 32
+#: Models that a beat names as what the device could serve instead of what it serves.
+FITS_MAX: Final = 32
 #: Slots that a party can claim, alone or for all behind it.
 SLOTS_MAX: Final = (1 << 32) - 1
 
@@ -19,7 +23,8 @@ SLOTS_MAX: Final = (1 << 32) - 1
 class ServedModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
     """A model that a party serves, with measured speeds in tokens per second (0: not yet known).
 
-    ``slots`` is how many tasks it runs at once.
+    ``slots`` is how many tasks it runs at once, ``quantisation`` how its weights are kept there
+    (``int8``, ``Q4_K_M``; empty: as the model's root says), ``modality`` what it takes and gives.
     """
 
     name: Name
@@ -28,6 +33,15 @@ class ServedModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array
     slots: U32
     prefill_tps: Speed = 0.0
     decode_tps: Speed = 0.0
+    quantisation: Name = ""
+    modality: Name = "text"
+
+
+class RoundTrip(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """How far a party is: measured milliseconds there and back, smoothed."""
+
+    party: Party
+    rtt_ms: Speed
 
 
 @travels(10)
@@ -36,6 +50,10 @@ class Beat(Message, frozen=True):
 
     ``boot`` is the start time in milliseconds: a higher one supersedes the old self. ``running``
     and ``queued`` count tasks; ``done`` and ``tokens`` count since the start.
+
+    ``region`` is what its owner says of where it is (``eu-west``, free text), ``rtts`` what it
+    measured. ``paused`` says in a word why it takes no new tasks for now (its owner's work, heat,
+    battery, no readiness); empty when it does. ``fits`` names models it could load instead.
     """
 
     party: Party
@@ -51,10 +69,19 @@ class Beat(Message, frozen=True):
     prekey: Prekey | None = None
     models: Annotated[tuple[ServedModel, ...], msgspec.Meta(max_length=MODELS_MAX)] = ()
     label: Name = ""
+    region: Name = ""
+    paused: Name = ""
+    rtts: Annotated[tuple[RoundTrip, ...], msgspec.Meta(max_length=RTTS_MAX)] = ()
+    fits: Annotated[tuple[Name, ...], msgspec.Meta(max_length=FITS_MAX)] = ()
 
 
 @travels(11)
 class Control(Message, frozen=True):
-    """An order to a node from its owner or the operator: ``drain`` or ``resume``."""
+    """An order to a node from its owner or the operator.
+
+    ``drain`` (hand running streams over, take no new ones), ``resume``, ``leave`` (drain, confirm
+    what is owed, end), ``load`` (serve the model that ``argument`` names instead).
+    """
 
     order: Name
+    argument: Name = ""
