@@ -2,14 +2,16 @@
 
 Runs thousands of short requests of varying lengths through the text engine with the embedded
 model, in a process of its own, and reads its resident memory as it goes. Run it with
-``python benchmarks/engine_longrun.py [--requests N] [--model NAME]``.
+``python benchmarks/engine_longrun.py [--requests N] [--model NAME]``; writes a dated result.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import importlib
 import os
+import platform
 import random
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from starai.models.catalog import open_model
 from starai.protocol import tokens
 from starai.protocol.generation import Generation, Sampling
 
+RESULTS = Path(__file__).resolve().parent / "results"
 SLOTS = 8
 FLOAT32_BYTES = 4
 SAMPLES = 20
@@ -80,21 +83,39 @@ def measure(model: str, num_requests: int) -> int:
     begun = time.perf_counter()
     samples = serve(engine, num_requests)
     took = time.perf_counter() - begun
-    print(f"| libraries, nothing opened | {before:.1f} MB |\n|---|---|")
-    print(f"| opened: weights are {weights:.1f} MB in float32 | {opened:.1f} MB |")
-    for answered, size in samples:
-        print(f"| after {answered:,} requests | {size:.1f} MB |")
     warm = [size for answered, size in samples if answered >= WARM_UP * num_requests]
     rest = warm[-1] - before - weights - pool
     growth = warm[-1] - warm[0]
     flat = growth <= FLAT_MB
-    print(
-        f"\nAt the end {warm[-1]:.1f} MB = libraries {before:.1f} + weights {weights:.1f} + pool "
-        f"{pool:.1f} + {rest:.1f} else (definitions imported on opening, scratch, books).\n"
+    lines = [
+        f"| libraries, nothing opened | {before:.1f} MB |",
+        "|---|---|",
+        f"| opened: weights are {weights:.1f} MB in float32 | {opened:.1f} MB |",
+        *(f"| after {answered:,} requests | {size:.1f} MB |" for answered, size in samples),
+        "",
+        f"At the end {warm[-1]:.1f} MB = libraries {before:.1f} + weights {weights:.1f} + pool "
+        f"{pool:.1f} + {rest:.1f} else (definitions imported on opening, scratch, books).",
         f"Growth behind the first {WARM_UP:.0%} of requests: {growth:+.1f} MB, "
-        f"{'flat' if flat else 'NOT FLAT'}. {num_requests:,} requests in {took:.0f} s."
-    )
+        f"{'flat' if flat else 'NOT FLAT'}. {num_requests:,} requests in {took:.0f} s.",
+    ]
+    print("\n".join(lines))
+    keep(model, lines)
     return 0 if flat else 1
+
+
+def keep(model: str, lines: list[str]) -> None:
+    """Write the result file."""
+    today = dt.datetime.now(dt.UTC).date().isoformat()
+    hardware = f"{os.cpu_count()} cores {platform.machine()}"
+    head = [
+        f"# Memory over many requests, {hardware}, {today}",
+        "",
+        f"`python benchmarks/engine_longrun.py` · {model} · Python {platform.python_version()}",
+        "",
+    ]
+    file = RESULTS / f"engine-longrun_{hardware.replace(' ', '-')}_{today}.md"
+    file.write_text("\n".join([*head, *lines, ""]))
+    print(f"written to {file}")
 
 
 def main() -> None:
