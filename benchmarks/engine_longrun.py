@@ -93,10 +93,14 @@ def measure(model: str, num_requests: int) -> int:
         f"| opened: weights are {weights:.1f} MB in float32 | {opened:.1f} MB |",
         *(f"| after {answered:,} requests | {size:.1f} MB |" for answered, size in samples),
         "",
-        f"At the end {warm[-1]:.1f} MB = libraries {before:.1f} + weights {weights:.1f} + pool "
-        f"{pool:.1f} + {rest:.1f} else (definitions imported on opening, scratch, books).",
-        f"Growth behind the first {WARM_UP:.0%} of requests: {growth:+.1f} MB, "
-        f"{'flat' if flat else 'NOT FLAT'}. {num_requests:,} requests in {took:.0f} s.",
+        (
+            f"At the end {warm[-1]:.1f} MB = libraries {before:.1f} + weights {weights:.1f} + pool "
+            f"{pool:.1f} + {rest:.1f} else (definitions imported on opening, scratch, books)."
+        ),
+        (
+            f"Growth behind the first {WARM_UP:.0%} of requests: {growth:+.1f} MB, "
+            f"{'flat' if flat else 'NOT FLAT'}. {num_requests:,} requests in {took:.0f} s."
+        ),
     ]
     print("\n".join(lines))
     keep(model, lines)
