@@ -54,6 +54,7 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     shape: Grammar | None = None
     tools: ToolUse | None = None
     priority: int = 0
+    context_tokens: int = 0
     embed: bool = False
     base64: bool = False
 

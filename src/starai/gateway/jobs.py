@@ -113,6 +113,7 @@ class JobMaker:
         now_ms = self._clock.now_ms()
         tasks: list[Submission] = []
         for prompt in prompts:
+            check_range("context_tokens", ask.context_tokens, 0, len(prompt) - 1)
             max_tokens = self._max_tokens(ask, model, len(prompt), room)
             packed = pack(prompt)
             for _ in range(ask.n):
@@ -127,6 +128,7 @@ class JobMaker:
                     priority=ask.priority,
                     grammar=grammar,
                     embed=ask.embed,
+                    context_tokens=ask.context_tokens,
                 )
                 tasks.append(
                     Submission(

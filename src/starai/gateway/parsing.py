@@ -19,6 +19,7 @@ import msgspec
 from starai.core.limits import (
     CHOICES_MAX,
     EMBEDDING_INPUTS_MAX,
+    FRAME_BYTES_MAX,
     LOGIT_BIAS_MAX,
     PRIORITY_MAX,
     SAMPLER_CANDIDATES,
@@ -281,6 +282,7 @@ def _ask(
     check_range("seed", request.seed, -_I64, _I64 - 1)
     # Anybody may step back for others; who may go before them is not for clients to say.
     check_range("priority", request.priority, -PRIORITY_MAX, 0)
+    check_range("context_tokens", request.context_tokens, 0, FRAME_BYTES_MAX)
     bias = request.logit_bias or {}
     if len(bias) > LOGIT_BIAS_MAX:
         check_length("logit_bias", bias, longest=LOGIT_BIAS_MAX)
@@ -312,6 +314,7 @@ def _ask(
         shape=shape_of(request, response_format),
         tools=tools,
         priority=request.priority or 0,
+        context_tokens=request.context_tokens or 0,
     )
 
 

@@ -130,6 +130,8 @@ class CommonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     priority: int | None = None
+    # Ours: how many of the prompt's first tokens are documents, for Star Attention.
+    context_tokens: int | None = None
 
 
 class ChatRequest(CommonRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):

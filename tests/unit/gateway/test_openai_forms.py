@@ -183,6 +183,14 @@ def test_memory_is_shared_within_an_account_only(client, served, new_entry, new_
     assert {len(salt) for salt in salts} == {16}
 
 
+def test_documents_end_where_the_client_says(client, served):
+    """A client may say how much of its prompt is documents, but must leave a question."""
+    chat(client, extra_body={"context_tokens": 1})
+    assert served.tasks.submissions[0].generation.context_tokens == 1
+    with pytest.raises(openai.BadRequestError, match="context_tokens"):
+        chat(client, extra_body={"context_tokens": 10_000})
+
+
 def test_stepping_back(client, served):
     """A client may let others go first."""
     chat(client, extra_body={"priority": -10})

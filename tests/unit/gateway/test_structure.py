@@ -83,6 +83,7 @@ def test_a_plain_completion_can_be_shaped_too():
         ({"guided_regex": "x", "guided_choice": ["x"]}, "guided_choice"),
         ({"priority": 1}, "priority"),
         ({"priority": -101}, "priority"),
+        ({"context_tokens": -1}, "context_tokens"),
         ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type"),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tools": [function("a b")]}, "tools[0].function.name"),

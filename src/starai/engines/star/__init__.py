@@ -13,7 +13,7 @@ from typing import Any
 from starai.engines.star.eligibility import refuse_recurrent
 from starai.engines.star.phase_two import Link, PhaseTwo, choose_phase_two
 from starai.engines.star.planning import StarPlan, plan_blocks, plan_if_worth
-from starai.engines.star.splitting import split_prompt, turn_begins
+from starai.engines.star.splitting import split_prompt
 
 __all__ = [
     "Link",
@@ -24,7 +24,6 @@ __all__ = [
     "plan_if_worth",
     "refuse_recurrent",
     "split_prompt",
-    "turn_begins",
 ]
 
 _NEEDS_TORCH = {
