@@ -30,8 +30,10 @@ DEFINING_FILES: Final = (
     "chat_template.jinja",
 )
 Shapes = Mapping[str, tuple[int, ...]]
-#: A tokenizer.json of a 256k vocabulary has about 35 MB.
-_JSON_BYTES_MAX: Final = 256 << 20
+#: A tokenizer.json of a 256k vocabulary has about 35 MB. Hostile JSON takes 25 times its size.
+_JSON_BYTES_MAX: Final = 64 << 20
+#: The largest vocabularies have 262,144 ids; tables of this many are made before a weight is read.
+VOCABULARY_MAX: Final = 1 << 22
 _EMBEDDINGS: Final = (
     "model.embed_tokens.weight",
     "model.language_model.embed_tokens.weight",
@@ -99,6 +101,8 @@ def read_folder(folder: Path, name: str) -> ModelManifest:
     weight_files = list_weight_files(folder)
     checkpoint = checkpoint_of(SafetensorsSource(folder, weight_files), config)
     vocab_size = _number(config, "vocab_size")
+    if vocab_size > VOCABULARY_MAX:
+        raise ModelFileRefused(f"config.json: a vocabulary of {vocab_size}; refused")
     _check_shapes(config, checkpoint.shapes, vocab_size)
     check_vocabulary(folder, vocab_size)
     files = [file for file in DEFINING_FILES if (folder / file).is_file()]
@@ -173,9 +177,10 @@ def check_tokenizer(tokenizer: dict[str, Any], vocab_size: int) -> None:
         ids = vocabulary.values() if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
         added = [token["id"] for token in tokenizer.get("added_tokens") or []]
         highest = max((*ids, *added))
+        beyond = highest >= vocab_size
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileRefused("tokenizer.json: has no usable vocabulary") from error
-    if highest >= vocab_size:
+    if beyond:
         raise ModelFileRefused(
             f"tokenizer.json: its ids reach {highest}, the model's vocabulary ends at "
             f"{vocab_size - 1}"
@@ -191,17 +196,14 @@ def _check_shapes(config: dict[str, Any], shapes: Shapes, vocab_size: int) -> No
                 f"tensor {name!r} has shape {list(found)}, config.json says {[vocab_size, hidden]}"
             )
     layers = _number(config, "num_hidden_layers", "n_layer")
-    present = {
-        int(part)
-        for name in shapes
-        for part in name.split(".")[:5]
-        if part.isascii() and part.isdigit()
-    }
+    if layers > len(shapes):
+        raise ModelFileRefused(f"config.json says {layers} layers for {len(shapes)} tensors")
+    present = {part for name in shapes for part in name.split(".")[:5] if part.isdigit()}
     # Some models carry layers behind the last one (multi-token prediction), none may lack one.
-    missing = set(range(layers)) - present if present else set()
-    if missing:
+    missing = next((n for n in range(layers) if str(n) not in present), None) if present else None
+    if missing is not None:
         raise ModelFileRefused(
-            f"config.json says {layers} layers, the weights lack layer {min(missing)}"
+            f"config.json says {layers} layers, the weights lack layer {missing}"
         )
 
 
@@ -215,15 +217,15 @@ def _number(config: dict[str, Any], *keys: str) -> int:
 
 def _eos_token_ids(folder: Path, config: dict[str, Any], vocab_size: int) -> tuple[int, ...]:
     generation = read_optional_json(folder / "generation_config.json")
-    ids: set[int] = set()
+    ids: list[Any] = []
     for source in (generation, config):
         value = source.get("eos_token_id")
-        ids.update(value if isinstance(value, list) else [] if value is None else [value])
+        ids += value if isinstance(value, list) else [] if value is None else [value]
     if not ids:
         raise ModelFileRefused("neither generation_config.json nor config.json has 'eos_token_id'")
     if not all(isinstance(value, int) and 0 <= value < vocab_size for value in ids):
-        raise ModelFileRefused(f"'eos_token_id' {sorted(map(str, ids))} is outside the vocabulary")
-    return tuple(sorted(ids))
+        raise ModelFileRefused(f"'eos_token_id' {str(ids)[:80]} is outside the vocabulary")
+    return tuple(sorted(set(ids)))
 
 
 def _sampling_defaults(folder: Path) -> SamplingDefaults:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from starai.core.errors import InvalidRequest, ModelFileRefused
 from starai.models.conversation import check_messages
+from starai.models.folder import read_bytes
 from starai.models.manifest import ModelManifest
 from starai.models.pieces import Pieces
 from starai.models.sentencepieces import SentencePieceCodec, load_sentencepiece
@@ -117,10 +118,7 @@ class Llama2cCodec(Pieces):
 
 
 def _read_pieces(path: Path) -> tuple[list[bytes], list[float]]:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ModelFileRefused(f"{path.name}: cannot be read: {error.strerror}") from error
+    raw = read_bytes(path)
     pieces: list[bytes] = []
     scores: list[float] = []
     at = 4

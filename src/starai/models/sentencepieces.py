@@ -15,6 +15,7 @@ import sentencepiece
 
 from starai.core.errors import InvalidRequest, ModelFileRefused
 from starai.models.conversation import check_messages
+from starai.models.folder import read_bytes
 from starai.models.manifest import ModelManifest
 from starai.models.pieces import Pieces
 from starai.models.tools import Message, written_out
@@ -30,8 +31,8 @@ def load_sentencepiece(path: Path) -> sentencepiece.SentencePieceProcessor:
     """
     processor = sentencepiece.SentencePieceProcessor()
     try:
-        processor.LoadFromSerializedProto(path.read_bytes())
-    except (OSError, RuntimeError, TypeError) as error:
+        processor.LoadFromSerializedProto(read_bytes(path))
+    except (RuntimeError, TypeError) as error:
         raise ModelFileRefused(f"{path.name}: not a SentencePiece model") from error
     return processor
 

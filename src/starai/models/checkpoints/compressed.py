@@ -37,8 +37,9 @@ class CompressedTensors(Plain):
     def __init__(self, source: Source, config: Mapping[str, Any]) -> None:
         """Take the settings that config.json declares."""
         declared = config.get("format")
-        sparsity = config.get("sparsity_config") or {}
-        if declared not in _FORMATS or sparsity.get("format", "dense") != "dense":
+        sparsity = config.get("sparsity_config") or {"format": "dense"}
+        dense = isinstance(sparsity, dict) and sparsity.get("format", "dense") == "dense"
+        if declared not in _FORMATS or not dense:
             raise ModelFileRefused(
                 f"compressed-tensors of format {str(declared)[:40]!r} cannot be read here; dense "
                 f"{' and '.join(_FORMATS[:2])} can"

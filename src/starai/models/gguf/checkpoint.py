@@ -20,6 +20,8 @@ from starai.models.gguf.names import from_gguf, heads_of, to_halves
 from starai.models.gguf.settings import config_of
 
 _ROPE: Final = "rope_freqs.weight"
+#: It is read with the head, and has a number for each two of a head's, which are a few hundred.
+_ROPE_MAX: Final = 1 << 14
 _SCALE_MIN: Final = 1e-30
 
 
@@ -54,6 +56,8 @@ class GgufCheckpoint(Checkpoint):
         self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
         self.quantised = frozenset(n for n, t in self._tensors.items() if t.block.elements > 1)
         rope = header.tensors.get(_ROPE)
+        if rope is not None and rope.num_elements > _ROPE_MAX:
+            raise ModelFileRefused(f"{path.name}: {_ROPE} has {rope.num_elements} numbers")
         factors = None if rope is None else rope.block.decode(self._blocks(rope)).reshape(-1)
         try:
             self.config = config_of(header.settings, self.shapes, factors)

@@ -26,12 +26,13 @@ ALIGNMENT: Final = 32
 #: Bounds that no real file reaches: they protect memory from hostile numbers.
 _SETTINGS_MAX: Final = 1 << 16
 _STRING_BYTES_MAX: Final = 16 << 20
+#: In all lists of a file together; a vocabulary of 256k with kinds, scores, merges has a million.
 _ITEMS_MAX: Final = 1 << 22
 _DIMENSIONS_MAX: Final = 4
 _ELEMENTS_MAX: Final = 1 << 40
 _ALIGNMENT_MAX: Final = 1 << 16
 #: A vocabulary of 256k with its merges has about 20 MB.
-_HEAD_BYTES_MAX: Final = 256 << 20
+_HEAD_BYTES_MAX: Final = 64 << 20
 
 STRING: Final = 8
 ARRAY: Final = 9
@@ -89,6 +90,7 @@ class _Reader:
         self._file = file
         self._size = size
         self._at = 0
+        self._items = 0
 
     def header(self) -> GgufHeader:
         if self._take(4) != MAGIC:
@@ -108,7 +110,7 @@ class _Reader:
         raw = [self._tensor() for _ in range(num_tensors)]
         alignment = settings.get("general.alignment", ALIGNMENT)
         if not isinstance(alignment, int) or not 0 < alignment <= _ALIGNMENT_MAX:
-            raise self._refused(f"asks for an alignment of {str(alignment)[:20]} bytes")
+            raise self._refused(f"asks for an alignment of {repr(alignment)[:20]} bytes")
         start = -(-self._at // alignment) * alignment
         return GgufHeader(settings, self._checked(raw, start, alignment))
 
@@ -157,8 +159,10 @@ class _Reader:
         if kind != ARRAY:
             return self._number(self._format(kind))
         inner, count = self._number("<I"), self._number("<Q")
-        if count > _ITEMS_MAX:
-            raise self._refused(f"claims a list of {count} items")
+        # Items are counted over the whole file: each costs many times what it takes in there.
+        self._items += count
+        if self._items > _ITEMS_MAX:
+            raise self._refused(f"claims a list of {count} items, {self._items} in all lists")
         if inner == STRING:
             return [self._string() for _ in range(count)]
         form = self._format(inner)

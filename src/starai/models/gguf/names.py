@@ -40,7 +40,7 @@ _INSIDE: Final = {
 }
 _OUTSIDE_BACK: Final = {theirs: ours for ours, theirs in _OUTSIDE.items()}
 _INSIDE_BACK: Final = {theirs: ours for ours, theirs in _INSIDE.items()}
-_GGUF_LAYER: Final = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+_GGUF_LAYER: Final = re.compile(r"blk\.(0|[1-9][0-9]{0,4})\.(\w+)\.(weight|bias)")
 _LAYER: Final = re.compile(r"model\.layers\.(\d+)\.([\w.]+)\.(weight|bias)")
 #: llama.cpp turns neighbouring pairs, transformers halves of a head: rows lie in another order.
 _TURNED: Final = re.compile(r"\.self_attn\.([qk])_proj\.")

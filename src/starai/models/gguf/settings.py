@@ -137,7 +137,7 @@ class _Settings:
         value = self.value(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < _NUMBER_MAX:
             raise ModelFileRefused(
-                f"its setting {self._prefix + name} is {str(value)[:40]}; a positive number is "
+                f"its setting {self._prefix + name} is {repr(value)[:40]}; a positive number is "
                 "what can be read here"
             )
         return value
@@ -145,7 +145,7 @@ class _Settings:
     def real(self, name: str, default: float) -> float:
         value = self.value(name, default)
         if not isinstance(value, int | float) or not 0 < value < 1e12:
-            raise ModelFileRefused(f"its setting {self._prefix + name} is {str(value)[:40]}")
+            raise ModelFileRefused(f"its setting {self._prefix + name} is {repr(value)[:40]}")
         return float(value)
 
 

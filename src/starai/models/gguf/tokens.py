@@ -8,6 +8,7 @@ neighbours, those merge first whose piece has the best score.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any, Final
 
 from starai.core.errors import ModelFileRefused
@@ -19,6 +20,8 @@ NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 BLANK: Final = "▁"
 #: Longer pieces are not cut in two to find merges: scores of such are of no use.
 _PIECE_CHARACTERS_MAX: Final = 64
+#: Ways of cutting all pieces in two; a vocabulary of 256k has 600,000.
+_MERGES_MAX: Final = 1 << 22
 
 _BYTES: Final = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 _WORDS: Final = (
@@ -103,8 +106,8 @@ def tokenizer_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 def ending_ids(settings: Mapping[str, Any]) -> list[int]:
     """The ids that end an answer."""
     names = ("eos_token_id", "eot_token_id", "eom_token_id")
-    ids = {settings.get(_PREFIX + name) for name in names}
-    return sorted(id_ for id_ in ids if isinstance(id_, int) and not isinstance(id_, bool))
+    ids = (settings.get(_PREFIX + name) for name in names)
+    return sorted({id_ for id_ in ids if isinstance(id_, int) and not isinstance(id_, bool)})
 
 
 def _byte_level(settings: Mapping[str, Any], tokens: list[str]) -> dict[str, Any]:
@@ -169,19 +172,27 @@ def _sentence_pieces(
 
 
 def merges_of(tokens: list[str], scores: list[float], types: list[int]) -> list[list[str]]:
-    """The merges, best first, that make every piece from two others as its score says."""
+    """The merges, best first, that make every piece from two others as its score says.
+
+    Raises:
+        ModelFileRefused: there are more than any vocabulary has.
+    """
     usable = {token for token, kind in zip(tokens, types, strict=True) if kind in (NORMAL, UNUSED)}
     ranked = sorted(
         (id_ for id_, token in enumerate(tokens) if 1 < len(token) <= _PIECE_CHARACTERS_MAX),
         key=lambda id_: -scores[id_],
     )
-    return [
+    merges = (
         [tokens[id_][:cut], tokens[id_][cut:]]
         for id_ in ranked
         if tokens[id_] in usable
         for cut in range(1, len(tokens[id_]))
         if tokens[id_][:cut] in usable and tokens[id_][cut:] in usable
-    ]
+    )
+    found = list(islice(merges, _MERGES_MAX + 1))
+    if len(found) > _MERGES_MAX:
+        raise ModelFileRefused(f"the file's pieces merge in more than {_MERGES_MAX} ways")
+    return found
 
 
 def _list(settings: Mapping[str, Any], name: str, kind: type) -> list[Any]:

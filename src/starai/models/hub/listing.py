@@ -111,7 +111,7 @@ def parse_listing(body: bytes) -> Listing:
     """
     try:
         info = msgspec.json.decode(body, type=_ModelInfo)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise Unavailable(f"the hub's listing makes no sense: {error}") from error
     if not _COMMIT.fullmatch(info.sha):
         raise Unavailable("the hub's listing names no commit")
@@ -124,7 +124,7 @@ def parse_names(body: bytes) -> tuple[str, ...]:
     """The names in the hub's answer to a search; none if it makes no sense."""
     try:
         return tuple(found.id for found in msgspec.json.decode(body, type=tuple[_ModelName, ...]))
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return ()
 
 

@@ -26,6 +26,7 @@ PROGRESS_BYTES: Final = 1 << 20
 #: A wrong checksum may be a fault of the line once; twice, the source is broken.
 WRONG_MAX: Final = 2
 _DIGEST: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_SIZE: Final = re.compile(r"[0-9]{1,18}")
 _PARTIAL: Final = 206
 
 
@@ -45,7 +46,7 @@ async def identify(session: HubSession, path: str, file: RemoteFile) -> RemoteFi
         except Interrupted as interruption:
             await patience.failed(interruption, f"looking at {file.name}")
             continue
-        if not digest or not size.isdecimal():
+        if not digest or not _SIZE.fullmatch(size):
             raise ModelFileRefused(f"the hub gives no checksum and size for {file.name}; refused")
         return RemoteFile(file.name, int(size), digest)
 

@@ -71,7 +71,7 @@ HOSTILE = {
     ),
     "alignment text": (
         head(0, 1) + text(b"general.alignment") + struct.pack("<I", 8) + text(b"x"),
-        "alignment of x",
+        "alignment of 'x'",
     ),
 }
 
