@@ -23,7 +23,7 @@ from starai.core.errors import (  # noqa: E402
 from starai.engines.base import EngineSpec  # noqa: E402
 from starai.engines.registry import open_engine  # noqa: E402
 from starai.protocol import tokens  # noqa: E402
-from starai.protocol.generation import Finish, Generation, Sampling  # noqa: E402
+from starai.protocol.generation import Finish, Generation, Grammar, Sampling  # noqa: E402
 
 FAMILIES = ["llama", "qwen3", "gemma2", "gemma3", "mistral", "gpt_oss", "qwen3_moe", "gpt2"]
 PROMPTS = [[5, 9, 200, 17], list(range(40, 63)), [7], [3, 1] * 15]
@@ -204,14 +204,27 @@ def test_a_poisoned_sequence_fails_alone(folder_of, tmp_path):
     assert ids == {b"bad": [], b"good": alone}
 
 
-def test_a_failing_pass_is_repeated_one_by_one(folder_of):
+def test_a_grammar_that_grows_too_complex_fails_alone():
+    """Its mask allows a token behind which the parser gives up: no other answer is disturbed."""
+    engine = open_engine(EngineSpec("text", "embedded", threads=1))
+    alone = answer(engine, generation([5, 6], 10))
+    kinds = [{"properties": {f"a{n}": {"type": "string", "maxLength": 999}}} for n in range(700)]
+    schema = json.dumps({"anyOf": [{"type": "object", **kind} for kind in kinds]})
+    bad = generation([5, 6], 10, grammar=Grammar("json_schema", schema))
+    ids, ends, _ = run(engine, {b"bad": bad, b"good": generation([5, 6], 10)})
+    assert ends == {b"bad": "invalid_request", b"good": Finish.LENGTH}
+    assert ids[b"good"] == alone
+
+
+@pytest.mark.parametrize("fault", [RuntimeError, ValueError, IndexError, MemoryError])
+def test_a_failing_pass_is_repeated_one_by_one(folder_of, fault):
     """When a whole pass raises, only the sequence that makes it raise fails."""
     engine = open_engine(EngineSpec("text", str(folder_of("llama")), threads=1))
     expected = answer(engine, generation([5, 6], 10))
 
     def refuse(module, inputs):
         if (inputs[0] == 299).any():
-            raise RuntimeError("a kernel failed")
+            raise fault("a kernel failed")
 
     engine._model.module.get_input_embeddings().register_forward_pre_hook(refuse)
     asked = {b"bad": generation([5, 299], 10), b"good": generation([5, 6], 10)}

@@ -97,11 +97,13 @@ class Constraint:
         """The answer grew by ``token_id``.
 
         Raises:
-            InvalidRequest: it is not allowed here.
+            InvalidRequest: it is not allowed here, or the grammar is too complex behind it. From
+                then on every call of this or `allowed` raises.
         """
         self._packed = None
         if not self._matcher.consume_token(token_id):
-            raise refused(self._grammar, f"token {token_id} does not follow it")
+            fault = f"token {token_id} does not follow it, or it is too complex behind that"
+            raise refused(self._grammar, fault)
 
     @property
     def is_complete(self) -> bool:

@@ -81,6 +81,8 @@ def load_library() -> Any:
 def parser_limits() -> llguidance.LLParserLimits:
     """What one grammar may cost: about a second to compile and 10 ms a token, at worst."""
     return load_library().LLParserLimits(  # type: ignore[no-any-return]
+        # As many as a choice may have strings, and then some.
+        max_items_in_row=10_000,
         initial_lexer_fuel=200_000,
         step_lexer_fuel=50_000,
         step_max_items=20_000,

@@ -70,7 +70,10 @@ class Turn:
         self._ids.append(token_id)
         self._finish = self.answer.take(token_id, logprobs).finish
         if self.constraint is not None and self._finish is None:
-            self.constraint.take(token_id)
+            try:
+                self.constraint.take(token_id)
+            except StarAIError:
+                return False  # too complex from here on: its next mask says so, and fails
         as_guessed = place < len(self.drafts) and self.drafts[place] == token_id
         return as_guessed and self._finish is None
 

@@ -11,7 +11,6 @@ import hashlib
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -22,20 +21,19 @@ from starai.core.clock import Clock, SystemClock
 from starai.core.errors import DeadlinePassed, InternalFault, InvalidRequest, Overloaded
 from starai.engines.answer import Answer
 from starai.engines.base import Emitted, EngineInfo, EngineSpec, HiddenStatesHook
-from starai.engines.decoding.constraint import Constraint, Grammars
-from starai.engines.decoding.lookup import PromptLookup
-from starai.engines.decoding.verify import Turn, draw
+from starai.engines.decoding.constraint import Grammars
+from starai.engines.decoding.verify import draw
 from starai.engines.paging.report import MemoryReport
 from starai.engines.scheduling.base import Budget, Job, Limits, Plan, Work
 from starai.engines.scheduling.scheduler import Scheduler
-from starai.engines.star.planning import StarPlan
 from starai.engines.text.adapters import Adapter, Adapters
-from starai.engines.text.attention import NAME, Pass, Span
+from starai.engines.text.attention import NAME
 from starai.engines.text.loading import load_model
 from starai.engines.text.memory import KeyValueMemory, reserve_memory
-from starai.engines.text.model import TextModel
+from starai.engines.text.model import Output, TextModel
 from starai.engines.text.options import read_options
-from starai.engines.text.star import StarRule, salted, spans_of
+from starai.engines.text.packing import Packed, Running, pack
+from starai.engines.text.star import StarRule, salted
 from starai.models.codec import open_codec
 from starai.models.manifest import ModelManifest
 from starai.protocol.generation import Generation
@@ -51,30 +49,10 @@ _STEP_SHORT_S: Final = 0.2
 _MOSTLY_PROMPT: Final = 0.8
 #: Rows of a step up to which one more is nearly free: the weights are read once for all of them.
 _ROWS_CHEAP: Final = 16
-#: What a pass raises when a kernel cannot go on.
-_FAULTS: Final = (RuntimeError, InternalFault)
+#: What a pass raises when a kernel, or the memory, cannot go on.
+_FAULTS: Final = (RuntimeError, ValueError, IndexError, MemoryError, InternalFault)
 #: Below this many parameters a second thread costs more than it gives.
 _ONE_THREAD_PARAMETERS_MAX: Final = 30_000_000
-
-
-@dataclass(slots=True)
-class _Running:
-    """A sequence: its answer, and its job, whose ids are prompt and answer so far.
-
-    ``twins`` asked for the same prompt before it was computed (it has not ``begun``): they will
-    continue from its memory, and nothing of the prompt is computed or kept twice.
-    """
-
-    answer: Answer
-    job: Job
-    prompt: tuple[bytes, bytes]
-    constraint: Constraint | None
-    adapter: Adapter | None
-    plan: StarPlan | None = None
-    lookup: PromptLookup = field(default_factory=PromptLookup)
-    drafts: list[int] = field(default_factory=list)
-    twins: list[_Running] = field(default_factory=list)
-    begun: bool = False
 
 
 class TextEngine:
@@ -109,8 +87,8 @@ class TextEngine:
             self._model.module, options.adapters, int(options.adapters_gib * (1 << 30))
         )
         self._share = _SHARE_FIRST
-        self._running: dict[bytes, _Running] = {}
-        self._leaders: dict[tuple[bytes, bytes], _Running] = {}
+        self._running: dict[bytes, Running] = {}
+        self._leaders: dict[tuple[bytes, bytes], Running] = {}
         self._hook: HiddenStatesHook | None = None
 
     # -- requests come and go
@@ -141,7 +119,7 @@ class TextEngine:
         self._scheduler.fork(key, running.job)
         self._running[new_key] = running
 
-    def _enter(self, key: bytes, generation: Generation, deadline_s: float) -> _Running:
+    def _enter(self, key: bytes, generation: Generation, deadline_s: float) -> Running:
         if key in self._running:
             raise InvalidRequest("this key is in use")
         answer = Answer(key, generation, self.info)
@@ -163,7 +141,7 @@ class TextEngine:
         constraint = None
         if generation.grammar is not None:
             constraint = self._grammars.constraint(generation.grammar, answer.ids)
-        return _Running(answer, job, (job.salt, generation.prompt), constraint, adapter, plan)
+        return Running(answer, job, (job.salt, generation.prompt), constraint, adapter, plan)
 
     def cancel(self, key: bytes) -> None:
         """Forget a sequence and free its memory."""
@@ -236,68 +214,34 @@ class TextEngine:
 
     def _run(self, plan: Plan) -> list[Emitted]:
         begun_s = self._clock.monotonic_s()
-        try:
-            news = self._advance(plan.works)
-        except _FAULTS:
-            # One sequence may have poisoned the pass. KV writes can be repeated, so each is
-            # tried alone and only the guilty one fails.
-            news = [one for work in plan.works for one in self._advance_alone(work)]
+        news = self._advance(plan.works)
         self._forget([one for one in news if one.error])
         self._learn(plan.works, self._clock.monotonic_s() - begun_s)
         return news
 
     def _advance(self, works: Sequence[Work]) -> list[Emitted]:
         """Run some works in one pass and draw where a sequence is at its end."""
-        packed: list[int] = []
-        spans: list[Span] = []
-        adapters: list[Adapter | None] = []
-        keep: list[int] = []
-        turns: list[tuple[_Running, int]] = []
-        vectors: list[tuple[Answer, int]] = []
-        for work in works:
-            running = self._running[work.key]
-            ids, end = running.job.ids, work.start + work.count
-            drafts = running.drafts[: max(0, end - len(ids))]
-            last = len(packed) + len(ids) - work.start - 1
-            packed += ids[work.start : end]
-            packed += drafts
-            table = self._memory.books.table(work.key)
-            pieces = list(spans_of(running.plan, table, work.start, work.count))
-            spans += pieces
-            adapters += [running.adapter] * len(pieces)
-            if end >= len(ids) and running.answer.embed:
-                vectors.append((running.answer, last))
-            elif end >= len(ids):
-                running.drafts = drafts
-                turns.append((running, len(keep)))
-                keep += range(last, len(packed))
-        lengths = [len(self._running[work.key].job.ids) for work in works]
-        run = Pass(self._memory.pool, spans, adapters=adapters if any(adapters) else ())
-        output = self._model.run(run, packed, keep)
-        news = [answer.embedded(output.hidden_rows([row])[0]) for answer, row in vectors]
-        drawn = draw(
-            [
-                Turn(
-                    one.answer,
-                    output.logits[row : row + 1 + len(one.drafts)],
-                    one.drafts,
-                    one.constraint,
-                )
-                for one, row in turns
-            ]
-        )
-        for (running, _), one in zip(turns, drawn, strict=True):
+        packed = pack(works, self._running, self._memory)
+        try:
+            output = self._model.run(packed.run, packed.ids, packed.keep)
+        except _FAULTS:
+            # One sequence may have poisoned the pass. KV writes can be repeated, so each is tried
+            # alone and only the guilty one fails. Draws cannot be: there were none yet.
+            if len(works) > 1:
+                return [one for work in works for one in self._advance([work])]
+            return [self._running[works[0].key].answer.failed(InternalFault.code)]
+        return self._settle(works, packed, output)
+
+    def _settle(self, works: Sequence[Work], packed: Packed, output: Output) -> list[Emitted]:
+        """Draw from what a pass gave, and tell the hook of it."""
+        news = [answer.embedded(output.hidden_rows([row])[0]) for answer, row in packed.embedded]
+        drawn = draw(packed.turns(output.logits))
+        for (running, _), one in zip(packed.drawing, drawn, strict=True):
             running.job.ids.extend(one.ids)
             running.lookup.learn(len(running.drafts), max(0, len(one.ids) - 1))
         if self._hook is not None:
-            self._report_hidden_states(works, lengths, output.hidden)
+            self._report_hidden_states(works, packed.lengths, output.hidden)
         return news + drawn
-
-    def _advance_alone(self, work: Work) -> list[Emitted]:
-        try:
-            return self._advance([work])
-        except _FAULTS:
-            return [self._running[work.key].answer.failed(InternalFault.code)]
 
     def _lead(self, news: Sequence[Emitted]) -> None:
         """Let those who waited for a prompt share the memory of the one that has computed it."""

@@ -203,6 +203,13 @@ def test_a_grammar_that_costs_too_much_ends_its_answer_only():
     assert write(Grammar("choice", '["ok"]'), 0)
 
 
+def test_as_many_choices_as_are_allowed_can_be_followed():
+    """The largest choice that is taken leads to one of its strings."""
+    strings = [f"{number * 7919:012d}" for number in range(4096)]
+    ids = write(Grammar("choice", json.dumps(strings)), 3)
+    assert CODEC.decode(ids) in strings
+
+
 def walk(constraint, steps):
     chance = np.random.default_rng(2)
     for _ in range(steps):
