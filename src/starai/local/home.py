@@ -30,7 +30,12 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class NetworkFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the network is. ``models`` are the references that the gateway's catalogue opens."""
+    """Where the network is. ``models`` are the references that the gateway's catalogue opens.
+
+    ``nats_url`` and ``more_urls`` are where this machine connects, best first; ``ca`` is the
+    certificate (DER) that the network's own authority shows there, if it has one. ``public_urls``
+    is what an operator's tickets say instead: where devices elsewhere connect.
+    """
 
     name: str
     account: str
@@ -38,6 +43,14 @@ class NetworkFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     block_ms: int
     gateway_url: str = ""
     models: tuple[str, ...] = ()
+    more_urls: tuple[str, ...] = ()
+    public_urls: tuple[str, ...] = ()
+    ca: bytes = b""
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """All addresses at which this machine connects."""
+        return (self.nats_url, *self.more_urls)
 
 
 class PartyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

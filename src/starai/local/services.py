@@ -79,7 +79,7 @@ async def serve_registry(home: Home) -> None:
 
     async def cut_off(party: PartyId) -> None:
         revoked = add_revoked(home.authority, party, clock)
-        await push_account(authority, revoked, network.nats_url, clock, randomness)
+        await push_account(authority, revoked, network.urls, clock, randomness)
 
     config = RegistryConfig(
         network=network.name,

@@ -64,7 +64,8 @@ def claim_port(host: str, port: int) -> int:
 
 
 async def listens(host: str, port: int) -> bool:
-    """Whether a NATS server greets there."""
+    """Whether a NATS server greets there; a server at every address is asked on loopback."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound
     try:
         async with await anyio.connect_tcp(host, port) as stream:
             with anyio.fail_after(1):

