@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from starai.core.errors import ContextTooLong, InvalidRequest, MalformedFrame
+from starai.core.errors import ContextTooLong, InternalFault, InvalidRequest, MalformedFrame
 from starai.core.limits import TOP_LOGPROBS_MAX
 from starai.engines.base import Emitted, EngineInfo
 from starai.engines.sampler import TokenRace
@@ -93,6 +93,8 @@ class Answer:
     def embedded(self, vector: NDArray[np.floating[Any]]) -> Emitted:
         """The end of an answer that is a vector: ``vector`` [width], scaled to unit length."""
         wide = vector.astype(np.float64)
+        if not np.isfinite(wide).all():
+            return self.failed(InternalFault.code)
         scaled = (wide / max(float(np.linalg.norm(wide)), _TINY)).astype("<f4")
         return Emitted(self.key, (), (), Finish.STOP, embedding=scaled.tobytes())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -158,6 +159,40 @@ def test_a_long_prompt_is_taken_in_pieces(folder_of):
     assert steps_before_first >= 14
 
 
+def test_only_steps_full_of_prompt_enlarge_a_steps_share(folder_of):
+    """Short prompts and checked guesses say nothing of long ones: a long prompt stays in pieces."""
+    engine = open_engine(EngineSpec("text", str(folder_of("llama")), threads=1))
+    biased = Sampling(b"k" * 32, temperature=0.0, logit_bias={5: 100.0})
+    for n in range(9):
+        answer(engine, msgspec.structs.replace(generation([n] * 17, 60), sampling=biased))
+    assert engine._share <= 64
+    for n in range(9):
+        answer(engine, generation([n] * 120, 1))
+    assert engine._share > 64
+
+
+def test_a_hurried_request_does_not_wait_for_its_twin(folder_of):
+    """A twin of higher priority begins first; a twin that still waits can be forked."""
+    engine = open_engine(EngineSpec("text", str(folder_of("llama")), slots=6, threads=1))
+    prompt = list(range(40, 140))
+    alone = answer(engine, generation(prompt, 4))
+    engine = open_engine(EngineSpec("text", str(folder_of("llama")), slots=6, threads=1))
+    engine.admit(b"idle", generation(prompt, 4, priority=-9))
+    engine.admit(b"twin", generation(prompt, 4, priority=-9))
+    engine.fork(b"twin", b"fork", generation(prompt, 4, priority=-9))
+    engine.admit(b"other", generation(prompt[1:], 4))
+    engine.admit(b"hurry", generation(prompt, 4, priority=9))
+    order, ids = [], {}
+    while engine.has_work:
+        engine._share = 20
+        for news in engine.step():
+            order += [news.key] * (news.key not in order)
+            ids.setdefault(news.key, []).extend(news.ids)
+    assert order[0] == b"hurry"
+    assert all(ids[key] == alone for key in (b"hurry", b"idle", b"twin", b"fork"))
+    engine.check_integrity()
+
+
 def test_the_stop_token_is_the_last_id(llama):
     """An answer ends with the token that stopped it."""
     whole = answer(llama, generation(PROMPTS[0], 20, 0.8))
@@ -198,10 +233,15 @@ def test_a_poisoned_sequence_fails_alone(folder_of, tmp_path):
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     engine = open_engine(EngineSpec("text", str(folder), threads=1))
     alone = answer(engine, generation([5, 6], 10))
-    asked = {b"bad": generation([5, 299], 10), b"good": generation([5, 6], 10)}
+    asked = {
+        b"bad": generation([5, 299], 10),
+        b"good": generation([5, 6], 10),
+        b"vector": generation([299], 0, embed=True),
+    }
     ids, ends, _ = run(engine, asked)
-    assert ends == {b"bad": "internal_error", b"good": Finish.LENGTH}
-    assert ids == {b"bad": [], b"good": alone}
+    failed = dict.fromkeys([b"bad", b"vector"], "internal_error")
+    assert ends == {**failed, b"good": Finish.LENGTH}
+    assert ids == {b"bad": [], b"vector": [], b"good": alone}
 
 
 def test_a_grammar_that_grows_too_complex_fails_alone():

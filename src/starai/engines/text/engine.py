@@ -40,7 +40,6 @@ from starai.protocol.generation import Generation
 
 #: Prompt tokens of one step. The share follows the machine's speed so that a step stays short:
 #: running answers keep flowing and the parent sees a pulse, however long a prompt is.
-_SHARE_FIRST: Final = 256
 _SHARE_MIN: Final = 32
 _SHARE_MAX: Final = 4096
 _STEP_LONG_S: Final = 0.6
@@ -86,7 +85,7 @@ class TextEngine:
         self._adapters = Adapters(
             self._model.module, options.adapters, int(options.adapters_gib * (1 << 30))
         )
-        self._share = _SHARE_FIRST
+        self._share = _SHARE_MIN  # how fast this machine is, the first prompts will tell
         self._running: dict[bytes, Running] = {}
         self._leaders: dict[tuple[bytes, bytes], Running] = {}
         self._hook: HiddenStatesHook | None = None
@@ -102,6 +101,8 @@ class TextEngine:
             self._leaders[running.prompt] = running
         elif leader.begun:
             self._scheduler.fork(leader.job.key, running.job)
+        elif running.job.priority > leader.job.priority:
+            self._scheduler.add(running.job)  # who is in a hurry does not wait for who is not
         else:
             leader.twins.append(running)
         self._running[key] = running
@@ -116,7 +117,8 @@ class TextEngine:
         if parent is None:
             raise InvalidRequest("there is no such sequence to fork")
         running = self._enter(new_key, generation, parent.job.deadline_s)
-        self._scheduler.fork(key, running.job)
+        waits_for = next((one for one in self._leaders.values() if parent in one.twins), parent)
+        self._scheduler.fork(waits_for.job.key, running.job)
         self._running[new_key] = running
 
     def _enter(self, key: bytes, generation: Generation, deadline_s: float) -> Running:
@@ -270,14 +272,15 @@ class TextEngine:
     def _learn(self, works: Sequence[Work], seconds: float) -> None:
         """Learn how many prompt tokens make a step of the right length, and what they cost."""
         prompts = [work for work in works if work.count > 1]
+        asked = sum(work.count for work in prompts)
         total = sum(work.count for work in works)
-        if not prompts:
-            return
+        if asked <= _ROWS_CHEAP:
+            return  # guesses, or a few words: a step takes that long without them
         if seconds > _STEP_LONG_S:
             self._share = max(_SHARE_MIN, self._share // 2)
-        elif seconds < _STEP_SHORT_S:
+        elif seconds < _STEP_SHORT_S and 2 * asked > self._share:
             self._share = min(_SHARE_MAX, self._share * 2)
-        if len(prompts) == 1 and prompts[0].count >= _MOSTLY_PROMPT * total:
+        if len(prompts) == 1 and asked >= _MOSTLY_PROMPT * total:
             self._memory.tier.note_prefill(total, prompts[0].start, max(seconds, 1e-6))
 
     def _report_hidden_states(
@@ -300,4 +303,8 @@ def _salt(generation: Generation, adapter: Adapter | None) -> bytes:
 
 
 def _threads_for(num_parameters: int) -> int:
-    return 1 if num_parameters < _ONE_THREAD_PARAMETERS_MAX else os.cpu_count() or 1
+    if num_parameters < _ONE_THREAD_PARAMETERS_MAX:
+        return 1
+    # The cores that this process may use: in a container often fewer than the machine has.
+    may_use = getattr(os, "sched_getaffinity", None)
+    return len(may_use(0)) if may_use else os.cpu_count() or 1
