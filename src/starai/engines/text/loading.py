@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -34,7 +35,10 @@ _FLOAT32_PARAMETERS_MAX: Final = 200_000_000
 #: How many names a refusal quotes.
 _NAMES_QUOTED: Final = 3
 #: What transformers raises at a model that it cannot make sense of.
-_LIBRARY_ERRORS: Final = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError)
+_LIBRARY_ERRORS: Final = (
+    *(OSError, ValueError, RuntimeError, TypeError, AttributeError, LookupError, ArithmeticError),
+    *(AssertionError, StrictDataclassError),
+)
 
 
 def load_model(manifest: ModelManifest, attention: str, cut: Cut | None = None) -> Any:
