@@ -71,6 +71,13 @@ class Engine(Protocol):
         """What this engine serves."""
         ...
 
+    def prepare(self, generation: Generation) -> bool:
+        """Whether `admit` would take it, or refuse it, at once.
+
+        If not, what it lacks (a compiled grammar) is made ready aside: ask again later.
+        """
+        ...
+
     def admit(self, key: bytes, generation: Generation) -> None:
         """Take a sequence; its tokens come from `step` under ``key``.
 

@@ -43,6 +43,10 @@ class MockEngine:
         self._tokens = int(spec.options.get("tokens", 20))
         self._answers: dict[bytes, Answer] = {}
 
+    def prepare(self, generation: Generation) -> bool:
+        """Nothing ever needs to be made ready."""
+        return True
+
     def admit(self, key: bytes, generation: Generation) -> None:
         """Take a sequence; see `Engine.admit`."""
         if key in self._answers:

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from starai.core.errors import InvalidRequest
+from starai.core.errors import InvalidRequest, StarAIError
 from starai.engines.decoding.grammars import (
     check_grammar,
     load_library,
@@ -140,7 +141,16 @@ class Grammars:
         self._codec = codec
         self._shared = _Shared(codec.vocab_size, sorted(ends))
         self._tokenizer: llguidance.LLTokenizer | None = None
-        self._compiled: OrderedDict[Grammar, llguidance.LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[Grammar, Future[llguidance.LLMatcher]] = OrderedDict()
+        # One at a time: what hostile grammars cost is a core, never all of them.
+        self._compiler = ThreadPoolExecutor(1, "starai-grammars")
+
+    def prepare(self, grammar: Grammar) -> bool:
+        """Whether `constraint` would not have to wait; if not, it is compiled aside from now on.
+
+        A grammar that cannot be used is ready, too: `constraint` says why.
+        """
+        return self._compiling(grammar).done()
 
     def constraint(self, grammar: Grammar, accepted: Sequence[int] = ()) -> Constraint:
         """A constraint that stands behind the ``accepted`` tokens of the answer.
@@ -150,16 +160,24 @@ class Grammars:
                 model's tokens cannot spell every text.
             ConfigurationRefused: llguidance is not installed.
         """
-        matcher = self._compiled.get(grammar)
-        if matcher is None:
-            matcher = self._compiled[grammar] = self._compile(grammar)
-            if len(self._compiled) > _COMPILED_MAX:
-                self._compiled.popitem(last=False)
-        self._compiled.move_to_end(grammar)
+        try:
+            matcher = self._compiling(grammar).result()
+        except StarAIError:
+            del self._compiled[grammar]
+            raise
         made = Constraint(grammar, matcher.deep_copy(), self._shared)
         for token_id in accepted:
             made.take(token_id)
         return made
+
+    def _compiling(self, grammar: Grammar) -> Future[llguidance.LLMatcher]:
+        found = self._compiled.get(grammar)
+        if found is None:
+            found = self._compiled[grammar] = self._compiler.submit(self._compile, grammar)
+            if len(self._compiled) > _COMPILED_MAX:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(grammar)
+        return found
 
     def _compile(self, grammar: Grammar) -> llguidance.LLMatcher:
         if self._tokenizer is None:

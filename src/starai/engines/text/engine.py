@@ -92,6 +92,10 @@ class TextEngine:
 
     # -- requests come and go
 
+    def prepare(self, generation: Generation) -> bool:
+        """Whether `admit` would not have to wait; see `Engine.prepare`."""
+        return generation.grammar is None or self._grammars.prepare(generation.grammar)
+
     def admit(self, key: bytes, generation: Generation, *, deadline_s: float = math.inf) -> None:
         """Take a sequence; see `Engine.admit`. At ``deadline_s`` of the clock it is given up."""
         running = self._enter(key, generation, deadline_s)
