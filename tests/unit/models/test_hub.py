@@ -200,6 +200,26 @@ async def test_a_pull_that_gave_up_goes_on_next_time(hub, tmp_path):
 
 
 @pytest.mark.anyio
+async def test_two_pulls_of_one_model_do_not_ruin_it(hub, tmp_path):
+    """Of two at once one brings the model, the other says why it does not; the next is content."""
+    outcomes: list[object] = []
+
+    async def one():
+        try:
+            outcomes.append(await bring(hub, tmp_path))
+        except StoreFailed as refused:
+            outcomes.append(refused.message)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(one)
+        group.start_soon(one)
+    folder = tmp_path / "acme" / "tiny"
+    assert stored(folder) == {name: FILES[name] for name in WANTED}
+    assert sum("another pull" in str(outcome) for outcome in outcomes) == 1
+    assert await bring(hub, tmp_path) == folder
+
+
+@pytest.mark.anyio
 async def test_a_hub_that_ignores_range_starts_again(hub, tmp_path):
     """A 200 to a Range request is taken from the beginning."""
     hub.faults.cuts, hub.faults.cut_after = 1, {"model.safetensors": 500_000}

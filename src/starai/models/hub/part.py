@@ -7,12 +7,20 @@ methods block: call them in a thread. Knows no HTTP.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from starai.core.errors import StoreFailed
 from starai.models.hub.listing import RemoteFile
+
+if sys.platform != "win32":
+    import fcntl
 
 _CHUNK_BYTES: Final = 1 << 20
 
@@ -46,6 +54,32 @@ def bytes_there(target: Path, file: RemoteFile) -> int:
         return file.size
     part = _path(target, file)
     return min(file.size, part.stat().st_size) if part.is_file() else 0
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Be the only one who fills ``folder``: two that append to the same part would ruin it.
+
+    On Windows, and on disks without locks, nobody is kept out.
+
+    Raises:
+        StoreFailed: somebody else fills it now.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno == errno.EWOULDBLOCK:
+                raise StoreFailed(
+                    f"another pull is filling {folder}: wait for it, or end it"
+                ) from error
+        yield
+    finally:
+        os.close(handle)  # and the lock goes
 
 
 class Part:

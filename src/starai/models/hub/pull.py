@@ -20,7 +20,7 @@ from anyio import to_thread
 from starai.core.errors import ModelNotFound, StarAIError, StoreFailed
 from starai.models.hub import listing, transfer
 from starai.models.hub.listing import CONFIG, RemoteFile
-from starai.models.hub.part import bytes_there, holds
+from starai.models.hub.part import alone_in, bytes_there, holds
 from starai.models.hub.session import PATIENT, HubSession, HubTimeouts, open_session
 
 #: The public model hub; ``HF_ENDPOINT`` (read by the command line) names another.
@@ -116,7 +116,7 @@ async def pull(
         ModelNotFound: the hub has no such model; the message lists near names.
         PermissionRefused: gated or private, and the token does not open it.
         ModelFileRefused: the repository holds no safe model, or a checksum does not match.
-        StoreFailed: the disk is full or refuses.
+        StoreFailed: the disk is full or refuses, or another pull fills the same folder.
         RateLimited: the hub wants a long pause.
         Unavailable: the hub cannot be reached; pulling again goes on where this stopped.
     """
@@ -135,9 +135,12 @@ async def pull(
             return folder
         tally = _Tally(files, on_progress)
         try:
-            _prepare(folder, mark, now, total)
-            await _fetch_all(session, f"/{reference}/resolve/{found.commit}/", now, folder, tally)
-            (folder / MARK).write_bytes(msgspec.json.encode(now))
+            folder.mkdir(parents=True, exist_ok=True)
+            with alone_in(folder):
+                _prepare(folder, mark, now, total)
+                base = f"/{reference}/resolve/{found.commit}/"
+                await _fetch_all(session, base, now, folder, tally)
+                (folder / MARK).write_bytes(msgspec.json.encode(now))
         except OSError as error:
             raise StoreFailed(f"cannot store {reference}: {error.strerror or error}") from error
     return folder
@@ -184,12 +187,11 @@ async def _identified(
 
 
 def _prepare(folder: Path, before: _Mark | None, now: _Mark, total: int) -> None:
-    """Make the folder, mark it as unfinished, drop files of another commit, see to the room.
+    """Mark the folder as unfinished, drop files of another commit, see to the room.
 
     Raises:
         StoreFailed: the disk has too little room.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
     kept = {file.name for file in now.files}
     for file in before.files if before else ():
