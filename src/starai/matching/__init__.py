@@ -1,8 +1,28 @@
-"""Which node takes a task: values in, a ranking out. No I/O, no clock, no chance."""
+"""Which node takes a task, who waits, who should serve another model: values in, a decision out.
+
+No I/O, no clock; chance is an argument.
+"""
 
 from starai.matching.base import Candidate, Demand, Policy
+from starai.matching.filtering import Reason
 from starai.matching.finish_time import FinishTime
+from starai.matching.placement import Move, Placement, Server
+from starai.matching.pool import Pool
+from starai.matching.prefixes import PrefixIndex, block_hashes
+from starai.matching.queueing import FairQueue, Ticket
 
-POLICIES: dict[str, type[Policy]] = {"finish-time": FinishTime}
-
-__all__ = ["POLICIES", "Candidate", "Demand", "FinishTime", "Policy"]
+__all__ = [
+    "Candidate",
+    "Demand",
+    "FairQueue",
+    "FinishTime",
+    "Move",
+    "Placement",
+    "Policy",
+    "Pool",
+    "PrefixIndex",
+    "Reason",
+    "Server",
+    "Ticket",
+    "block_hashes",
+]
