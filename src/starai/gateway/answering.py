@@ -8,10 +8,10 @@ from typing import Final
 import anyio
 
 from starai.core.errors import StarAIError, Unavailable
-from starai.gateway.asgi import Reply
 from starai.gateway.endpoints import Answer, Endpoint
 from starai.gateway.jobs import Job
 from starai.gateway.reading import AnswerReader, Piece
+from starai.gateway.replies import Reply
 from starai.protocol.ports import TaskPort
 
 _DONE: Final = b"data: [DONE]\n\n"
@@ -30,7 +30,7 @@ async def answer_whole(job: Job, port: TaskPort, endpoint: Endpoint, reply: Repl
         answers[index].add(piece)
 
     await _run(job, port, take)
-    await reply.whole(200, endpoint.whole(job, answers))
+    reply.whole(200, endpoint.whole(job, answers))
 
 
 async def answer_stream(job: Job, port: TaskPort, endpoint: Endpoint, reply: Reply) -> None:
@@ -57,7 +57,7 @@ async def answer_stream(job: Job, port: TaskPort, endpoint: Endpoint, reply: Rep
             await reply.write(events)
 
     await _run(job, port, take)
-    await reply.end(writer.usage() + _DONE if job.ask.include_usage else _DONE)
+    reply.end(writer.usage() + _DONE if job.ask.include_usage else _DONE)
 
 
 async def _run(job: Job, port: TaskPort, take: Take) -> None:

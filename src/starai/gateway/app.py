@@ -1,4 +1,4 @@
-"""The gateway as an ASGI application: who calls, what for, and what they are told.
+"""The gateway as an application: who calls, what for, and what they are told.
 
 The hot routes go straight to their handler. Every answer, of every route, leaves through one
 `Reply`, and every error through one place, `GatewayApp._guarded`.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -28,8 +28,7 @@ from starai.core.errors import (
 from starai.core.logging import event
 from starai.core.randomness import Randomness, uuid7
 from starai.gateway.answering import answer_stream, answer_whole
-from starai.gateway.asgi import ClientGone, Head, Receive, Reply, Scope, Send, read_body, read_head
-from starai.gateway.attending import Ending, attend
+from starai.gateway.attending import Attendance, Ending
 from starai.gateway.catalogue import Catalogue
 from starai.gateway.chat import CHAT
 from starai.gateway.completions import COMPLETIONS
@@ -39,10 +38,12 @@ from starai.gateway.embeddings import EMBEDDINGS
 from starai.gateway.endpoints import Endpoint
 from starai.gateway.errors import RequestRefused, body_of, headers_of, status_of
 from starai.gateway.idempotency import KEY_BYTES_MAX, Name, Recording, Recordings
+from starai.gateway.incoming import Audience, ClientGone, Head, Incoming
 from starai.gateway.jobs import JobMaker
 from starai.gateway.keys import ANYONE, Account, KeyRing
 from starai.gateway.metrics import GatewayMetrics
 from starai.gateway.plain import PlainRoutes
+from starai.gateway.replies import Outlet, Reply
 from starai.protocol.ports import TaskPort
 
 _LOG: Final = logging.getLogger(__name__)
@@ -96,6 +97,9 @@ class GatewayApp:
         )
         self.metrics = GatewayMetrics()
         self._plain = PlainRoutes(self._catalogue, keys, self.metrics, clock.now_ms() // 1000)
+        self._attendance = Attendance(
+            clock, heartbeat_s=config.heartbeat_s, deadline_s=config.request_deadline_s
+        )
         self._group: TaskGroup | None = None
 
     @asynccontextmanager
@@ -103,54 +107,44 @@ class GatewayApp:
         """Own the work that outlives a single request; leaving cancels it."""
         async with anyio.create_task_group() as group:
             self._group = group
+            group.start_soon(self._attendance.run)
             try:
                 yield
             finally:
                 self._group = None
                 group.cancel_scope.cancel()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request (ASGI)."""
-        if scope["type"] != "http":
-            raise AssertionError(f"the gateway does not speak {scope['type']}")
+    async def answer(self, incoming: Incoming, outlet: Outlet) -> None:
+        """Answer one request."""
         request_id = b"req_" + uuid7(self._clock, self._randomness).hex().encode()
-        reply = Reply(send, self._clock, [(b"x-request-id", request_id)])
-        endpoint = _HOT.get(scope["path"])
-        if endpoint is not None and scope["method"] == "POST":
+        reply = Reply(outlet, self._clock, [(b"x-request-id", request_id)])
+        endpoint = _HOT.get(incoming.path)
+        if endpoint is not None and incoming.method == "POST":
             route = endpoint.name
-            await self._guarded(lambda: self._hot(endpoint, scope, receive, reply), reply)
+            await self._guarded(self._hot(endpoint, incoming, reply), reply)
         else:
             route = "plain"
-            await self._guarded(lambda: self._other(scope, reply), reply)
+            await self._guarded(self._other(incoming, reply), reply)
         self.metrics.request(
             route, reply.status or 499, self._clock.monotonic_s() - reply.started_s
         )
 
-    async def _guarded(self, work: Callable[[], Awaitable[None]], reply: Reply) -> None:
+    async def _guarded(self, work: Awaitable[None], reply: Reply) -> None:
         """Do the work of one request; whatever goes wrong becomes its reply."""
         try:
-            await work()
+            await work
         except (ClientGone, OSError):
             return
         except StarAIError as error:
             if error.http_status >= 500:
                 event(_LOG, "request_failed", logging.WARNING, code=error.code)
-            await self._fail(error, reply)
+            _fail(error, reply)
         except Exception as error:  # noqa: BLE001
             # The boundary: a mistake of ours must cost one request, not the service. Its text
             # may quote the request, so only its kind and place are logged.
             event(_LOG, "request_fault", logging.ERROR, fault=type(error).__name__, at=_at(error))
             fault = InternalFault("The server had an error while processing your request. Sorry!")
-            await self._fail(fault, reply)
-
-    async def _fail(self, error: StarAIError, reply: Reply) -> None:
-        reply.failed = True
-        if reply.complete:
-            return
-        if reply.begun:
-            await reply.end(b"data: " + body_of(error) + b"\n\n")
-        else:
-            await reply.whole(status_of(error), body_of(error), *headers_of(error))
+            _fail(fault, reply)
 
     def _admit(self, head: Head, reply: Reply) -> Account:
         """Who calls, and may they?"""
@@ -158,27 +152,28 @@ class GatewayApp:
         if self._keys is None:
             return _ANYONE
         account = self._keys.authenticate(head.authorization)
-        reply.late_headers = lambda: account.limits.headers(self._clock.monotonic_s())
+        if account.limits.limited:
+            reply.late_headers = lambda: account.limits.headers(self._clock.monotonic_s())
         return account
 
-    async def _other(self, scope: Scope, reply: Reply) -> None:
+    async def _other(self, incoming: Incoming, reply: Reply) -> None:
         """Everything that is not hot: preflights, models, health, and what does not exist."""
-        head = read_head(scope)
+        head = incoming.head()
         reply.headers += self._cors.headers(head.origin)
         if head.method == "OPTIONS" and head.origin and head.asked_method:
-            await reply.whole(204, b"", *self._cors.preflight(head))
+            reply.whole(204, b"", *self._cors.preflight(head))
         elif head.path in _HOT:
             raise RequestRefused(
                 f"Not allowed to {head.method} on {head.path}; use POST.",
                 reason="method_not_allowed",
                 status=405,
             )
-        elif not await self._plain.answer(head, reply, lambda: self._admit(head, reply)):
+        elif not self._plain.answer(head, reply, lambda: self._admit(head, reply)):
             raise NotFound(f"Invalid URL ({head.method} {head.path[:200]})")
 
-    async def _hot(self, endpoint: Endpoint, scope: Scope, receive: Receive, reply: Reply) -> None:
+    async def _hot(self, endpoint: Endpoint, incoming: Incoming, reply: Reply) -> None:
         """A request that makes tasks: admit it, read it, and attend to it until it is answered."""
-        head = read_head(scope)
+        head = incoming.head()
         reply.headers += self._cors.headers(head.origin)
         if self.metrics.in_flight >= self._config.concurrent_requests_max:
             raise Overloaded("The gateway is at its limit; try again shortly.", retry_after_s=1.0)
@@ -186,18 +181,12 @@ class GatewayApp:
         try:
             account = self._admit(head, reply)
             account.limits.take_request(self._clock.monotonic_s())
-            body = await read_body(
-                receive,
-                head,
-                bytes_max=self._config.body_bytes_max,
-                deadline_s=self._config.body_deadline_s,
-            )
+            body = await incoming.body(head, deadline_s=self._config.body_deadline_s)
             if head.idempotency_key:
-                await self._once(endpoint, head, account, body, receive, reply)
+                await self._once(endpoint, head, account, body, incoming, reply)
             else:
-                await self._attended(
-                    lambda: self._perform(endpoint, account, body, reply), receive, reply
-                )
+                work = self._perform(endpoint, account, body, reply)
+                await self._attended(work, incoming, reply)
         finally:
             self.metrics.in_flight -= 1
 
@@ -207,7 +196,7 @@ class GatewayApp:
         head: Head,
         account: Account,
         body: bytes,
-        receive: Receive,
+        incoming: Incoming,
         reply: Reply,
     ) -> None:
         """Answer as the first request with this idempotency key was or will be answered."""
@@ -223,52 +212,35 @@ class GatewayApp:
             if fresh:
                 self._group.start_soon(self._record, name, recording, endpoint, account, body)
             marks = () if fresh else (_REPLAYED,)
-            await self._attended(lambda: recording.play(reply, *marks), receive, reply)
+            await self._attended(recording.play(reply, *marks), incoming, reply)
 
     async def _record(
         self, name: Name, recording: Recording, endpoint: Endpoint, account: Account, body: bytes
     ) -> None:
         """Make an answer for whoever listens."""
-        reply = recording.reply = Reply(recording.send, self._clock, [])
+        reply = recording.reply = Reply(recording, self._clock, [])
         try:
             # Nobody stands behind this task: a deadline must not reach the group that owns it.
-            await self._guarded(
-                lambda: self._attended(
-                    lambda: self._perform(endpoint, account, body, reply), recording.receive, reply
-                ),
-                reply,
-            )
+            work = self._perform(endpoint, account, body, reply)
+            await self._guarded(self._attended(work, recording, reply), reply)
         finally:
             good = reply.complete and reply.status == 200 and not reply.failed
             self._recordings.close(name, recording, keep=good)
 
-    async def _attended(
-        self, work: Callable[[], Awaitable[None]], receive: Receive, reply: Reply
-    ) -> None:
+    async def _attended(self, work: Awaitable[None], audience: Audience, reply: Reply) -> None:
         """Do ``work`` until it is done, its client leaves or its time is up.
 
         Raises:
             DeadlinePassed: the time is up.
         """
-        ending = await attend(
-            lambda: self._guarded(work, reply),
-            receive,
-            reply,
-            self._clock,
-            heartbeat_s=self._config.heartbeat_s,
-            deadline_s=self._config.request_deadline_s,
-        )
-        match ending:
-            case Ending.GONE:
-                self.metrics.hang_up()
-            case Ending.LATE:
-                raise DeadlinePassed(
-                    "The answer did not finish within "
-                    f"{self._config.request_deadline_s:g} seconds.",
-                    retry_after_s=1.0,
-                )
-            case Ending.DONE:
-                pass
+        ending = await self._attendance.attend(work, audience, reply)
+        if ending is Ending.GONE:
+            self.metrics.hang_up()
+        elif ending is Ending.LATE:
+            raise DeadlinePassed(
+                f"The answer did not finish within {self._config.request_deadline_s:g} seconds.",
+                retry_after_s=1.0,
+            )
 
     async def _perform(
         self, endpoint: Endpoint, account: Account, body: bytes, reply: Reply
@@ -288,3 +260,14 @@ class GatewayApp:
                 self.metrics.first_token(reply.begun_s - reply.started_s)
             if job.started:
                 self.metrics.tokens(job.prompt_tokens, job.completion_tokens)
+
+
+def _fail(error: StarAIError, reply: Reply) -> None:
+    """Tell of an error: by a status, or in the middle of a stream as an event."""
+    reply.failed = True
+    if reply.complete:
+        return
+    if reply.begun:
+        reply.end(b"data: " + body_of(error) + b"\n\n")
+    else:
+        reply.whole(status_of(error), body_of(error), *headers_of(error))

@@ -1,18 +1,27 @@
-"""Stays with a request until it is answered: notices who leaves, who is late, who hears nothing."""
+"""Stays with requests until they are answered: who leaves, who is late, who hears nothing.
+
+A client that leaves tells of it itself; for the rest one look over all requests, twice a second,
+does what a timer and a watching task for each would do at many times the cost.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import enum
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Final
 
 import anyio
 
 from starai.core.clock import Clock
-from starai.gateway.asgi import Receive, Reply
+from starai.core.errors import Overloaded
+from starai.gateway.incoming import Audience
+from starai.gateway.replies import Reply
 
 #: A comment of server-sent events: clients skip it, connections stay open.
 _HEARTBEAT: Final = b": still working\n\n"
+#: How late a heartbeat or the end of a deadline may come.
+_LOOK_S: Final = 0.5
 
 
 class Ending(enum.Enum):
@@ -25,48 +34,68 @@ class Ending(enum.Enum):
     LATE = "late"
 
 
-async def attend(
-    work: Callable[[], Awaitable[None]],
-    receive: Receive,
-    reply: Reply,
-    clock: Clock,
-    *,
-    heartbeat_s: float,
-    deadline_s: float,
-) -> Ending:
-    """Do ``work``, which writes ``reply``, until it is done, its client leaves or time is up.
+class _Attended:
+    """A request in progress."""
 
-    ``receive`` says ``http.disconnect`` when the client leaves and, as ASGI promises, also when
-    the answer is complete: so the watch over it ends by itself, which is cheaper than to cancel
-    it. A stream that is silent for ``heartbeat_s`` gets a heartbeat.
-    """
-    gone = finished = False
+    __slots__ = ("late", "reply", "scope")
 
-    async def watch() -> None:
-        nonlocal gone
-        while not gone:
-            if reply.streaming is False:
-                gone = (await receive())["type"] == "http.disconnect"
-                continue
-            silent_s = clock.monotonic_s() - reply.last_write_s
-            if silent_s >= heartbeat_s:
-                silent_s = 0.0
-                if reply.streaming:
-                    await reply.write(_HEARTBEAT)
-            with anyio.move_on_after(heartbeat_s - silent_s):
-                gone = (await receive())["type"] == "http.disconnect"
-        if not reply.complete:
-            group.cancel_scope.cancel()
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply
+        self.scope = anyio.CancelScope()
+        self.late = False
 
-    async with anyio.create_task_group() as group:
-        group.cancel_scope.deadline = anyio.current_time() + deadline_s
-        group.start_soon(watch)
-        await work()
-        finished = True
-        if not reply.complete:
-            group.cancel_scope.cancel()
-    if reply.complete:
-        return Ending.DONE
-    if gone:
-        return Ending.GONE
-    return Ending.DONE if finished else Ending.LATE
+    def end(self) -> None:
+        """Cancel the work, unless only its clearing up is left."""
+        if not self.reply.complete:
+            self.scope.cancel()
+
+
+class Attendance:
+    """All requests in progress; `run` looks after them."""
+
+    def __init__(self, clock: Clock, *, heartbeat_s: float, deadline_s: float) -> None:
+        """Break a stream's silence after ``heartbeat_s``; end work ``deadline_s`` after its begin.
+
+        The times count from the last write, and from the beginning, of a request's reply.
+        """
+        self._clock = clock
+        self._heartbeat_s = heartbeat_s
+        self._deadline_s = deadline_s
+        self._attended: set[_Attended] = set()
+
+    def __len__(self) -> int:
+        return len(self._attended)
+
+    async def run(self) -> None:
+        """Look after them until cancelled."""
+        while True:
+            await anyio.sleep(_LOOK_S)
+            now_s = self._clock.monotonic_s()
+            for one in self._attended:
+                if now_s - one.reply.started_s >= self._deadline_s:
+                    one.late = True
+                    one.end()
+                elif one.reply.streaming and now_s - one.reply.last_write_s >= self._heartbeat_s:
+                    # A recording that is full says so to whoever makes the answer, too.
+                    with contextlib.suppress(Overloaded):
+                        one.reply.say(_HEARTBEAT)
+
+    async def attend(self, work: Awaitable[None], audience: Audience, reply: Reply) -> Ending:
+        """Do ``work``, which writes ``reply``, until it is done, its client leaves or time is up.
+
+        ``reply.streaming`` says whether silence may be broken.
+        """
+        one = _Attended(reply)
+        self._attended.add(one)
+        audience.on_gone = one.end
+        try:
+            with one.scope:
+                if audience.gone:
+                    one.scope.cancel()
+                await work
+        finally:
+            self._attended.discard(one)
+            audience.on_gone = None
+        if reply.complete or not one.scope.cancel_called:
+            return Ending.DONE
+        return Ending.LATE if one.late else Ending.GONE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from starai.core.limits import REQUEST_BODY_BYTES_MAX, REQUEST_DEADLINE_S
@@ -33,6 +34,8 @@ class GatewayConfig:
         request_deadline_s: how long a request may take in all.
         heartbeat_s: the longest silence on a stream before a comment is sent, so that proxies
             between (which often cut at 60 s, some at 15 s) keep it open.
+        tls_cert: the PEM file of the certificate and its chain; None: plain HTTP.
+        tls_key: the PEM file of its key, if it is not in ``tls_cert``.
         stop_grace_s: how long running requests may go on after the gateway was told to stop.
         idempotency_ttl_s: how long an answer can be asked for again with its idempotency key.
         idempotency_bytes_max: memory for those answers, all together.
@@ -48,6 +51,8 @@ class GatewayConfig:
     body_deadline_s: float = 30.0
     request_deadline_s: float = REQUEST_DEADLINE_S
     heartbeat_s: float = 10.0
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     stop_grace_s: float = 20.0
     idempotency_ttl_s: float = 600.0
     idempotency_bytes_max: int = 64 << 20

@@ -12,8 +12,8 @@ import re
 from typing import Final
 
 from starai.core.errors import PermissionRefused
-from starai.gateway.asgi import Head
 from starai.gateway.errors import Headers
+from starai.gateway.incoming import Head
 
 _LOOPBACK: Final = re.compile(
     rb"(?:https?://)?(?:localhost|[a-z0-9-]+\.localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d{1,5})?",

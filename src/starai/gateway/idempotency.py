@@ -17,7 +17,9 @@ import anyio
 
 from starai.core.clock import Clock
 from starai.core.errors import Conflict, Overloaded
-from starai.gateway.asgi import Message, Reply
+from starai.gateway.errors import Headers
+from starai.gateway.incoming import Audience
+from starai.gateway.replies import Reply
 
 #: OpenAI's own limit on the header.
 KEY_BYTES_MAX: Final = 255
@@ -30,11 +32,18 @@ _SHARE_OF_ONE: Final = 4
 Name = tuple[bytes, bytes]
 
 
-class Recording:
-    """An answer as ASGI messages, being made or complete."""
+class Recording(Audience):
+    """An answer (a `starai.gateway.replies.Outlet`), being made or complete.
+
+    Whoever makes it has this for its audience, too: it leaves with the last who listens.
+    """
+
+    #: Memory takes whatever is said.
+    congested = False
 
     def __init__(self, fingerprint: bytes, bytes_max: int) -> None:
         """Record the answer to the request with ``fingerprint``, up to ``bytes_max``."""
+        super().__init__()
         self.fingerprint = fingerprint
         self.size = 0
         self.expires_s = float("inf")
@@ -43,28 +52,43 @@ class Recording:
         #: The reply that is recorded here, once there is one.
         self.reply: Reply | None = None
         self._bytes_max = bytes_max
-        self._messages: list[Message] = []
+        self._began: tuple[int, Headers, bytes | None] | None = None
+        self._pieces: list[bytes] = []
+        self._ended = False
         self._news = anyio.Event()
-        self._unheard = anyio.Event()
 
-    async def send(self, message: Message) -> None:
-        """Take a message of the answer (an ASGI ``send``).
+    def begin(self, status: int, headers: Headers, body: bytes | None) -> None:
+        """Take the beginning of the answer, or all of it."""
+        self._began = status, headers, body
+        self.size += len(body or b"")
+        self._tell()
+
+    def more(self, data: bytes) -> None:
+        """Take a piece.
 
         Raises:
             Overloaded: the answer has outgrown its place; it ends with an error.
         """
-        self.size += len(message.get("body", b""))
-        if self.size > self._bytes_max and message.get("more_body", False):
+        self.size += len(data)
+        if self.size > self._bytes_max:
             raise Overloaded(
                 "The answer is too long to be kept for its Idempotency-Key; ask again without one."
             )
-        self._messages.append(message)
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
-            self._unheard.set()
+        self._pieces.append(data)
         self._tell()
 
+    def end(self, data: bytes) -> None:
+        """Take the last piece."""
+        self.size += len(data)
+        self._pieces.append(data)
+        self._ended = True
+        self._tell()
+
+    async def drained(self) -> None:
+        """Memory does not make anybody wait."""
+
     def finish(self) -> None:
-        """No more messages come."""
+        """No more comes."""
         self.finished = True
         self._tell()
 
@@ -72,26 +96,25 @@ class Recording:
         self._news.set()
         self._news = anyio.Event()
 
-    def abandon(self) -> None:
-        """Say that nobody listens any more."""
-        self._unheard.set()
-
-    async def receive(self) -> Message:
-        """Wait until nobody listens, or the answer is complete (an ASGI ``receive``)."""
-        await self._unheard.wait()
-        return {"type": "http.disconnect"}
-
     async def play(self, reply: Reply, *headers: tuple[bytes, bytes]) -> None:
         """Send the answer from its beginning, as far as it is and as it comes."""
-        position = 0
-        while True:
-            while position < len(self._messages):
-                message = self._messages[position]
-                position += 1
-                await reply.pass_on(message, *headers)
+        while self._began is None:
             if self.finished:
                 return
             await self._news.wait()
+        status, recorded, body = self._began
+        reply.replay(status, [*recorded, *headers], body)
+        position = 0
+        while not reply.complete:
+            for piece in self._pieces[position:-1] if self._ended else self._pieces[position:]:
+                position += 1
+                await reply.write(piece)
+            if self._ended and position == len(self._pieces) - 1:
+                reply.end(self._pieces[-1])
+            elif self.finished:
+                return
+            elif position == len(self._pieces):
+                await self._news.wait()
 
 
 class Recordings:
@@ -135,7 +158,7 @@ class Recordings:
             recording.readers -= 1
             if recording.readers == 0 and not recording.finished:
                 self._forget(name, recording)
-                recording.abandon()
+                recording.leave()
 
     def close(self, name: Name, recording: Recording, *, keep: bool) -> None:
         """A recording is complete: keep it for later, or only for those who listen now."""

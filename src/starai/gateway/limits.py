@@ -58,6 +58,11 @@ class KeyLimits:
         self._tokens = Bucket(tokens_per_minute) if tokens_per_minute else None
 
     @property
+    def limited(self) -> bool:
+        """Whether there is a limit at all."""
+        return self._requests is not None or self._tokens is not None
+
+    @property
     def tokens_max(self) -> int | None:
         """The most tokens that one request can ever reserve; None: no limit."""
         return self._tokens.capacity if self._tokens else None

@@ -7,11 +7,12 @@ from typing import Final, Literal
 
 import msgspec
 
-from starai.gateway.asgi import Head, Reply
 from starai.gateway.catalogue import Catalogue, ModelCard, TextModel
 from starai.gateway.errors import RequestRefused
+from starai.gateway.incoming import Head
 from starai.gateway.keys import Account, KeyRing
 from starai.gateway.metrics import GatewayMetrics
+from starai.gateway.replies import Reply
 
 _ENCODE: Final = msgspec.json.Encoder().encode
 _MODELS: Final = "/v1/models"
@@ -41,7 +42,7 @@ class PlainRoutes:
         self._metrics = metrics
         self._started_at = started_at
 
-    async def answer(self, head: Head, reply: Reply, admit: Callable[[], Account]) -> bool:
+    def answer(self, head: Head, reply: Reply, admit: Callable[[], Account]) -> bool:
         """Answer a request, if it is for one of these routes; ``admit`` checks the caller.
 
         Raises:
@@ -59,15 +60,15 @@ class PlainRoutes:
                 status=405,
             )
         if path == "/healthz":
-            await reply.whole(200, b'{"status":"ok"}')
+            reply.whole(200, b'{"status":"ok"}')
         elif path == "/readyz":
             missing = self._missing()
-            await reply.whole(503 if missing else 200, _ENCODE({"status": missing or "ready"}))
+            reply.whole(503 if missing else 200, _ENCODE({"status": missing or "ready"}))
         elif path == "/metrics":
-            await reply.whole(200, self._metrics.text(), content_type=_PROMETHEUS)
+            reply.whole(200, self._metrics.text(), content_type=_PROMETHEUS)
         else:
             admit()
-            await reply.whole(200, self._card(model_id) if model_id else self._list())
+            reply.whole(200, self._card(model_id) if model_id else self._list())
         return True
 
     def _missing(self) -> str:

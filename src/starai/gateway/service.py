@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio  # noqa: TID251 - the HTTP server's edge
 import ipaddress
 import logging
 import socket
-from collections.abc import Iterator
+import ssl
 from typing import Final
 
 import anyio
-import uvicorn
 from anyio.abc import TaskStatus
 
 from starai.core.clock import Clock
-from starai.core.errors import ConfigurationRefused, Unavailable
+from starai.core.concurrency import task_group
+from starai.core.errors import ConfigurationRefused
 from starai.core.logging import event
 from starai.core.randomness import Randomness
 from starai.gateway.app import GatewayApp
 from starai.gateway.config import GatewayConfig
-from starai.gateway.guard import guarded_protocol
+from starai.gateway.connections import Connections
 from starai.gateway.keys import KeyRing
 from starai.protocol.ports import TaskPort
 
@@ -28,23 +28,6 @@ _LOG: Final = logging.getLogger(__name__)
 _IDLE_CONNECTIONS_MAX: Final = 4096
 #: Connections that wait to be accepted.
 _BACKLOG: Final = 2048
-_KEEP_ALIVE_S: Final = 60
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: who runs the gateway decides when it stops."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = anyio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def is_loopback(host: str) -> bool:
@@ -87,6 +70,25 @@ def listen(config: GatewayConfig, *, keyless: bool) -> socket.socket:
     return listener
 
 
+def _tls(config: GatewayConfig) -> ssl.SSLContext | None:
+    """How to prove who we are to clients; None: speak plain HTTP.
+
+    Raises:
+        ConfigurationRefused: the certificate and its key cannot be used.
+    """
+    if config.tls_cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(config.tls_cert, config.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationRefused(
+            f"Cannot use the certificate {config.tls_cert}: {error.strerror or error}. It must be "
+            "PEM, with its chain, and --tls-key its key without a password."
+        ) from error
+    return context
+
+
 async def serve(
     config: GatewayConfig,
     port: TaskPort,
@@ -98,7 +100,7 @@ async def serve(
 ) -> None:
     """Serve until cancelled; then refuse new requests and let running ones end for a while.
 
-    Must run on asyncio (uvicorn does); with uvloop where there is one:
+    Must run on asyncio; with uvloop where there is one:
     ``anyio.run(..., backend_options={"use_uvloop": True})``.
 
     Args:
@@ -110,50 +112,44 @@ async def serve(
         task_status: told the base URL (``http://127.0.0.1:8000``) once the gateway listens.
 
     Raises:
-        ConfigurationRefused: the address cannot be used, or not without keys.
+        ConfigurationRefused: the address cannot be used, or not without keys, or the certificate.
         ModelFileRefused: the tokenizer of a model cannot be used.
-        Unavailable: the HTTP server ended by itself.
     """
     app = GatewayApp(config, port, keys, clock, randomness)
+    tls = _tls(config)
     listener = listen(config, keyless=keys is None)
-    server = _Server(_settings(config, app))
     host, number = listener.getsockname()[:2]
-    url = f"http://[{host}]:{number}" if ":" in host else f"http://{host}:{number}"
-    async with anyio.create_task_group() as group:
+    scheme = "https" if tls else "http"
+    url = f"{scheme}://[{host}]:{number}" if ":" in host else f"{scheme}://{host}:{number}"
+    connections = Connections(
+        app.answer,
+        clock,
+        most=config.concurrent_requests_max + _IDLE_CONNECTIONS_MAX,
+        body_bytes_max=config.body_bytes_max,
+    )
+    ended = anyio.Event()
 
-        async def run() -> None:
-            # Running answers, and their tasks, go on when this service is cancelled: uvicorn
-            # ends them at the latest when the grace is over.
-            with anyio.CancelScope(shield=True):
-                async with app.running():
-                    await server.serve(sockets=[listener])
-            if not stopping:
-                raise Unavailable("The HTTP server ended by itself.")
+    async def run_until_ended(*, task_status: TaskStatus[None]) -> None:
+        # Running answers go on for a while when this service is cancelled, and what carries them.
+        with anyio.CancelScope(shield=True):
+            async with app.running():
+                task_status.started()
+                await ended.wait()
 
-        stopping = False
-        group.start_soon(run)
+    async with task_group() as group:
+        await group.start(run_until_ended)
         try:
-            await server.listening.wait()
+            group.start_soon(connections.run)
+            server = await asyncio.get_running_loop().create_server(
+                connections.accept, sock=listener, backlog=_BACKLOG, ssl=tls
+            )
             event(_LOG, "gateway_started", url=url, keyless=keys is None)
             task_status.started(url)
-            await anyio.sleep_forever()
+            try:
+                await anyio.sleep_forever()
+            finally:
+                server.close()
         finally:
-            stopping = True
-            server.should_exit = True
-
-
-def _settings(config: GatewayConfig, app: GatewayApp) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http=guarded_protocol(),
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        log_level="warning",
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=config.concurrent_requests_max + _IDLE_CONNECTIONS_MAX,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(1, round(config.stop_grace_s)),
-    )
+            with anyio.CancelScope(shield=True):
+                await connections.stop(config.stop_grace_s)
+            ended.set()

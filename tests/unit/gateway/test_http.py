@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from starai.core.errors import Unavailable
-from starai.gateway import guard
+from starai.gateway import connections
 from starai.testing.gateways import MOCK_GATEWAY, gateway_in_thread
 from starai.testing.tasks import ScriptedTasks, says
 
@@ -175,7 +175,7 @@ def test_too_large_heads(http, served):
 @pytest.mark.parametrize("first", [b"", b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"])
 def test_slow_heads(monkeypatch, first):
     """A connection whose request's head does not arrive is closed, also after a good request."""
-    monkeypatch.setattr(guard, "_HEAD_DEADLINE_S", 0.1)
+    monkeypatch.setattr(connections, "_HEAD_DEADLINE_S", 0.1)
     with gateway_in_thread(ScriptedTasks()) as url:
         sock = connect(url)
         if first:
