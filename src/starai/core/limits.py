@@ -30,8 +30,10 @@ EMBEDDING_BYTES_MAX: Final = 48 << 10
 EMBEDDING_INPUTS_MAX: Final = 2048
 #: Parts of an answer that wait in memory for their reader before it counts as too slow.
 ANSWER_PARTS_BUFFERED_MAX: Final = 4096
-#: Attempts to place one task (first node included) before the client is told.
+#: Failed attempts at one task without a token between them before the client is told.
 ATTEMPTS_MAX: Final = 4
+#: Attempts at one task in all, those that went on well for a while included.
+ATTEMPT_NUMBERS: Final = 64
 #: How long a request may take in all.
 REQUEST_DEADLINE_S: Final = 600.0
 #: A node counts as gone after this many seconds without a beat.

@@ -24,12 +24,15 @@ from starai.core.logging import event
 from starai.exchange.base import Settled, short, task_record
 from starai.exchange.carrying import Carrier, Journey, attempts_within
 from starai.exchange.confirming import Confirmer
+from starai.exchange.hedging import Hedging
+from starai.exchange.ladder import Fault
 from starai.exchange.member import Member
 from starai.exchange.offering import Offering
+from starai.exchange.pacing import Paces
 from starai.exchange.presence import Presence, keep_beating
 from starai.exchange.routing import WAITING_MAX, Routing
 from starai.exchange.serving import Refused, ServedTask, Serving
-from starai.protocol.identity import raw_public
+from starai.protocol.identity import PartyId, raw_public
 from starai.protocol.presence import SLOTS_MAX, Beat, ServedModel
 from starai.protocol.subjects import Role
 from starai.protocol.tasks import RefusalCode
@@ -55,9 +58,22 @@ class Distributor:
         self._boot = member.clock.now_ms()
         self._done = 0
         self._tokens = 0
-        self._offering = Offering(member)
-        self._nodes = Routing(member.wire, Role.NODE, member.clock, self._offering.lose)
-        self._carrier = Carrier(member, self._offering, self._nodes, self._record)
+        self._offering = Offering(member, on_fault=self._blame)
+        self._nodes = Routing(
+            member.wire,
+            Role.NODE,
+            member.clock,
+            self._offering.lose,
+            on_draining=self._offering.drain,
+        )
+        self._carrier = Carrier(
+            member,
+            self._offering,
+            self._nodes,
+            self._record,
+            paces=Paces(),
+            hedging=Hedging(),
+        )
         self._serving = Serving(member, Role.DISTRIBUTOR, (Role.GATEWAY,), self._carry)
         self._gateways = Presence(
             member.wire, Role.GATEWAY, member.clock, on_gone=self._serving.abandon
@@ -96,12 +112,17 @@ class Distributor:
             try:
                 while not task.finished:
                     part = await answer.receive()
+                    if not part.ids and part.finish is None:
+                        continue  # this hop gives signs of life of its own
                     await task.send(part.ids, part.finish, part.logprobs, embedding=part.embedding)
                     self._tokens += len(part.ids) // 4
             except StarAIError as error:
                 self._log_failure(task, error)
                 raise _as_refusal(error) from error
         self._done += 1
+
+    def _blame(self, node: PartyId, fault: Fault) -> None:
+        self._nodes.blame(node, fault)
 
     async def _record(self, settled: Settled) -> None:
         """Put an attempt on record, durably, before its last part is handed on."""

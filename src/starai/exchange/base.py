@@ -13,18 +13,33 @@ from starai.protocol.tasks import TaskHeader
 
 #: A callee gives a sign of life at least this often while it works on a task.
 SIGN_OF_LIFE_S = 0.2
-#: A caller gives up on a callee after this long without any chunk: five signs missed.
-SILENCE_S = 1.0
+#: A caller gives up on a callee after this long without any chunk: four signs missed, and a
+#: tenth of a second left of the second within which it shall be noticed.
+SILENCE_S = 0.9
 
 
 class FailureKind(enum.Enum):
-    """How an attempt at a task failed."""
+    """How an attempt at a task ended without its end."""
 
     REFUSED = "refused"
     SILENT = "silent"
+    #: Signs of life, but no token for much longer than it took before.
+    STALLED = "stalled"
+    #: A chunk whose seal, number or size is wrong.
     MALFORMED = "malformed"
+    #: Bytes that are no message.
+    DAMAGED = "damaged"
     GONE = "gone"
     OVERFLOW = "overflow"
+    FLOOD = "flood"
+    #: Two different chunks under one number.
+    TWICE = "answered twice"
+    #: The callee drains, and somebody else takes over: nobody's fault.
+    HANDED_OVER = "handed over"
+    #: Another callee was first with a token: nobody's fault.
+    OUTRUN = "outrun"
+    #: The caller left: nobody's fault.
+    LEFT = "left"
 
 
 class AttemptFailed(Unavailable):

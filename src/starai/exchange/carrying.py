@@ -1,14 +1,17 @@
 """Carries one answer to its end over as many attempts as it takes: fail-over, in token ids.
 
-When a callee refuses, falls silent, breaks the chain or dies, the task is offered to another one
-with the tokens accepted so far; with the same sample key the answer goes on as if nothing had
-happened. Who the next callee is, a `Route` decides.
+When a callee refuses, falls silent, stalls, breaks the chain, drains or dies, the task is offered
+to another one with the tokens accepted so far; with the same sample key the answer goes on as if
+nothing had happened. When the first token is late, a second callee is asked beside the first, and
+whoever is first with a token goes on. Who the next callee is, a `Route` decides.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import anyio
@@ -23,22 +26,22 @@ from starai.core.errors import (
     StarAIError,
     Unavailable,
 )
-from starai.core.limits import ATTEMPTS_MAX
-from starai.exchange.base import AttemptFailed, Settled
+from starai.core.limits import ATTEMPT_NUMBERS, ATTEMPTS_MAX
+from starai.exchange.attempt import Attempt, Due, Target
+from starai.exchange.base import AttemptFailed, FailureKind, Settled
+from starai.exchange.hedging import Hedging
+from starai.exchange.mailboxes import Bell
 from starai.exchange.member import Member
-from starai.exchange.offering import AnswerStream, Ask, Offering
+from starai.exchange.offering import Ask, Offering
+from starai.exchange.pacing import Paces
+from starai.exchange.reading import OVERSLEPT_S
+from starai.protocol import tokens
 from starai.protocol.generation import Generation, Part
 from starai.protocol.identity import PartyId
-from starai.protocol.subjects import Role
-from starai.protocol.tasks import Prekey, RefusalCode
+from starai.protocol.tasks import RefusalCode
 
-
-class Target(msgspec.Struct, frozen=True):
-    """A callee that was chosen for an attempt."""
-
-    callee: PartyId
-    role: Role
-    prekey: Prekey
+#: Ends of an attempt that speak against nobody and count as no failure.
+_NO_FAILURE = (FailureKind.HANDED_OVER, FailureKind.OUTRUN, FailureKind.LEFT)
 
 
 class Journey(msgspec.Struct, frozen=True):
@@ -60,7 +63,7 @@ class Journey(msgspec.Struct, frozen=True):
 
 def attempts_within(attempt: int) -> int:
     """The first number of the attempts that are made on behalf of ``attempt``."""
-    return attempt * ATTEMPTS_MAX
+    return attempt * ATTEMPT_NUMBERS
 
 
 class Route(Protocol):
@@ -76,36 +79,67 @@ class Route(Protocol):
         """
         ...
 
-    def ended(self, target: Target, journey: Journey, failure: AttemptFailed | None) -> None:
-        """Hear how an attempt ended; called once for each `choose` that returned."""
+    def choose_now(
+        self, journey: Journey, failed: Collection[PartyId], *, spare: bool = False
+    ) -> Target | None:
+        """A callee that is free this moment and none of ``failed``; None: there is none.
+
+        ``spare``: only a place for which nobody waits.
+        """
         ...
+
+    def ended(self, target: Target, journey: Journey, failure: AttemptFailed | None) -> None:
+        """Hear how an attempt ended (None: with the answer's end); once for each choice."""
+        ...
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """Carries answers for a gateway or a distributor.
+
+    ``on_settled`` is awaited for every attempt with accepted tokens, before its last part is
+    handed on. After a refusal with one of the ``final`` codes nobody else is tried. With
+    ``paces``, callees that give signs of life but no tokens are left for others; with
+    ``hedging``, late first tokens are asked for twice.
+    """
+
+    member: Member
+    offering: Offering
+    route: Route
+    on_settled: Callable[[Settled], Awaitable[None]] | None = None
+    final: Collection[str] = ()
+    paces: Paces | None = None
+    hedging: Hedging | None = None
+
+    @asynccontextmanager
+    async def carry(self, journey: Journey) -> AsyncIterator[Carried]:
+        """An answer to read; leaving the context early cancels the work."""
+        carried = Carried(self, journey)
+        try:
+            yield carried
+        finally:
+            await carried.leave()
 
 
 class Carried:
     """One answer on its way. Made by `Carrier.carry`; read by one task."""
 
-    def __init__(
-        self,
-        member: Member,
-        offering: Offering,
-        route: Route,
-        journey: Journey,
-        on_settled: Callable[[Settled], Awaitable[None]] | None,
-        final: Collection[str],
-    ) -> None:
+    def __init__(self, carrier: Carrier, journey: Journey) -> None:
         """Stand before the first attempt."""
-        self._member = member
-        self._offering = offering
-        self._route = route
+        self._by = carrier
         self._journey = journey
-        self._on_settled = on_settled
-        self._final = final
+        self._num_prompt = tokens.count(journey.generation.prompt)
         self._accepted = bytearray(journey.generation.accepted)
         self._failed: list[PartyId] = []
-        self._attempt = 0
-        self._target: Target | None = None
-        self._stream: AnswerStream | None = None
-        self._exchange = AsyncExitStack()
+        self._number = 0
+        self._failures = 0
+        self._bell = Bell()
+        #: One attempt; two while a hedge races with the first.
+        self._attempts: list[Attempt] = []
+        #: Who was chosen to take over before the present attempt is given up.
+        self._heir: Target | None = None
+        self._hedge_s: float | None = None
+        self._began_s: float | None = None
 
     async def receive(self) -> Part:
         """The next part, whoever made it. The last one is durable on record when it returns.
@@ -114,75 +148,205 @@ class Carried:
             StarAIError: it cannot be carried on; see `StarAIError.retryable`.
         """
         while True:
-            try:
-                if self._stream is None:
-                    self._stream = await self._begin()
-                part = await self._stream.receive()
-            except AttemptFailed as failure:
-                if self._target is not None and failure.refusal != RefusalCode.UNKNOWN_SESSION:
-                    self._failed.append(self._target.callee)
-                await self.end(failure)
-                self._give_up_after(failure)
-                continue
-            self._accepted += part.ids
-            if part.finish is not None:
-                await self.end(None)
-            return part
+            if not self._attempts:
+                await self._begin()
+            part = await self._read()
+            if part is not None:
+                return part
+            await self._see_to_what_is_due()
+            if self._attempts:
+                await self._wait()
 
-    async def end(self, failure: AttemptFailed | None) -> None:
-        """End the current attempt: put it on record, close it, tell the route.
+    async def leave(self) -> None:
+        """End whatever is under way: the reader is done, or gone."""
+        left = AttemptFailed(FailureKind.LEFT)
+        for attempt in (*self._attempts,):
+            await self._end(attempt, left)
+        if self._heir is not None:
+            self._by.route.ended(self._heir, self._journey, left)
+            self._heir = None
+
+    async def _read(self) -> Part | None:
+        """A part that has come; None: none has, or the attempt that failed was the last."""
+        for attempt in (*self._attempts,):
+            try:
+                part = attempt.poll()
+            except AttemptFailed as failure:
+                await self._give_up(attempt, failure)
+                continue
+            if part is not None:
+                await self._take(attempt, part)
+                return part
+        return None
+
+    async def _take(self, attempt: Attempt, part: Part) -> None:
+        if part.ids or part.finish is not None:
+            if self._began_s is not None:
+                await self._first_token(attempt)
+            self._failures = 0
+            self._accepted += part.ids
+        if part.finish is not None:
+            await self._end(attempt, None)
+
+    async def _first_token(self, winner: Attempt) -> None:
+        """The race for the first token is over, if there was one."""
+        hedging, began_s = self._by.hedging, self._began_s
+        if hedging is not None and began_s is not None:
+            took_s = anyio.current_time() - began_s
+            by_hedge = len(self._attempts) > 1 and winner is self._attempts[-1]
+            hedging.first_token(
+                self._journey.model_root, self._num_prompt, took_s, by_hedge=by_hedge
+            )
+        self._hedge_s = self._began_s = None
+        for other in (*self._attempts,):
+            if other is not winner:
+                await self._end(other, AttemptFailed(FailureKind.OUTRUN))
+
+    async def _wait(self) -> None:
+        """Until something comes, or until something is due."""
+        due_s = min(attempt.due_s() for attempt in self._attempts)
+        if self._hedge_s is not None:
+            due_s = min(due_s, self._hedge_s)
+        with anyio.CancelScope(deadline=due_s):
+            await self._bell.wait()
+        now_s = anyio.current_time()
+        if now_s > due_s + OVERSLEPT_S:
+            for attempt in self._attempts:
+                attempt.excuse(now_s)
+
+    async def _see_to_what_is_due(self) -> None:
+        now_s = anyio.current_time()
+        if self._hedge_s is not None and now_s >= self._hedge_s:
+            await self._hedge()
+        for attempt in (*self._attempts,):
+            await self._see_to(attempt, now_s)
+
+    async def _see_to(self, attempt: Attempt, now_s: float) -> None:
+        """Do what is due with an attempt of which nothing has come."""
+        # The last try is not left for a stall: slow may be all that there is today.
+        match attempt.due(now_s, patient=self._failures >= ATTEMPTS_MAX - 1):
+            case Due.SILENT:
+                await self._give_up(attempt, AttemptFailed(FailureKind.SILENT))
+            case Due.STALLED:
+                await self._hand_over(attempt, FailureKind.STALLED, now_s)
+            case Due.RELIEVED:
+                await self._hand_over(attempt, FailureKind.HANDED_OVER, now_s)
+            case None:
+                pass
+
+    async def _hand_over(self, attempt: Attempt, kind: FailureKind, now_s: float) -> None:
+        """Let somebody else take over, if there is somebody: else this one may yet go on."""
+        if len(self._attempts) == 1:
+            others = (*self._failed, attempt.target.callee)
+            self._heir = self._by.route.choose_now(self._journey, others)
+            if self._heir is None:
+                attempt.look_later(now_s)
+                return
+        await self._give_up(attempt, AttemptFailed(kind))
+
+    async def _hedge(self) -> None:
+        """Ask a second callee for the first token, if there is a place to spare."""
+        hedging, self._hedge_s = self._by.hedging, None
+        if hedging is None or len(self._attempts) != 1 or not hedging.may_hedge():
+            return
+        others = (*self._failed, self._attempts[0].target.callee)
+        target = self._by.route.choose_now(self._journey, others, spare=True)
+        if target is not None:
+            hedging.hedged()
+            with contextlib.suppress(AttemptFailed):  # then the first goes on alone
+                await self._offer(target)
+
+    async def _give_up(self, attempt: Attempt, failure: AttemptFailed) -> None:
+        """End a failed attempt; raise when another makes no sense."""
+        if failure.refusal != RefusalCode.UNKNOWN_SESSION:
+            self._failed.append(attempt.target.callee)
+        await self._end(attempt, failure)
+        if not self._attempts:
+            self._judge(failure)
+
+    def _judge(self, failure: AttemptFailed) -> None:
+        if failure.kind not in _NO_FAILURE and failure.refusal != RefusalCode.DRAINING:
+            self._failures += 1
+        error = _verdict(failure)
+        if not error.retryable and not isinstance(error, ModelNotFound):
+            raise error from failure
+        exhausted = self._failures >= ATTEMPTS_MAX or self._number >= ATTEMPT_NUMBERS
+        if exhausted or failure.refusal in self._by.final:
+            raise error from failure
+
+    async def _end(self, attempt: Attempt, failure: AttemptFailed | None) -> None:
+        """End an attempt: put it on record, close it, tell the route.
 
         Also when the reader is cancelled meanwhile: the callee will put it on record too.
         """
-        stream, target = self._stream, self._target
-        self._stream = self._target = None
-        if target is None:
-            return
+        self._attempts.remove(attempt)
+        by, stream = self._by, attempt.stream
         with anyio.CancelScope(shield=True):
             try:
-                if stream is not None and self._on_settled is not None:
-                    settled = stream.settle(self._member.clock.now_ms())
-                    if settled.is_owed:
-                        await self._on_settled(settled)
+                settled = stream.settle(by.member.clock.now_ms())
+                if settled.is_owed and by.on_settled is not None:
+                    await by.on_settled(settled)
             finally:
-                exchange, self._exchange = self._exchange, AsyncExitStack()
-                await exchange.aclose()
-                self._route.ended(target, self._journey, failure)
+                by.offering.end(stream)
+                by.route.ended(attempt.target, self._journey, failure)
 
-    async def _begin(self) -> AnswerStream:
+    async def _begin(self) -> None:
+        """Offer the task to whoever is next; a failure to do so is one of the attempt."""
+        target, self._heir = self._heir, None
+        if target is None:
+            target = await self._choose()
+        if self._number == 0 and self._by.hedging is not None:
+            now_s = self._began_s = anyio.current_time()
+            delay_s = self._by.hedging.begin(self._journey.model_root, self._num_prompt)
+            self._hedge_s = None if delay_s is None else now_s + delay_s
+        try:
+            await self._offer(target)
+        except AttemptFailed as failure:
+            self._failed.append(target.callee)
+            self._judge(failure)
+
+    async def _choose(self) -> Target:
         journey = self._journey
-        left_s = (journey.deadline_ms - self._member.clock.now_ms()) / 1000
-        with anyio.move_on_after(max(left_s, 0)) as waiting:
-            self._target = await self._route.choose(journey, self._failed)
-        if self._target is None or waiting.cancelled_caught:
+        left_s = (journey.deadline_ms - self._by.member.clock.now_ms()) / 1000
+        target = None
+        with anyio.move_on_after(max(left_s, 0)):
+            target = await self._by.route.choose(journey, self._failed)
+        if target is None:
             raise DeadlinePassed("no node was free before the request's deadline")
+        return target
+
+    async def _offer(self, target: Target) -> None:
+        by, journey = self._by, self._journey
         generation = msgspec.structs.replace(
-            journey.generation,
-            accepted=bytes(self._accepted),
-            salt=self._member.randomness.take(16),
+            journey.generation, accepted=bytes(self._accepted), salt=by.member.randomness.take(16)
         )
         ask = Ask(
             task_id=journey.task_id,
-            attempt=journey.first_attempt + self._attempt,
-            callee=self._target.callee,
-            role=self._target.role,
-            prekey=self._target.prekey,
+            attempt=journey.first_attempt + self._number,
+            callee=target.callee,
+            role=target.role,
+            prekey=target.prekey,
             model_root=journey.model_root,
             customer=journey.customer,
             deadline_ms=journey.deadline_ms,
             generation=generation,
             price_id=journey.price_id,
         )
-        self._attempt += 1
-        return await self._exchange.enter_async_context(self._offering.offer(ask))
-
-    def _give_up_after(self, failure: AttemptFailed) -> None:
-        """Raise when another attempt makes no sense."""
-        error = _verdict(failure)
-        if not error.retryable and not isinstance(error, ModelNotFound):
-            raise error from failure
-        if self._attempt >= ATTEMPTS_MAX or failure.refusal in self._final:
-            raise error from failure
+        self._number += 1
+        failure: AttemptFailed | None = AttemptFailed(FailureKind.LEFT)
+        try:
+            stream = await by.offering.begin(ask, self._bell)
+            failure = None
+        except AttemptFailed as error:
+            failure = error
+            raise
+        finally:
+            if failure is not None:
+                by.route.ended(target, journey, failure)
+        num_read = self._num_prompt + tokens.count(generation.accepted)
+        now_s = anyio.current_time()
+        pace = by.paces.begin(target.callee, num_read, now_s) if by.paces else None
+        self._attempts.append(Attempt(target, stream, pace))
 
 
 def _verdict(failure: AttemptFailed) -> StarAIError:
@@ -203,37 +367,3 @@ def _verdict(failure: AttemptFailed) -> StarAIError:
             return Unavailable(
                 "no node could carry the answer to its end; try again", retry_after_s=after_s
             )
-
-
-class Carrier:
-    """Carries answers for a gateway or a distributor."""
-
-    def __init__(
-        self,
-        member: Member,
-        offering: Offering,
-        route: Route,
-        on_settled: Callable[[Settled], Awaitable[None]] | None = None,
-        final: Collection[str] = (),
-    ) -> None:
-        """Offer through ``offering`` along ``route``.
-
-        ``on_settled`` is awaited for every attempt with accepted tokens, before its last part
-        is handed on. After a refusal with one of the ``final`` codes nobody else is tried.
-        """
-        self._member = member
-        self._offering = offering
-        self._route = route
-        self._on_settled = on_settled
-        self._final = final
-
-    @asynccontextmanager
-    async def carry(self, journey: Journey) -> AsyncIterator[Carried]:
-        """An answer to read; leaving the context early cancels the work."""
-        carried = Carried(
-            self._member, self._offering, self._route, journey, self._on_settled, self._final
-        )
-        try:
-            yield carried
-        finally:
-            await carried.end(None)

@@ -1,4 +1,4 @@
-"""A bounded mailbox with one reader, filled from handlers that cannot wait."""
+"""Where handlers that cannot wait leave things for a reader: a bell, and a bounded mailbox."""
 
 from __future__ import annotations
 
@@ -10,6 +10,25 @@ import anyio
 T = TypeVar("T")
 
 
+class Bell:
+    """Wakes one reader, who looks for everything that may have come; rings add up to one."""
+
+    __slots__ = ("_rung",)
+
+    def __init__(self) -> None:
+        """Hang there in silence."""
+        self._rung = anyio.Event()
+
+    def ring(self) -> None:
+        """Wake the reader, now or as soon as it waits."""
+        self._rung.set()
+
+    async def wait(self) -> None:
+        """Wait until it has been rung since the last wait ended."""
+        await self._rung.wait()
+        self._rung = anyio.Event()
+
+
 class MailboxOverflow(Exception):
     """An item came for which there was no room: what the reader gets has a gap."""
 
@@ -18,15 +37,15 @@ class Mailbox(Generic[T]):
     """First in, first out; `put` never blocks, `get` waits.
 
     A reader is never handed what comes before a gap as if it were all: once an item had to be
-    dropped, `get` raises.
+    dropped, `get` and `pop` raise.
     """
 
-    def __init__(self, limit: int) -> None:
-        """Hold at most ``limit`` items."""
+    def __init__(self, limit: int, bell: Bell | None = None) -> None:
+        """Hold at most ``limit`` items; ring ``bell`` for each: several boxes may share one."""
         self._items: deque[T] = deque()
         self._limit = limit
         self._overflown = False
-        self._arrived = anyio.Event()
+        self._bell = bell or Bell()
 
     def put(self, item: T) -> None:
         """Add an item, or drop it when the mailbox is full."""
@@ -34,7 +53,7 @@ class Mailbox(Generic[T]):
             self._items.append(item)
         else:
             self._overflown = True
-        self._arrived.set()
+        self._bell.ring()
 
     async def get(self) -> T:
         """The oldest item; wait for one.
@@ -42,9 +61,21 @@ class Mailbox(Generic[T]):
         Raises:
             MailboxOverflow: an item had to be dropped.
         """
-        while not (self._items or self._overflown):
-            self._arrived = anyio.Event()
-            await self._arrived.wait()
+        while not self.has_news:
+            await self._bell.wait()
+        return self.pop()
+
+    @property
+    def has_news(self) -> bool:
+        """Whether `pop` would return, or raise."""
+        return bool(self._items) or self._overflown
+
+    def pop(self) -> T:
+        """The oldest item, which is there.
+
+        Raises:
+            MailboxOverflow: an item had to be dropped.
+        """
         if self._overflown:
             raise MailboxOverflow
         return self._items.popleft()

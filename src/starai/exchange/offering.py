@@ -7,18 +7,19 @@
             while True:
                 part = await answer.receive()
 
+Whoever reads several answers at once begins each with the same bell, and polls them when it rings.
 It does not choose callees and does not retry: whoever calls it does. Sessions with callees are
 opened on demand and reused until the callee's prekey changes.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import anyio
 import msgspec
 
 from starai.core.errors import (
@@ -28,13 +29,16 @@ from starai.core.errors import (
     SealBroken,
     Unavailable,
 )
-from starai.core.limits import ANSWER_PARTS_BUFFERED_MAX
-from starai.exchange.base import SILENCE_S, AttemptFailed, FailureKind, Settled, TaskKey
-from starai.exchange.mailboxes import Mailbox, MailboxOverflow
+from starai.core.logging import event
+from starai.exchange.base import AttemptFailed, FailureKind, TaskKey, short
+from starai.exchange.guarding import Guard
+from starai.exchange.ladder import Fault
+from starai.exchange.mailboxes import Bell
 from starai.exchange.member import Member
+from starai.exchange.reading import AnswerStream
 from starai.protocol import tokens
 from starai.protocol.frames import decode, encode, peek
-from starai.protocol.generation import Generation, Part
+from starai.protocol.generation import Generation
 from starai.protocol.identity import PartyId
 from starai.protocol.ports import Delivery
 from starai.protocol.subjects import Role, answers_for, offer
@@ -49,7 +53,6 @@ from starai.protocol.tasks import (
     TaskHeader,
 )
 from starai.sealing import (
-    AnswerOpener,
     Session,
     check_prekey,
     close_tag,
@@ -58,14 +61,16 @@ from starai.sealing import (
     request_hash,
     seal_request,
 )
-from starai.sealing.tasks import TaskKeys, encode_request
+from starai.sealing.tasks import encode_request
 
-#: Waking this much later than asked means that silence was not listened to.
-OVERSLEPT_S = 0.25
+_LOG = logging.getLogger(__name__)
+
 #: Closes kept to be said again to a callee that missed them.
 CLOSED_REMEMBERED_MAX = 4096
-#: Chunks that came before their turn; more than this is no reordering but a lost chunk.
-EARLY_MAX = 64
+#: Messages of one callee that nobody awaits any more. Some are the rest of answers that were
+#: broken off; what is beyond these is a flood.
+UNAWAITED_BURST = 2000
+UNAWAITED_PER_S = 500.0
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -83,88 +88,6 @@ class Ask(msgspec.Struct, frozen=True):
     price_id: int = 0
 
 
-class AnswerStream:
-    """An answer as it arrives. Made by `Offering.offer`."""
-
-    def __init__(self, header: TaskHeader, keys: TaskKeys, tokens_max: int) -> None:
-        """Expect the answer to ``header``: up to ``tokens_max`` tokens."""
-        self.header = header
-        self.finished = False
-        self._opener = AnswerOpener(keys)
-        self._early: dict[int, bytes] = {}
-        self._mail: Mailbox[Answer | Refusal | FailureKind] = Mailbox(ANSWER_PARTS_BUFFERED_MAX)
-        self._ids = bytearray()
-        self._embedding = b""
-        self._tokens_max = tokens_max
-        self._closed_ms: int | None = None
-
-    async def receive(self, silence_s: float = SILENCE_S) -> Part:
-        """The next part, in order; parts without ids are signs of life.
-
-        Chunks that are not next do not count as life: one was lost, and never comes.
-
-        Raises:
-            AttemptFailed: the callee refused, fell silent, broke the chain or is gone.
-        """
-        while True:
-            late_s = anyio.current_time() + silence_s + OVERSLEPT_S
-            with anyio.move_on_after(silence_s):
-                while (sealed := self._early.pop(self._opener.seq, None)) is None:
-                    await self._take_mail()
-                return self._open(sealed)
-            if anyio.current_time() < late_s:
-                raise AttemptFailed(FailureKind.SILENT)
-            # It was this process that did not get its turn; the chunk may be here by now.
-
-    def settle(self, now_ms: int) -> Settled:
-        """How the exchange ends: what was accepted. The first call fixes the closing time."""
-        if self._closed_ms is None:
-            self._closed_ms = now_ms
-        return Settled(
-            self.header, bytes(self._ids), self._opener.code, self._closed_ms, self._embedding
-        )
-
-    @property
-    def accepted_seq(self) -> int:
-        """How many chunks have been accepted."""
-        return self._opener.seq
-
-    def deliver(self, mail: Answer | Refusal | FailureKind) -> None:
-        """Hand in what came; called by the offering's handler."""
-        self._mail.put(mail)
-
-    async def _take_mail(self) -> None:
-        try:
-            mail = await self._mail.get()
-        except MailboxOverflow as error:
-            raise AttemptFailed(FailureKind.OVERFLOW) from error
-        match mail:
-            case Answer(seq=seq, sealed=sealed):
-                if not 0 <= seq - self._opener.seq < EARLY_MAX:
-                    return  # a repeated one, or so far ahead that some were lost
-                self._early[seq] = sealed
-            case Refusal(code=code, retry_after_ms=retry_after_ms):
-                raise AttemptFailed(FailureKind.REFUSED, code, retry_after_ms)
-            case FailureKind():
-                raise AttemptFailed(mail)
-
-    def _open(self, sealed: bytes) -> Part:
-        try:
-            part = self._opener.open(sealed)
-        except SealBroken as error:
-            raise AttemptFailed(FailureKind.MALFORMED) from error
-        if (len(self._ids) + len(part.ids)) // 4 > self._tokens_max:
-            raise AttemptFailed(FailureKind.MALFORMED)
-        # An answer without room for a token is a vector that comes with its end, and only there.
-        is_vector = part.finish is not None and not self.header.max_tokens
-        if bool(part.embedding) != is_vector:
-            raise AttemptFailed(FailureKind.MALFORMED)
-        self._ids += part.ids
-        self._embedding = part.embedding
-        self.finished = part.finish is not None
-        return part
-
-
 @dataclass
 class _Line:
     """The session with a callee; ``opening`` rides along until one answer has been seen."""
@@ -177,8 +100,15 @@ class _Line:
 class Offering:
     """A caller's end of all its exchanges."""
 
-    def __init__(self, member: Member) -> None:
-        """Offer as ``member``."""
+    def __init__(
+        self, member: Member, on_fault: Callable[[PartyId, Fault], None] | None = None
+    ) -> None:
+        """Offer as ``member``.
+
+        With ``on_fault``, what callees send beside their answers is held against them, and who
+        floods is not listened to for a while. Without it they are trusted that far: a gateway
+        that hangs up on thousands of answers must not shut out its distributor for the rest.
+        """
         self._member = member
         self._wire = member.wire
         self._identity = member.identity
@@ -186,6 +116,8 @@ class Offering:
         self._streams: dict[TaskKey, AnswerStream] = {}
         self._lines: dict[PartyId, _Line] = {}
         self._closed: OrderedDict[TaskKey, tuple[str, bytes]] = OrderedDict()
+        self._on_fault = on_fault
+        self._guard = Guard(UNAWAITED_PER_S, UNAWAITED_BURST)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -195,7 +127,15 @@ class Offering:
 
     @asynccontextmanager
     async def offer(self, ask: Ask) -> AsyncIterator[AnswerStream]:
-        """Offer a task; leaving the context closes it, finished or not.
+        """`begin`, and `end` when the context is left."""
+        stream = await self.begin(ask)
+        try:
+            yield stream
+        finally:
+            self.end(stream)
+
+    async def begin(self, ask: Ask, bell: Bell | None = None) -> AnswerStream:
+        """Offer a task; whoever begins one ends it. ``bell`` rings when something has come.
 
         Raises:
             AttemptFailed: the offer cannot be sent, or the callee's prekey is not good.
@@ -205,32 +145,52 @@ class Offering:
         key = (ask.task_id, ask.attempt)
         if key in self._streams:
             raise Conflict("this attempt of this task is under way")
-        stream, keys, message = self._prepare(ask)
-        subject = offer(ask.role, ask.callee)
+        stream, message = self._prepare(ask, bell)
         self._streams[key] = stream
+        sent = False
         try:
-            try:
-                await self._wire.publish(subject, encode(message))
-            except Unavailable as error:
-                raise AttemptFailed(FailureKind.GONE) from error
-            except MalformedFrame as error:
-                raise RequestTooLarge("the prompt does not fit into a message") from error
-            yield stream
+            await self._wire.publish(stream.subject, encode(message))
+            sent = True
+        except Unavailable as error:
+            raise AttemptFailed(FailureKind.GONE) from error
+        except MalformedFrame as error:
+            raise RequestTooLarge("the prompt does not fit into a message") from error
         finally:
-            del self._streams[key]
-            line = self._line_of(stream)
-            if line is not None and stream.accepted_seq:
-                line.opening = None
-            self._close(key, subject, stream, keys)
+            if not sent:
+                self.end(stream)
+        return stream
+
+    def end(self, stream: AnswerStream) -> None:
+        """Close an exchange, finished or not: the callee hears what was accepted, and stops."""
+        key = (stream.header.task_id, stream.header.attempt)
+        del self._streams[key]
+        line = self._line_of(stream)
+        if line is not None and stream.accepted_seq:
+            line.opening = None
+        self._close(key, stream)
 
     def lose(self, callee: PartyId) -> None:
         """Fail every exchange with a callee that is known to be gone."""
         self._lines.pop(callee, None)
-        for stream in self._streams.values():
-            if stream.header.callee == callee:
-                stream.deliver(FailureKind.GONE)
+        for stream in self._of(callee):
+            stream.deliver(FailureKind.GONE)
 
-    def _prepare(self, ask: Ask) -> tuple[AnswerStream, TaskKeys, Offer]:
+    def drain(self, callee: PartyId) -> None:
+        """A callee asks to be relieved: whoever reads its answers may have others go on."""
+        for stream in self._of(callee):
+            if not stream.draining:
+                stream.draining = True
+                stream.bell.ring()
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """How many messages of which kind have been refused."""
+        return self._guard.refused
+
+    def _of(self, callee: PartyId) -> list[AnswerStream]:
+        return [one for one in self._streams.values() if one.header.callee == callee]
+
+    def _prepare(self, ask: Ask, bell: Bell | None = None) -> tuple[AnswerStream, Offer]:
         line = self._line(ask.callee, ask.prekey)
         plaintext = encode_request(ask.generation)
         header = TaskHeader(
@@ -250,8 +210,8 @@ class Offering:
         )
         keys = derive_keys(line.session.secret, header)
         message = Offer(header, seal_request(keys, plaintext), line.opening)
-        accepted = tokens.count(ask.generation.accepted)
-        return AnswerStream(header, keys, header.max_tokens - accepted), keys, message
+        left = header.max_tokens - tokens.count(ask.generation.accepted)
+        return AnswerStream(header, keys, offer(ask.role, ask.callee), left, bell), message
 
     def _line(self, callee: PartyId, prekey: Prekey) -> _Line:
         known = self._lines.get(callee)
@@ -273,7 +233,7 @@ class Offering:
         line = self._lines.get(stream.header.callee)
         return line if line and line.session.session_id == stream.header.session_id else None
 
-    def _close(self, key: TaskKey, subject: str, stream: AnswerStream, keys: TaskKeys) -> None:
+    def _close(self, key: TaskKey, stream: AnswerStream) -> None:
         settled = stream.settle(self._clock.now_ms())
         close = Close(
             task_id=key[0],
@@ -283,13 +243,16 @@ class Offering:
             closed_ms=settled.closed_ms,
             tag=b"",
         )
-        frame = encode(msgspec.structs.replace(close, tag=close_tag(keys, close)))
-        self._closed[key] = (subject, frame)
+        frame = encode(msgspec.structs.replace(close, tag=close_tag(stream.keys, close)))
+        self._closed[key] = (stream.subject, frame)
         while len(self._closed) > CLOSED_REMEMBERED_MAX:
             self._closed.popitem(last=False)
-        self._wire.publish_soon(subject, frame)
+        self._wire.publish_soon(stream.subject, frame)
 
     def _on_answer(self, delivery: Delivery) -> None:
+        callee = PartyId(delivery.subject.split(".")[2])
+        if self._guard.shut and self._guard.is_shut(callee, self._clock.monotonic_s()):
+            return
         try:
             mail: Answer | Refusal
             if peek(delivery.payload) is Refusal:
@@ -297,7 +260,7 @@ class Offering:
             else:
                 mail = decode(delivery.payload, Answer)
         except MalformedFrame:
-            self._on_rubbish(delivery)
+            self._on_rubbish(callee)
             return
         key = (mail.task_id, mail.attempt)
         stream = self._streams.get(key)
@@ -305,9 +268,16 @@ class Offering:
             closed = self._closed.get(key)
             if closed is not None:
                 self._wire.publish_soon(*closed)
-        elif stream.header.callee == delivery.subject.split(".")[2]:
-            if isinstance(mail, Refusal) and mail.code == RefusalCode.UNKNOWN_SESSION:
-                self._forget_line(stream)
+            self._count(callee, "unawaited")
+        elif stream.header.callee != callee:
+            # No two attempts bear the same number: this one was never asked for that answer.
+            self._count(callee, Fault.IMPERSONATION.value, Fault.IMPERSONATION)
+        else:
+            if isinstance(mail, Refusal):
+                if mail.code == RefusalCode.UNKNOWN_SESSION:
+                    self._forget_line(stream)
+            elif mail.seq < stream.accepted_seq:
+                self._count(callee, "repeated")
             stream.deliver(mail)
 
     def _forget_line(self, stream: AnswerStream) -> None:
@@ -315,9 +285,20 @@ class Offering:
         if self._line_of(stream) is not None:
             del self._lines[stream.header.callee]
 
-    def _on_rubbish(self, delivery: Delivery) -> None:
+    def _on_rubbish(self, callee: PartyId) -> None:
         """A callee that sends bytes that are no message has failed in all it does for us."""
-        callee = delivery.subject.split(".")[2]
-        for stream in self._streams.values():
-            if stream.header.callee == callee:
-                stream.deliver(FailureKind.MALFORMED)
+        for stream in self._of(callee):
+            stream.deliver(FailureKind.DAMAGED)
+        self._count(callee, "damaged")
+
+    def _count(self, callee: PartyId, kind: str, fault: Fault | None = None) -> None:
+        """Count what should not have come, and hold it against its sender if it is more."""
+        if self._on_fault is None:
+            return
+        if fault is not None:
+            self._on_fault(callee, fault)
+        if self._guard.count(callee, kind, self._clock.monotonic_s()):
+            event(_LOG, "flood_shut_out", logging.WARNING, party=short(callee), last=kind)
+            self._on_fault(callee, Fault.FLOOD)
+            for stream in self._of(callee):
+                stream.deliver(FailureKind.GONE)

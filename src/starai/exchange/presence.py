@@ -19,6 +19,9 @@ from starai.core.errors import MalformedFrame
 from starai.core.limits import BEAT_INTERVAL_S, BEAT_LEASE_S
 from starai.core.logging import event
 from starai.exchange.base import short
+from starai.exchange.guarding import Guard
+from starai.exchange.ladder import Fault
+from starai.exchange.mailboxes import Bell
 from starai.protocol.frames import decode, encode
 from starai.protocol.identity import PartyId
 from starai.protocol.ports import Delivery, Wire
@@ -29,6 +32,8 @@ _LOG = logging.getLogger(__name__)
 
 #: Parties of one role that are kept track of; a network of more needs regions.
 PARTIES_MAX = 10_000
+#: Beats of one party: two a second are expected, and minutes of them at once after a pause of ours.
+BEATS_BURST, BEATS_PER_S = 400, 20.0
 
 
 class Sighting(msgspec.Struct):
@@ -48,13 +53,19 @@ class Presence:
         clock: Clock,
         on_gone: Callable[[PartyId], None] | None = None,
         on_beat: Callable[[Beat], None] | None = None,
+        on_fault: Callable[[PartyId, Fault], None] | None = None,
     ) -> None:
-        """Watch the beats of ``role``; ``on_gone`` is told once when a party falls silent."""
+        """Watch the beats of ``role``; ``on_gone`` is told once when a party falls silent.
+
+        ``on_fault`` hears who beats in another's name, and who floods.
+        """
         self._wire = wire
         self._role = role
         self._clock = clock
         self._on_gone = on_gone
         self._on_beat = on_beat
+        self._on_fault = on_fault
+        self._guard = Guard(BEATS_PER_S, BEATS_BURST)
         self._sightings: dict[PartyId, Sighting] = {}
 
     @asynccontextmanager
@@ -80,11 +91,20 @@ class Presence:
         return sighting.beat if sighting else None
 
     def _on_delivery(self, delivery: Delivery) -> None:
+        sender = PartyId(delivery.subject.rpartition(".")[2])
+        now_s = self._clock.monotonic_s()
+        if self._guard.shut and self._guard.is_shut(sender, now_s):
+            return
+        if self._guard.spend(sender, now_s):
+            event(_LOG, "beats_flood", logging.WARNING, party=short(sender))
+            self._blame(sender, Fault.FLOOD)
+            return
         try:
             message = decode(delivery.payload, Beat)
         except MalformedFrame:
             return
-        if delivery.subject != beat(self._role, message.party) or message.role != self._role.value:
+        if message.party != sender or message.role != self._role.value:
+            self._blame(sender, Fault.IMPERSONATION)
             return
         known = self._sightings.get(message.party)
         if known is not None and (message.boot, message.seq) <= (known.beat.boot, known.beat.seq):
@@ -98,6 +118,10 @@ class Presence:
         self._sightings[message.party] = Sighting(message, self._clock.monotonic_s())
         if self._on_beat is not None:
             self._on_beat(message)
+
+    def _blame(self, party: PartyId, fault: Fault) -> None:
+        if self._on_fault is not None:
+            self._on_fault(party, fault)
 
     async def _sweep(self) -> None:
         looked_s = self._clock.monotonic_s()
@@ -121,11 +145,18 @@ class Presence:
                 self._on_gone(party)
 
 
-async def keep_beating(wire: Wire, role: Role, make: Callable[[int], Beat]) -> None:
-    """Publish the beats that ``make`` builds from a rising number, until cancelled."""
+async def keep_beating(
+    wire: Wire, role: Role, make: Callable[[int], Beat], hurry: Bell | None = None
+) -> None:
+    """Publish the beats that ``make`` builds from a rising number, until cancelled.
+
+    When ``hurry`` rings, the next one does not wait for its time.
+    """
+    hurry = hurry or Bell()
     seq = 0
     while True:
         seq += 1
         message = make(seq)
         wire.publish_soon(beat(role, message.party), encode(message))
-        await anyio.sleep(BEAT_INTERVAL_S)
+        with anyio.move_on_after(BEAT_INTERVAL_S):
+            await hurry.wait()

@@ -17,8 +17,10 @@ import msgspec
 from starai.core.clock import Clock
 from starai.core.errors import ContextTooLong, ModelNotFound, Overloaded, SealBroken, Unavailable
 from starai.core.logging import event
-from starai.exchange.base import AttemptFailed, FailureKind, short
-from starai.exchange.carrying import Journey, Target
+from starai.exchange.attempt import Target
+from starai.exchange.base import AttemptFailed, short
+from starai.exchange.carrying import Journey
+from starai.exchange.ladder import Fault, Ladder, Rung
 from starai.exchange.presence import Presence
 from starai.matching import Candidate, Demand, FinishTime, Policy
 from starai.protocol import tokens
@@ -26,7 +28,7 @@ from starai.protocol.identity import PartyId
 from starai.protocol.ports import Wire
 from starai.protocol.presence import MODELS_MAX, SLOTS_MAX, Beat, ServedModel
 from starai.protocol.subjects import Role
-from starai.protocol.tasks import Prekey, RefusalCode
+from starai.protocol.tasks import Prekey
 from starai.sealing import check_prekey
 
 _LOG = logging.getLogger(__name__)
@@ -43,20 +45,8 @@ SAME_AGAIN_S = 0.5
 LOOK_AGAIN_S = 0.25
 #: A prekey that is not good is looked at again after this long; a signature costs 0.1 ms.
 CHECK_AGAIN_S = 5.0
-#: A failure counts half after this many seconds; what is left of it after ten of them, nothing.
-FAILURE_HALF_LIFE_S = 15.0
-FAILURE_FORGOTTEN_S = 10 * FAILURE_HALF_LIFE_S
-
-
-class Health(msgspec.Struct):
-    """Recent failures of a party, decayed; ``at_s`` is when they were last counted."""
-
-    failures: float = 0.0
-    at_s: float = 0.0
-
-    def now(self, now_s: float) -> float:
-        """The failures as they weigh now."""
-        return float(self.failures * 0.5 ** ((now_s - self.at_s) / FAILURE_HALF_LIFE_S))
+#: A task may go to a party that rests (see `Ladder.is_last_resort`) after it waited this long.
+LAST_RESORT_S = 1.0
 
 
 class _Waiter:
@@ -78,13 +68,18 @@ class Routing:
         clock: Clock,
         on_gone: Callable[[PartyId], None],
         policy: Policy | None = None,
+        on_draining: Callable[[PartyId], None] = lambda _party: None,
     ) -> None:
-        """Watch the parties of ``role`` on ``wire`` and rank them by ``policy``."""
+        """Watch the parties of ``role`` on ``wire`` and rank them by ``policy``.
+
+        ``on_draining`` hears with each beat of a party that drains: its tasks may be handed over.
+        """
         self._role = role
         self._clock = clock
         self._policy = policy or FinishTime()
         self._in_flight: Counter[PartyId] = Counter()
-        self._health: dict[PartyId, Health] = {}
+        # Who failed how often, who rests, and why: all of that is the ladder's.
+        self.ladder = Ladder(self._on_step)
         #: Tasks that other callers have on a party, as its last beat tells.
         self._others: dict[PartyId, int] = {}
         #: Who waits, by model: the first of a line goes first.
@@ -92,7 +87,10 @@ class Routing:
         self._good: dict[PartyId, Prekey] = {}
         self._bad: dict[PartyId, tuple[Prekey, float]] = {}
         self._tell_gone = on_gone
-        self.presence = Presence(wire, role, clock, on_gone=self._on_gone, on_beat=self._on_beat)
+        self._tell_draining = on_draining
+        self.presence = Presence(
+            wire, role, clock, self._on_gone, on_beat=self._on_beat, on_fault=self.blame
+        )
 
     def models(self) -> tuple[ServedModel, ...]:
         """What can be served now: per model the longest context and all slots together.
@@ -145,11 +143,20 @@ class Routing:
         self._in_flight[target.callee] -= 1
         if not self._in_flight[target.callee]:
             del self._in_flight[target.callee]
-        if failure is not None and _is_fault(failure):
-            now_s = self._clock.monotonic_s()
-            health = self._health.setdefault(target.callee, Health())
-            health.failures, health.at_s = health.now(now_s) + 1.0, now_s
+        self.ladder.ended(target.callee, failure, self._clock.monotonic_s())
         self._wake()
+
+    def choose_now(
+        self, journey: Journey, failed: Collection[PartyId], *, spare: bool = False
+    ) -> Target | None:
+        """See `starai.exchange.carrying.Route.choose_now`."""
+        if spare and self._lines.get(journey.model_root):
+            return None
+        return self._try(journey, failed)
+
+    def blame(self, party: PartyId, fault: Fault) -> None:
+        """Hold a fault that was seen outside of an attempt against a party."""
+        self.ladder.blame(party, fault, self._clock.monotonic_s())
 
     async def _wait(self, journey: Journey, failed: Collection[PartyId], waiter: _Waiter) -> Target:
         began_s = self._clock.monotonic_s()
@@ -158,7 +165,8 @@ class Routing:
             self._refuse_too_long(journey)
             waited_s = self._clock.monotonic_s() - began_s
             if line[0] is waiter:
-                target = self._try(journey, failed if waited_s < SAME_AGAIN_S else ())
+                excluded = failed if waited_s < SAME_AGAIN_S else ()
+                target = self._try(journey, excluded, even_resting=waited_s >= LAST_RESORT_S)
                 if target is not None:
                     return target
             served = any(m.model_root == journey.model_root for _, m in self._serving())
@@ -182,16 +190,27 @@ class Routing:
                 f"{max(contexts)}; shorten it"
             )
 
-    def _try(self, journey: Journey, excluded: Collection[PartyId]) -> Target | None:
+    def _try(
+        self, journey: Journey, excluded: Collection[PartyId], *, even_resting: bool = False
+    ) -> Target | None:
         """Hold a place on the best that is free now and not excluded."""
         demand = Demand(tokens.count(journey.generation.prompt), journey.generation.max_tokens)
-        ranked = self._policy.rank(demand, self._candidates(journey.model_root))
+        now_s = self._clock.monotonic_s()
+        here = [*self._candidates(journey.model_root)]
+        open_ones = [one for one in here if self.ladder.may_serve(PartyId(one.party), now_s)]
+        if even_resting or not open_ones:  # a party that rests is better than nobody
+            resting = [one for one in here if one not in open_ones]
+            resting = [o for o in resting if self.ladder.is_last_resort(PartyId(o.party), now_s)]
+        else:
+            resting = []
+        ranked = self._policy.rank(demand, open_ones) + self._policy.rank(demand, resting)
         for candidate in ranked:
             if candidate.party in excluded:
                 continue
             seen = self.presence.get(PartyId(candidate.party))
             if seen is not None and seen.prekey is not None and self._is_sound(seen):
                 self._in_flight[seen.party] += 1
+                self.ladder.began(seen.party, now_s)
                 return Target(seen.party, self._role, seen.prekey)
         return None
 
@@ -200,7 +219,6 @@ class Routing:
         for seen, model in self._serving():
             if model.model_root != model_root:
                 continue
-            health = self._health.get(seen.party)
             yield Candidate(
                 party=seen.party,
                 slots=model.slots,
@@ -208,12 +226,12 @@ class Routing:
                 context_length=model.context_length,
                 prefill_tps=model.prefill_tps,
                 decode_tps=model.decode_tps,
-                failures=health.now(now_s) if health else 0.0,
+                failures=self.ladder.failures(seen.party, now_s),
             )
 
     def _serving(self) -> Iterator[tuple[Beat, ServedModel]]:
         for seen in self.presence:
-            if not seen.draining and seen.prekey is not None:
+            if not seen.draining and not seen.paused and seen.prekey is not None:
                 for model in seen.models:
                     yield seen, model
 
@@ -242,14 +260,15 @@ class Routing:
     def _on_beat(self, beat: Beat) -> None:
         # Own tasks are counted to the moment; only what others have there is hearsay.
         self._others[beat.party] = max(0, beat.running - self._in_flight[beat.party])
+        if beat.draining:
+            self._tell_draining(beat.party)
         self._wake()
 
     def _on_gone(self, party: PartyId) -> None:
         self._others.pop(party, None)
         self._good.pop(party, None)
         self._bad.pop(party, None)
-        oldest_s = self._clock.monotonic_s() - FAILURE_FORGOTTEN_S
-        self._health = {who: one for who, one in self._health.items() if one.at_s > oldest_s}
+        self.ladder.forget_faded(self._clock.monotonic_s())
         self._tell_gone(party)
         self._wake()
 
@@ -258,14 +277,7 @@ class Routing:
         for line in self._lines.values():
             line[0].news.set()
 
-
-def _is_fault(failure: AttemptFailed) -> bool:
-    """Whether a failure speaks against the callee; being busy or draining does not."""
-    excused = (
-        RefusalCode.BUSY,
-        RefusalCode.DRAINING,
-        RefusalCode.UNKNOWN_SESSION,
-        RefusalCode.CONTEXT_TOO_LONG,
-        RefusalCode.DEADLINE,
-    )
-    return failure.kind is not FailureKind.REFUSED or failure.refusal not in excused
+    def _on_step(self, party: PartyId, rung: Rung, why: str) -> None:
+        sound = rung in (Rung.GOOD, Rung.SUSPECT)
+        level = logging.INFO if sound else logging.WARNING
+        event(_LOG, "ladder", level, party=short(party), rung=rung.value, why=why)

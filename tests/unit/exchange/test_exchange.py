@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 
 import anyio
@@ -13,8 +13,9 @@ import trio.testing
 
 from starai.core.errors import Overloaded, Unavailable
 from starai.core.randomness import SeededRandomness
+from starai.exchange.attempt import Target
 from starai.exchange.base import AttemptFailed, FailureKind, Settled, task_record
-from starai.exchange.carrying import Carrier, Journey, Target
+from starai.exchange.carrying import Carrier, Journey
 from starai.exchange.offering import Ask, Offering
 from starai.exchange.serving import Refused, ServedTask, Serving
 from starai.protocol import tokens
@@ -120,10 +121,15 @@ class InTurn:
         self.endings: list[tuple[PartyId, FailureKind | None]] = []
         self.asked = 0
 
-    async def choose(self, journey: Journey, failed: object) -> Target:
+    async def choose(self, journey: Journey, failed: Collection[PartyId]) -> Target:
         target = self.targets[self.asked % len(self.targets)]
         self.asked += 1
         return target
+
+    def choose_now(
+        self, journey: Journey, failed: Collection[PartyId], *, spare: bool = False
+    ) -> Target | None:
+        return next((one for one in self.targets if one.callee not in failed), None)
 
     def ended(self, target: Target, journey: Journey, failure: AttemptFailed | None) -> None:
         self.endings.append((target.callee, failure.kind if failure else None))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 
 import anyio
@@ -11,15 +11,18 @@ import pytest
 
 from starai.core.errors import Conflict, InvalidRequest, Overloaded
 from starai.exchange import serving as serving_module
+from starai.exchange.attempt import Target
 from starai.exchange.base import SILENCE_S, AttemptFailed, FailureKind, Settled, task_record
-from starai.exchange.carrying import Carrier, Journey, Target, attempts_within
+from starai.exchange.carrying import Carrier, Journey, attempts_within
 from starai.exchange.mailboxes import Mailbox, MailboxOverflow
-from starai.exchange.offering import EARLY_MAX, AnswerStream, Ask, Offering
+from starai.exchange.offering import Ask, Offering
+from starai.exchange.reading import EARLY_MAX, AnswerStream
 from starai.exchange.replays import SeenOffers
 from starai.exchange.serving import Refused, ServedTask, Serving
 from starai.protocol import tokens
 from starai.protocol.frames import encode, peek
 from starai.protocol.generation import Finish, Generation, Sampling
+from starai.protocol.identity import PartyId
 from starai.protocol.ports import Delivery
 from starai.protocol.subjects import Role, offer
 from starai.protocol.tasks import Answer, Close, Offer, RefusalCode, TaskHeader
@@ -103,8 +106,13 @@ class Scene:
         made = Journey(b"t" * 16, b"m" * 32, 1, deadline_ms, GENERATION)
         return msgspec.structs.replace(made, **changes)
 
-    async def choose(self, journey: Journey, failed: object) -> Target:
+    async def choose(self, journey: Journey, failed: Collection[PartyId]) -> Target:
         return self.target
+
+    def choose_now(
+        self, journey: Journey, failed: Collection[PartyId], *, spare: bool = False
+    ) -> Target | None:
+        return None
 
     def ended(self, target: Target, journey: Journey, failure: AttemptFailed | None) -> None:
         self.endings.append(failure)
@@ -249,7 +257,7 @@ async def test_an_offer_that_does_not_open_takes_nobodys_place() -> None:
 async def test_a_header_cannot_state_another_size_than_the_request_has() -> None:
     """What gets on record is what was asked: a caller cannot book fewer prompt tokens."""
     async with scene() as made:
-        stream, _, message = made.offering._prepare(made.ask())
+        stream, message = made.offering._prepare(made.ask())
         small = msgspec.structs.replace(message.header, prompt_tokens=1)
         line = made.offering._lines[made.target.callee]
         keys = derive_keys(line.session.secret, small)

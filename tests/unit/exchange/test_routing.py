@@ -11,9 +11,10 @@ import pytest
 
 from starai.core.errors import ContextTooLong, ModelNotFound, Overloaded, Unavailable
 from starai.core.limits import BEAT_INTERVAL_S, BEAT_LEASE_S
-from starai.exchange import routing
+from starai.exchange import ladder, routing
+from starai.exchange.attempt import Target
 from starai.exchange.base import AttemptFailed, FailureKind
-from starai.exchange.carrying import Journey, Target
+from starai.exchange.carrying import Journey
 from starai.exchange.member import Member
 from starai.exchange.presence import keep_beating
 from starai.exchange.routing import Routing
@@ -220,7 +221,7 @@ async def test_a_failure_makes_a_node_less_likely_for_a_while() -> None:
         target = await made.choose()
         assert target.callee == good.party
         made.routing.ended(target, journey(), None)
-        await anyio.sleep(10 * routing.FAILURE_HALF_LIFE_S)
+        await anyio.sleep(10 * ladder.HALF_LIFE_S)
         assert (await made.choose()).callee == bad.party
 
 
@@ -317,12 +318,12 @@ async def test_nothing_is_kept_of_those_who_are_gone() -> None:
             target = await made.choose()
             made.routing.ended(target, journey(), GONE)
             node.scope.cancel()
-            await anyio.sleep(BEAT_LEASE_S + routing.FAILURE_FORGOTTEN_S)
+            await anyio.sleep(BEAT_LEASE_S + 10 * ladder.HALF_LIFE_S)
         node = await made.add()
         node.scope.cancel()
         await anyio.sleep(2 * BEAT_LEASE_S)
         tables = made.routing
-        kept = (tables._in_flight, tables._health, tables._good, tables._bad)
+        kept = (tables._in_flight, tables.ladder, tables._good, tables._bad)
         assert [len(table) for table in kept] == [0, 0, 0, 0]
         assert len(made.gone) == 6
 

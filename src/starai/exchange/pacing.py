@@ -1,0 +1,101 @@
+"""When the next token is overdue: from how fast the answer came so far, and how fast its node is.
+
+Signs of life say that a callee is there, not that it gets on. So the caller keeps, for each answer,
+an exponential average of the time between its tokens, which begins at the average of its callee;
+a token that takes eight times as long, and at least most of a second, is overdue. The first token
+is overdue after eight times what the prompt should take, by the prefill rate that was seen of this
+callee. All of it is measured here: what a callee says of itself does not count. Pure: time is an
+argument, in seconds of the event loop.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+from starai.protocol.identity import PartyId
+
+#: A token is overdue after this many times the average, but never sooner than after `TOKEN_S`:
+#: a stall of a fast answer is noticed within a second.
+STALL_FACTOR: Final = 8.0
+TOKEN_S: Final = 0.9
+#: How long the second token may take while nothing is known of the callee's speed.
+TOKEN_UNKNOWN_S: Final = 10.0
+#: The same for the first token: the callee may be loading, and other prompts go before.
+FIRST_S: Final = 2.0
+FIRST_UNKNOWN_S: Final = 60.0
+#: How much a new measurement counts against the average.
+WEIGHT: Final = 0.2
+#: Callees whose speed is kept.
+CALLEES_MAX: Final = 4096
+
+
+@dataclass
+class _Speed:
+    """Averages of one callee in seconds; 0: not measured yet."""
+
+    between_s: float = 0.0
+    per_prompt_token_s: float = 0.0
+
+
+def _average(known_s: float, new_s: float) -> float:
+    return known_s + WEIGHT * (new_s - known_s) if known_s else new_s
+
+
+class Paces:
+    """How fast each callee was lately."""
+
+    def __init__(self) -> None:
+        """Know nobody."""
+        self._speeds: OrderedDict[PartyId, _Speed] = OrderedDict()
+
+    def begin(self, callee: PartyId, num_prompt: int, now_s: float) -> Pace:
+        """An answer of ``callee`` begins, to a prompt of so many tokens."""
+        speed = self._speeds.setdefault(callee, _Speed())
+        self._speeds.move_to_end(callee)
+        if len(self._speeds) > CALLEES_MAX:
+            self._speeds.popitem(last=False)
+        return Pace(speed, num_prompt, now_s)
+
+
+class Pace:
+    """One answer's tokens in time. ``due_s`` is when the next one is overdue."""
+
+    __slots__ = ("_at_s", "_between_s", "_has_token", "_num_prompt", "_speed", "due_s")
+
+    def __init__(self, speed: _Speed, num_prompt: int, now_s: float) -> None:
+        """Made by `Paces.begin`."""
+        self._speed = speed
+        self._num_prompt = max(1, num_prompt)
+        self._at_s = now_s
+        self._between_s = speed.between_s
+        self._has_token = False
+        self.due_s = now_s + self._patience_s()
+
+    def token(self, now_s: float) -> None:
+        """One or more tokens have come."""
+        took_s = max(1e-6, now_s - self._at_s)
+        speed = self._speed
+        if self._has_token:
+            self._between_s = _average(self._between_s, took_s)
+            speed.between_s = _average(speed.between_s, took_s)
+        else:
+            self._has_token = True
+            per_token_s = took_s / self._num_prompt
+            speed.per_prompt_token_s = _average(speed.per_prompt_token_s, per_token_s)
+        self._at_s = now_s
+        self.due_s = now_s + self._patience_s()
+
+    def excuse(self, now_s: float) -> None:
+        """The time until now does not count: it was the caller that did not listen."""
+        self._at_s = now_s
+        self.due_s = now_s + self._patience_s()
+
+    def _patience_s(self) -> float:
+        if self._has_token:
+            known_s, least_s, unknown_s = self._between_s, TOKEN_S, TOKEN_UNKNOWN_S
+        else:
+            known_s = self._speed.per_prompt_token_s * self._num_prompt
+            least_s, unknown_s = FIRST_S, FIRST_UNKNOWN_S
+        return max(least_s, STALL_FACTOR * known_s) if known_s else unknown_s
