@@ -102,6 +102,8 @@ def refit(model: Any, kind: str, *, head: str = "") -> Refitted:
         tied=isinstance(model.get_input_embeddings(), TiedEmbedding),
     )
     expected = _logits(model)
+    if not torch.isfinite(expected).all():
+        raise ModelFileRefused("its logits are no numbers: the weights are damaged")
     head_name = _name_of(model, model.get_output_embeddings())
     kinds = {head_name: head or (Int8Linear.kind if kind == "int4" else kind)} if head_name else {}
     tied = _is_tied(model)

@@ -12,6 +12,7 @@ from starai.engines.linear.floating import FloatLinear
 from starai.engines.linear.int4 import Int4Linear
 from starai.engines.linear.int8 import Int8Linear
 from starai.engines.linear.kernels import GROUP
+from starai.engines.native.linear import INT8_COLUMNS_MAX
 
 KINDS: Final[dict[str, type[Linear]]] = {
     kind.kind: kind for kind in (FloatLinear, Int8Linear, Int4Linear)
@@ -23,7 +24,8 @@ KIND_OF_BITS: Final = {16: FloatLinear.kind, 8: Int8Linear.kind, 4: Int4Linear.k
 def quantise(weight: Tensor, kind: str, bias: Tensor | None = None) -> Linear:
     """A layer of ``kind`` from floats [out_features, in_features].
 
-    A row that int4 cannot cut into groups is kept as int8.
+    A row that int4 cannot cut into groups is kept as int8, and one whose int8 sums could outgrow
+    32 bits as floats.
 
     Raises:
         ConfigurationRefused: there is no such kind.
@@ -32,6 +34,8 @@ def quantise(weight: Tensor, kind: str, bias: Tensor | None = None) -> Linear:
         raise ConfigurationRefused(f"there is no linear layer {kind!r}: choose {', '.join(KINDS)}")
     if kind == Int4Linear.kind and weight.shape[1] % GROUP:
         kind = Int8Linear.kind
+    if kind == Int8Linear.kind and weight.shape[1] > INT8_COLUMNS_MAX:
+        kind = FloatLinear.kind
     return KINDS[kind].from_weight(weight, bias)
 
 

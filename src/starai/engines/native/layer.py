@@ -22,7 +22,7 @@ from starai.core.errors import InternalFault
 from starai.engines.native import library
 from starai.engines.native.attention import DTYPES, SPANS, pool_of, spans_of
 from starai.engines.native.library import COUNT, POINTER
-from starai.engines.native.linear import GROUP, INT4, INT8, Weight
+from starai.engines.native.linear import GROUP, INT4, INT8, INT8_COLUMNS_MAX, Weight
 from starai.engines.native.rows import ACTIVATIONS, Activation
 
 #: Keys and values of a layer; see `attention.write_kv`.
@@ -98,7 +98,8 @@ class Matrix:
         bias = self.bias
         biased = bias is None or (bias.shape == (n,) and bias.dtype in DTYPES)
         dense = all(t.is_contiguous() for t in (self.weight, self.scale, bias) if t is not None)
-        if kind is None or scaled != wanted or not biased or not dense:
+        small = 0 < k <= (INT8_COLUMNS_MAX if kind == INT8 else k)
+        if kind is None or scaled != wanted or not (biased and dense and small):
             raise InternalFault(f"no matrix: {self.weight.dtype} {n} x {k}, scale {scaled}")
         return Weight(
             data=self.weight.data_ptr(),

@@ -31,6 +31,10 @@ _CHUNK: Final = 512
 #: Numbers of `Dtype` and `Kind` in common.h.
 DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1}
 FLOAT32, BFLOAT16, INT8, INT4 = range(4)
+_STORED: Final = (torch.float32, torch.bfloat16, torch.int8, torch.uint8)
+_SCALES: Final = {INT8: torch.float32, INT4: torch.float16}
+#: Columns whose products of int8 by int8 add up within 32 bits: 127 * 128 * 2^17 < 2^31.
+INT8_COLUMNS_MAX: Final = 1 << 17
 
 #: Rows from which torch multiplies floats faster than our kernels do. On AVX-512 it never does
 #: (Zen 4, 256 rows, one thread: bfloat16 218 against 207 GFLOP/s, float32 102 against 88); it does
@@ -165,9 +169,12 @@ def _run(  # noqa: PLR0917 - on the path of every layer; keywords cost time
     dtype = DTYPES[x.dtype]
     if (
         (columns != k if kind != INT4 else 2 * columns != k or k % GROUP)
+        or not 0 < k <= (INT8_COLUMNS_MAX if kind == INT8 else k)
+        or weight.dtype is not _STORED[kind]
         or (kind < INT8 and dtype != kind)
-        or (scale is not None and scale.numel() != (n if kind == INT8 else n * (k // GROUP)))
-        or (bias is not None and bias.numel() != n)
+        or (scale is not None and not _scales(scale, kind, n, k))
+        or (bias is not None and not (bias.numel() == n and bias.is_contiguous()))
+        or (out is not None and not is_room(out, (m, n), x))
         or not (x.is_contiguous() and weight.is_contiguous())
     ):
         raise InternalFault(f"linear: {x.dtype} {tuple(x.shape)} by {tuple(weight.shape)}")
@@ -187,6 +194,16 @@ def _run(  # noqa: PLR0917 - on the path of every layer; keywords cost time
         library.threads(),
     )
     return y
+
+
+def is_room(out: Tensor, shape: tuple[int, ...], like: Tensor) -> bool:
+    """Whether a kernel may write its result there: it asks nobody how large the memory is."""
+    return out.shape == shape and out.dtype is like.dtype and out.is_contiguous()
+
+
+def _scales(scale: Tensor, kind: int, n: int, k: int) -> bool:
+    count = n if kind == INT8 else n * (k // GROUP)
+    return scale.numel() == count and scale.dtype is _SCALES[kind] and scale.is_contiguous()
 
 
 def _by_torch(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:

@@ -15,6 +15,7 @@ from starai.engines.linear.embedding import TiedEmbedding  # noqa: E402
 from starai.engines.linear.fusing import refit, weight_bytes  # noqa: E402
 from starai.engines.linear.groups import FusedGroup, Share  # noqa: E402
 from starai.engines.linear.registry import quantise  # noqa: E402
+from starai.engines.native.linear import INT8_COLUMNS_MAX  # noqa: E402
 
 IDS = torch.tensor([[5, 9, 200, 17, 33, 4]])
 
@@ -147,6 +148,22 @@ class Counted(Linear):
     def multiply(self, rows):
         type(self).products += 1
         return rows @ self.weight.t()
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8", "int4"])
+def test_weights_that_are_no_numbers_are_refused(folder_of, kind):
+    """Rounding would make zeros of them, and nobody would learn that the file is damaged."""
+    model = model_of(folder_of, "llama")
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[3, 5] = torch.nan
+    with pytest.raises(ModelFileRefused, match="no numbers"):
+        refit(model, kind)
+
+
+def test_rows_too_wide_for_integers_stay_floats():
+    """Sums of more products than fit 32 bits are never made."""
+    assert quantise(torch.ones(1, INT8_COLUMNS_MAX + 32), "int8").kind == "bf16"
+    assert quantise(torch.ones(1, 64), "int8").kind == "int8"
 
 
 @pytest.fixture

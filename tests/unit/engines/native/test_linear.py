@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -217,6 +217,41 @@ def test_operands_that_do_not_fit_are_refused() -> None:
         native.linear_int8(torch.zeros(2, 96), layer.codes, layer.scale[:28])
     with pytest.raises(InternalFault):
         layer(torch.zeros(2, 96), layer.bias[:28])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: native.linear(torch.ones(2, 0), torch.ones(3, 0)),
+        lambda: native.linear_int8(torch.ones(2, 0), torch.ones(3, 0).char(), torch.ones(3)),
+        lambda: native.linear(torch.ones(2, 8), torch.ones(3, 8), out=torch.ones(1, 1)),
+        lambda: native.linear(torch.ones(2, 8), torch.ones(3, 8), out=torch.ones(2, 3).bfloat16()),
+        lambda: native.linear(torch.ones(2, 8), torch.ones(3, 8), torch.ones(6)[::2]),
+        lambda: native.linear_int8(torch.ones(1, 8), torch.ones(2, 8), torch.ones(2)),
+        lambda: native.linear_int8(
+            torch.ones(1, 8), torch.ones(2, 8).char(), torch.ones(2).double()
+        ),
+            torch.ones(1, 8), torch.ones(2, 8).char(), torch.ones(2).double()
+        ),
+        lambda: native.linear_int8(torch.ones(1, 8), torch.ones(2, 8).char(), torch.ones(4)[::2]),
+    ],
+    ids=["no columns", "no codes", "room", "type", "bias", "weight", "scale type", "scale"],
+)
+def test_what_a_kernel_would_trip_over_is_refused(call: Callable[[], object]) -> None:
+    """Nothing to divide by, results without room, numbers of another type: refused, not crashed."""
+    with pytest.raises(InternalFault):
+        call()
+
+
+@pytest.mark.parametrize("code", [-127, 127])
+def test_the_widest_rows_of_integers_do_not_overflow(code: int) -> None:
+    """As many columns as are taken add up to less than 2^31; one more is refused."""
+    k = native.INT8_COLUMNS_MAX
+    codes = torch.full((1, k + 64), code, dtype=torch.int8)
+    y = native.linear_int8(torch.ones(1, k), codes[:, :k].contiguous(), torch.ones(1))
+    assert y.item() == pytest.approx(code * k, rel=1e-6)
+    with pytest.raises(InternalFault):
+        native.linear_int8(torch.ones(1, k + 64), codes, torch.ones(1))
 
 
 @settings(deadline=None, max_examples=40)

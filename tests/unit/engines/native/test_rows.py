@@ -155,6 +155,10 @@ def test_tensors_that_do_not_fit_are_refused():
         add_rms_norm(x[:2], x, torch.ones(40), EPS)
     with pytest.raises(InternalFault, match="gated"):
         gated(x[:, :39])
+    with pytest.raises(InternalFault, match="into"):
+        rms_norm(x, torch.ones(40), EPS, out=x[:2])
+    with pytest.raises(InternalFault, match="into"):
+        gated(x, out=torch.empty(3, 40))
     with pytest.raises(InternalFault, match="qk_norm"):
         qk_norm(x.unflatten(1, (4, 10)), torch.ones(9), EPS)
     with pytest.raises(InternalFault, match="angles"):
