@@ -15,6 +15,8 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final
 
+import msgspec
+
 from starai.matching.base import Candidate, Demand
 from starai.matching.choice import two_choices
 from starai.matching.filtering import Reason, closed, unfit
@@ -28,10 +30,45 @@ _LEAST_RATIOS: Final = (16.0, 1.0)
 EXAMINED_MAX: Final = 16
 #: Candidates with a prefix that are looked at besides: those that hold most of it.
 CACHED_MAX: Final = 4
+#: What the best offer is looked up anew after so long: when one leaves, it is less.
+BEST_FOR_S: Final = 1.0
+#: An answer is seldom shorter than this share of what is expected.
+SHORT: Final = 0.25
 _NOTHING: Final[Mapping[str, float]] = {}
 #: Buckets to a doubling of the time, and in all: to the longest of estimates.
 _BUCKETS_A_DOUBLING: Final = 3
 _BUCKETS: Final = int(math.log2(LONGEST_MS) * _BUCKETS_A_DOUBLING) + 1
+
+
+class Best(msgspec.Struct, frozen=True):
+    """The longest context, and the least seconds a token takes to be read, and to be written.
+
+    A node that was not measured may be as fast as any.
+    """
+
+    context_length: int = 0
+    prefill_s: float = math.inf
+    decode_s: float = math.inf
+
+    def raised(self, one: Candidate) -> Best:
+        """With a candidate among those it is of."""
+        prefill_s = 1.0 / one.prefill_tps if one.prefill_tps else 0.0
+        decode_s = 1.0 / one.decode_tps if one.decode_tps else 0.0
+        if (
+            one.context_length <= self.context_length
+            and prefill_s >= self.prefill_s
+            and decode_s >= self.decode_s
+        ):
+            return self
+        return Best(
+            max(one.context_length, self.context_length),
+            min(prefill_s, self.prefill_s),
+            min(decode_s, self.decode_s),
+        )
+
+    def least_s(self, demand: Demand) -> float:
+        """No candidate finishes sooner: it would be idle, near, and answer a quarter as much."""
+        return demand.prompt_tokens * self.prefill_s + SHORT * demand.answer_tokens * self.decode_s
 
 
 class _Entry:
@@ -98,6 +135,9 @@ class Pool:
         self._resting: dict[str, _Entry] = {}
         self._lanes = tuple(_Lane(number) for number in range(len(SHAPES)))
         self._num_open = 0
+        self._num_sound = 0
+        self._best = _NOBODY
+        self._best_at_s = float("-inf")
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -110,6 +150,25 @@ class Pool:
         """Candidates that could take a task now."""
         return self._num_open
 
+    @property
+    def num_sound(self) -> int:
+        """Candidates that can take a task, now or when a slot of theirs is free."""
+        return self._num_sound
+
+    @property
+    def num_resting(self) -> int:
+        """Candidates with a free slot that are asked only when there is nobody else."""
+        return len(self._resting)
+
+    def best(self, now_s: float) -> Best:
+        """What the best of all offer; never too little, and too much for a second at most."""
+        if now_s - self._best_at_s >= BEST_FOR_S:
+            self._best, self._best_at_s = _NOBODY, now_s
+            for entry in self._entries.values():
+                if _is_serving(entry.candidate):
+                    self._best = self._best.raised(entry.candidate)
+        return self._best
+
     def get(self, party: str) -> Candidate | None:
         """A candidate as it was last put."""
         entry = self._entries.get(party)
@@ -120,7 +179,12 @@ class Pool:
         entry = self._entries.get(candidate.party)
         if entry is None:
             entry = self._entries[candidate.party] = _Entry(candidate)
+        else:
+            self._num_sound -= _is_sound(entry.candidate)
+        self._num_sound += _is_sound(candidate)
         entry.candidate = candidate
+        if _is_serving(candidate):
+            self._best = self._best.raised(candidate)
         why_not = closed(candidate)
         if why_not is Reason.RESTING and candidate.running < candidate.slots:
             self._resting[candidate.party] = entry
@@ -136,6 +200,7 @@ class Pool:
         if entry is None:
             return
         self._resting.pop(party, None)
+        self._num_sound -= _is_sound(entry.candidate)
         self._num_open -= entry.buckets[0] >= 0
         for lane in self._lanes:
             lane.move(entry, -1)
@@ -147,11 +212,13 @@ class Pool:
         chance: Callable[[], float],
         cached: Mapping[str, float] = _NOTHING,
         excluded: Collection[str] = (),
+        *,
+        even_resting: bool = False,
     ) -> Candidate | None:
         """Who should take a task now; None when nobody can.
 
         ``cached`` says how many tokens of the prompt a party holds. Those that rest are taken
-        only when there is nobody else.
+        when there are no others at all, or ``even_resting`` says so and no other can.
         """
         if self._num_open:
             able = self._examine(demand, chance, cached, excluded)
@@ -159,6 +226,8 @@ class Pool:
                 ranked = [(finish_ms(demand, c, now_s, cached.get(c.party, 0.0)), c) for c in able]
                 ranked.sort(key=_by_estimate)
                 return two_choices(ranked, chance())
+        if self._num_sound and not even_resting:
+            return None
         last = [e.candidate for e in self._resting.values() if e.candidate.party not in excluded]
         able = [one for one in last if unfit(demand, one) is None]
         return min(able, key=lambda c: (finish_ms(demand, c, now_s), c.party)) if able else None
@@ -189,6 +258,17 @@ class Pool:
                 if len(found) >= enough:
                     break
         return found
+
+
+_NOBODY: Final = Best()
+
+
+def _is_serving(candidate: Candidate) -> bool:
+    return not (candidate.draining or candidate.paused or candidate.banned)
+
+
+def _is_sound(candidate: Candidate) -> bool:
+    return not candidate.resting and _is_serving(candidate)
 
 
 def _by_estimate(pair: tuple[float, Candidate]) -> tuple[float, str]:

@@ -13,6 +13,7 @@ from starai.matching import Candidate, Demand, Pool
 from starai.matching.choice import NEAR, near_best, two_choices
 from starai.matching.filtering import closed, unfit
 from starai.matching.finish_time import finish_ms
+from starai.matching.pool import BEST_FOR_S, SHORT
 
 DEMAND = Demand(100, 100)
 CANDIDATES = st.builds(
@@ -100,6 +101,24 @@ def test_those_that_rest_are_asked_when_there_is_nobody_else() -> None:
     assert chosen(pool_of(rests, banned)) == "rests"
     assert chosen(pool_of(rests, banned, Candidate("slow", 4, 0, 4096, decode_tps=0.1))) == "slow"
     assert chosen(pool_of(rests), excluded=["rests"]) is None
+    full = Candidate("full", 4, 4, 4096)
+    assert chosen(pool_of(rests, full)) is None
+    assert chosen(pool_of(rests, full), even_resting=True) == "rests"
+
+
+def test_what_the_best_offer_bounds_what_anybody_can_do() -> None:
+    """A deadline that the fastest cannot keep is kept by nobody; an unmeasured one might."""
+    fast = Candidate("fast", 4, 4, 4096, prefill_tps=1000.0, decode_tps=100.0)
+    slow = Candidate("slow", 4, 0, 8192, prefill_tps=10.0, decode_tps=1.0)
+    pool, demand = pool_of(fast, slow), Demand(2000, 100)
+    assert pool.best(0.0).context_length == 8192
+    assert pool.best(0.0).least_s(demand) == 2.0 + SHORT * 1.0
+    assert all(pool.best(0.0).least_s(demand) <= finish_ms(demand, c, 0.0) / 1000 for c in pool)
+    pool.drop("fast")
+    assert pool.best(0.1).least_s(demand) < 3
+    assert pool.best(BEST_FOR_S).least_s(demand) > 200
+    pool.put(Candidate("new", 4, 0, 4096), 1.0)
+    assert pool.best(1.0).least_s(demand) == 0.0
 
 
 def test_several_who_choose_do_not_choose_the_same() -> None:
@@ -154,12 +173,18 @@ class PoolAgainstScan(RuleBasedStateMachine):
             assert finish_ms(demand, found, 0.0) <= best * (1 + NEAR)
         else:
             assert found is None or (found.resting and found.party not in excluded)
+            assert found is None or not self.pool.num_sound
 
     @invariant()
     def nothing_leaks(self) -> None:
         assert {one.party: one for one in self.pool} == self.table
         able = [one for one in self.table.values() if closed(one) is None]
         assert self.pool.num_open == len(able)
+        there = [c for c in self.table.values() if not (c.draining or c.paused or c.banned)]
+        assert self.pool.num_sound == sum(not one.resting for one in there)
+        assert self.pool.num_resting == sum(c.resting and c.running < c.slots for c in there)
+        best = self.pool.best(0.0)
+        assert all(best.raised(one) == best for one in there)
         for lane in self.pool._lanes:
             members = [entry for bucket in lane.buckets for entry in bucket]
             assert sorted(e.candidate.party for e in members) == sorted(c.party for c in able)
