@@ -12,6 +12,7 @@ from starai.cli.serve import run_service
 from starai.local import services
 from starai.local.asking import give_order, revoke_party
 from starai.local.home import Home
+from starai.local.supplying import join_and_serve
 
 
 @click.group()
@@ -45,7 +46,7 @@ def node() -> None:
 def start(home: Home, *, name: str, token: str, **given: Any) -> None:
     """Join a network (the first time with --token) and serve a model until stopped."""
     options = services.NodeOptions(**given)
-    run_service(lambda: services.join_and_serve(home, name, token, options))
+    run_service(lambda: join_and_serve(home, name, token, options))
 
 
 @node.command()

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import anyio
 import click
@@ -26,14 +27,20 @@ from starai.cli.options import (
 from starai.core.concurrency import task_group
 from starai.core.limits import BEAT_LEASE_S
 from starai.core.logging import setup
+from starai.local.doors import PUBLIC_PORT, PUBLIC_WEBSOCKET_PORT, PublicDoor
 from starai.local.home import Home
 from starai.local.up import Running, UpSettings, network_up
 from starai.protocol.subjects import Role
+from starai.wire.certificates import fingerprint
 
 #: Speed is shown over this many seconds.
 SPEED_WINDOW_S = 3
 #: Ctrl-C, an orderly kill, and a terminal that is closed.
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if os.name == "posix" else [])]
+
+
+#: The options that make a `PublicDoor`, in its order.
+_DOOR = ("public", "public_websocket_port", "tls_cert", "tls_key", "tls_ca")
 
 
 @click.command()
@@ -66,13 +73,42 @@ STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if os.name == "
     show_default=True,
     help="CPU threads a node; 0: automatic.",
 )
+@click.option(
+    "--nats-servers",
+    type=click.IntRange(1, 5),
+    default=1,
+    show_default=True,
+    help="NATS servers of one cluster: with three, any one may die.",
+)
+@click.option(
+    "--public",
+    metavar="HOST[:PORT]",
+    default="",
+    help="Let devices elsewhere join, by TLS: the name or address under which they reach this "
+    f"machine, and the port if it is not {PUBLIC_PORT}.",
+)
+@click.option(
+    "--public-websocket-port",
+    type=PORT,
+    default=PUBLIC_WEBSOCKET_PORT,
+    show_default=True,
+    help="The public WebSocket's port; 443 is let out of almost every network.",
+)
+@click.option("--tls-cert", type=Path, help="A certificate (PEM) for --public, if you have one.")
+@click.option("--tls-key", type=Path, help="Its key.")
+@click.option("--tls-ca", type=Path, help="Who vouches for it, if that is no public authority.")
 @click.option("--cors-origin", multiple=True, default=("*",), help="Origins that browsers may use.")
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as one line of JSON.")
 @click.option("--no-live", is_flag=True, help="No live status line.")
 @engine_option
 @click.option("--step-delay-ms", default=0.0, hidden=True, help="Slows the mock model down.")
 def up(
-    home: Home, *, cors_origin: tuple[str, ...], as_json: bool, no_live: bool, **given: object
+    home: Home,
+    *,
+    cors_origin: tuple[str, ...],
+    as_json: bool,
+    no_live: bool,
+    **given: Any,
 ) -> None:
     """Start a network on this machine: NATS, registry, distributor, gateway and nodes.
 
@@ -84,9 +120,12 @@ def up(
     starai up --model ORG/NAME                  a model fetched by `starai models pull ORG/NAME`
     starai up --nodes 2                         two nodes: kill one and watch its answers go on
     starai up --port 8001 --nats-port 4223 --home ~/other      a second network beside the first
+    starai up --public my.example.org           devices elsewhere may join, with a token
     """  # noqa: D301 - click wants a real backspace
     setup(os.environ.get("STARAI_LOG", "ERROR"))
-    settings = UpSettings(home=home, cors_origins=cors_origin, **given)  # type: ignore[arg-type]
+    door = PublicDoor(*(given.pop(name) for name in _DOOR))
+    given["public"] = door if door.address else None
+    settings = UpSettings(home=home, cors_origins=cors_origin, **given)
     anyio.run(_run, settings, as_json, no_live or as_json or not sys.stdout.isatty())
 
 
@@ -120,6 +159,7 @@ def _facts(running: Running) -> str:
         "api_key": running.api_key,
         "model": running.model,
         "pids": running.pids(),
+        "public_urls": running.public_urls,
     }
     return msgspec.json.encode(facts).decode()
 
@@ -147,8 +187,22 @@ Paste into another terminal:
   {_starai()} status{here}        also: nodes, models, tasks, ledger show
 
 Any OpenAI client works too: give it the URL as its base_url, and the key.
-
+{_invitation(running, here)}
 Ctrl-C stops everything and loses nothing.
+"""
+
+
+def _invitation(running: Running, here: str) -> str:
+    """How devices elsewhere join, if they can."""
+    if not running.public_urls:
+        return ""
+    own = "\n  Certificate " + fingerprint(running.ca)[:47] + "…" if running.ca else ""
+    return f"""
+Devices elsewhere may join:
+
+  Addresses   {"  ".join(running.public_urls)}{own}
+
+  {_starai()} tokens create{here}        then, on the device: starai join TOKEN
 """
 
 

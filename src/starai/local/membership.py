@@ -16,11 +16,13 @@ from starai.core.logging import event
 from starai.core.randomness import Randomness, SystemRandomness
 from starai.exchange.member import Member
 from starai.local.home import Home, PartyFile
+from starai.local.proxies import system_proxy
 from starai.protocol.credentials import issue_credential, read_credential
 from starai.protocol.frames import decode, encode, peek
 from starai.protocol.identity import Identity
 from starai.protocol.registry import Acknowledged, Admitted, Renew
 from starai.protocol.subjects import Role, registry
+from starai.wire.certificates import trust
 from starai.wire.dialing import NatsSettings
 from starai.wire.nats import NatsWire, connect_nats
 
@@ -78,7 +80,13 @@ async def membership(
     """
     network, clock = home.network(), clock or SystemClock()
     credential = _Credential(home, name, network.account, clock)
-    settings = NatsSettings((network.nats_url,), credential.identity, credential)
+    settings = NatsSettings(
+        network.urls,
+        credential.identity,
+        credential,
+        tls=trust(network.ca),
+        proxy=system_proxy(network.urls),
+    )
     async with connect_nats(settings) as wire, task_group() as group:
         member = Member(
             wire=wire,

@@ -22,11 +22,8 @@ from starai.gateway.keys import KeyRing
 from starai.gateway.service import serve
 from starai.local.asking import OPERATOR
 from starai.local.home import Home
-from starai.local.joining import is_admitted, join
 from starai.local.membership import CREDENTIAL_LIFETIME_MS, membership
 from starai.models.catalog import MOCK_NAME, open_model
-from starai.node.runner import Runner
-from starai.node.service import Node
 from starai.protocol.identity import Identity, PartyId
 from starai.protocol.registry import Side
 from starai.protocol.subjects import Role
@@ -84,7 +81,8 @@ async def serve_registry(home: Home) -> None:
     config = RegistryConfig(
         network=network.name,
         block_ms=network.block_ms,
-        urls=(network.nats_url,),
+        urls=network.public_urls or network.urls,
+        ca=network.ca,
         parties={
             Identity.from_seed(home.party(name).seed).party: role
             for name, role in LOCAL_PARTIES.items()
@@ -124,29 +122,6 @@ async def serve_distributor(home: Home, name: str = DISTRIBUTOR) -> None:
         confirming(home, name, member, Side.DISTRIBUTOR) as confirmer,
     ):
         await Distributor(member, confirmer).run()
-
-
-async def join_and_serve(home: Home, name: str, token: str, options: NodeOptions) -> None:
-    """Run a node until cancelled; it joins first if it must, and has a token.
-
-    Raises:
-        PartyRefused: the network does not let it in.
-        ModelNotFound, ModelFileRefused: its model cannot be served.
-    """
-    clock = SystemClock()
-    if not is_admitted(home, name, clock):
-        if not token:
-            raise ConfigurationRefused(
-                f"{name} is in no network yet: pass a token with --token (an operator makes one "
-                "with `starai tokens create`)"
-            )
-        await join(home, name, token, options.label or name, clock, SystemRandomness())
-    runner = Runner(engine_spec(home.models, options), SystemClock())
-    async with (
-        membership(home, name) as member,
-        confirming(home, name, member, Side.NODE) as confirmer,
-    ):
-        await Node(member, runner, confirmer, options.label or name).run()
 
 
 @asynccontextmanager

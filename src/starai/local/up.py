@@ -26,6 +26,7 @@ from starai.core.clock import Clock, SystemClock
 from starai.core.errors import ConfigurationRefused, DeadlinePassed, Unavailable
 from starai.core.randomness import Randomness, SystemRandomness
 from starai.local.asking import Operator, operator
+from starai.local.doors import PublicDoor, Servers, plan_servers
 from starai.local.home import ClientFile, Home, NetworkFile
 from starai.local.joining import is_admitted
 from starai.local.membership import create_party
@@ -41,7 +42,7 @@ from starai.local.services import (
 from starai.models.catalog import open_model
 from starai.protocol.subjects import Role
 from starai.wire.keeping import load_or_create_authority
-from starai.wire.server import NatsServer, NatsServerSettings, nats_server
+from starai.wire.server import NatsServer, nats_servers
 
 #: Confirmation blocks of a local network: short, so that people see tasks matched soon.
 LOCAL_BLOCK_MS = 2_000
@@ -69,17 +70,25 @@ class UpSettings:
     step_delay_ms: float = 0.0
     engine: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ("*",)
+    nats_servers: int = 1
+    public: PublicDoor | None = None
 
 
 @dataclass(frozen=True)
 class Running:
-    """A network that runs: what to print, and whom to ask."""
+    """A network that runs: what to print, and whom to ask.
+
+    ``public_urls`` is where devices elsewhere connect, and ``ca`` the certificate (DER) of the
+    network's own authority that they are shown there; empty without `UpSettings.public`.
+    """
 
     url: str
     api_key: str
     model: str
     pids: Callable[[], dict[str, int]]
     operator: Operator
+    public_urls: tuple[str, ...] = ()
+    ca: bytes = b""
 
 
 @asynccontextmanager
@@ -98,9 +107,16 @@ async def network_up(
     with _sole_owner(home):
         _check_port_free(settings.host, settings.port)
         say("starting NATS")
-        nats_settings = NatsServerSettings(home.authority, port=settings.nats_port)
-        async with nats_server(nats_settings) as nats, processes(clock) as running:
-            _write_network(settings, nats, clock, randomness)
+        plan = plan_servers(
+            home.authority,
+            settings.nats_port,
+            settings.nats_servers,
+            settings.public,
+            clock,
+            randomness,
+        )
+        async with nats_servers(plan.settings) as nats, processes(clock) as running:
+            _write_network(settings, plan, nats, clock, randomness)
             say("starting the registry")
             await running.start(_service(home, REGISTRY, "serve", REGISTRY))
             async with operator(home) as asked:
@@ -115,17 +131,29 @@ async def network_up(
 
                 def pids() -> dict[str, int]:
                     known = {name: running.pid(name) for name in running.names}
-                    return {"starai": os.getpid(), "nats": nats.pid, **known}
+                    return {"starai": os.getpid(), **_nats_pids(plan, nats), **known}
 
-                yield Running(url, key, model.name, pids, asked)
+                yield Running(url, key, model.name, pids, asked, plan.public_urls, plan.ca)
                 say("stopping")
 
 
+def _nats_pids(plan: Servers, nats: tuple[NatsServer, ...]) -> dict[str, int]:
+    """``nats``, ``nats-2`` … and ``nats-public``."""
+    names = ["nats", *(f"nats-{number}" for number in range(2, plan.num_local + 1))]
+    names += ["nats-public"] * (len(nats) - plan.num_local)
+    return {name: server.pid for name, server in zip(names, nats, strict=True)}
+
+
 def _write_network(
-    settings: UpSettings, nats: NatsServer, clock: Clock, randomness: Randomness
+    settings: UpSettings,
+    plan: Servers,
+    nats: tuple[NatsServer, ...],
+    clock: Clock,
+    randomness: Randomness,
 ) -> None:
     """Keys and credentials of the services, and where the network is."""
     home = settings.home
+    first, *more = (server.url for server in nats[: plan.num_local])
     authority = load_or_create_authority(home.authority, randomness)
     for name, role in LOCAL_PARTIES.items():
         create_party(home, name, role, authority.account, clock, randomness)
@@ -133,10 +161,13 @@ def _write_network(
         NetworkFile(
             name="local",
             account=authority.account.nkey,
-            nats_url=nats.url,
+            nats_url=first,
             block_ms=LOCAL_BLOCK_MS,
             gateway_url=_url(settings),
             models=(_absolute(settings.model, home),),
+            more_urls=tuple(more),
+            public_urls=plan.public_urls,
+            ca=plan.ca,
         )
     )
 
@@ -176,6 +207,7 @@ def _node(settings: UpSettings, name: str, token: str) -> Service:
         *("--model", _absolute(settings.model, settings.home), "--slots", str(settings.slots)),
         *("--threads", str(settings.threads), "--step-delay-ms", str(settings.step_delay_ms)),
         *(word for one in settings.engine for word in ("--engine", one)),
+        "--no-polite",  # whoever tries a network out wants it to answer, whatever else runs
         secret={"STARAI_TOKEN": token},
     )
 

@@ -20,7 +20,7 @@ from starai.protocol.identity import Identity
 
 _PREFIX: Final = "sat_"
 _CHECK_BYTES: Final = 4
-#: A ticket has about 1.6 KB; what is far longer is no ticket.
+#: A ticket has about 2.2 KB; what is far longer is no ticket.
 TICKET_CHARS_MAX: Final = 16_384
 TOKEN_ID_BYTES: Final = 16
 
@@ -29,7 +29,8 @@ class TokenGrant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the registry gives to a joiner's public key: no part of it is secret.
 
     ``token_id`` is 16 bytes in hexadecimal, ``credential`` the joiner's JWT, ``urls`` where the
-    wire is; ``account`` (an nkey) and ``network`` name the network.
+    wire is; ``account`` (an nkey) and ``network`` name the network. ``ca`` is the certificate
+    (DER) of the network's own authority, empty where its servers have public ones or no TLS.
     """
 
     token_id: str
@@ -37,14 +38,15 @@ class TokenGrant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     urls: tuple[str, ...]
     account: str
     network: str
+    ca: bytes = b""
 
 
 class JoinTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
     """What a newcomer is handed.
 
-    ``urls`` say where the wire is; ``account`` (an nkey) and ``network`` name the network;
-    ``seed`` (an nkey seed) and ``credential`` (a JWT) are the joiner's; ``token_id`` (16 bytes)
-    is the join token that it may use.
+    ``urls`` say where the wire is, best first; ``account`` (an nkey) and ``network`` name the
+    network; ``seed`` (an nkey seed) and ``credential`` (a JWT) are the joiner's; ``token_id`` (16
+    bytes) is the join token that it may use; ``ca`` (DER) is whom to hold the servers to.
     """
 
     urls: tuple[str, ...]
@@ -53,6 +55,7 @@ class JoinTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_
     seed: str
     credential: str
     token_id: bytes
+    ca: bytes = b""
 
     @classmethod
     def of(cls, grant: TokenGrant, joiner: Identity) -> JoinTicket:
@@ -64,6 +67,7 @@ class JoinTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_
             seed=joiner.seed,
             credential=grant.credential,
             token_id=bytes.fromhex(grant.token_id),
+            ca=grant.ca,
         )
 
     def text(self) -> str:

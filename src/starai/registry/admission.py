@@ -69,6 +69,7 @@ class Terms:
     block_ms: int
     urls: tuple[str, ...]
     credential_lifetime_ms: int
+    ca: bytes = b""
 
 
 #: Cuts a party off the wire at once.
@@ -128,6 +129,7 @@ class Admission:
             urls=self._terms.urls,
             account=self._account.nkey,
             network=self._terms.network,
+            ca=self._terms.ca,
         )
 
     async def tokens(self) -> list[Token]:
@@ -278,7 +280,7 @@ def _use(
     role_name, uses, used, expires_ms = token
     role = Role(role_name)
     if now_ms >= expires_ms:
-        raise PartyRefused("the join token has expired: ask the operator for a new one")
+        raise PartyRefused("the join token has expired or was revoked: ask for a new one")
     before = find_row(connection, party)
     if before is not None and before.revoked_ms is not None:
         raise PartyRefused("this party was revoked: it needs a new identity to join again")

@@ -64,7 +64,8 @@ class RegistryConfig:
 
     ``parties`` are those that got their credentials from the authority directly (the services of
     ``starai up``, the operator): each with its role, without which it is a stranger here.
-    ``urls`` go into join tickets: where newcomers reach the wire.
+    ``urls`` and ``ca`` go into join tickets: where newcomers reach the wire, and the certificate
+    (DER) to which they hold it.
     """
 
     network: str
@@ -72,6 +73,7 @@ class RegistryConfig:
     urls: tuple[str, ...] = ()
     parties: Mapping[PartyId, Role] = field(default_factory=dict)
     credential_lifetime_ms: int = 86_400_000
+    ca: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Registry:
         self._boot = clock.now_ms()
         self._done = 0
         network, block_ms = config.network, config.block_ms
-        terms = Terms(network, block_ms, config.urls, config.credential_lifetime_ms)
+        terms = Terms(network, block_ms, config.urls, config.credential_lifetime_ms, config.ca)
         self.parties = Parties(store, config.parties)
         self.confirmations = Confirmations(store, self.parties, network, block_ms, clock)
         self.admission = Admission(

@@ -14,7 +14,6 @@ from starai.local.home import Home, NetworkFile, PartyFile
 from starai.local.joining import _network, is_admitted, join
 from starai.protocol.credentials import issue_credential
 from starai.protocol.identity import Identity, KeyKind
-from starai.protocol.registry import Admitted
 from starai.protocol.subjects import Role
 from starai.protocol.tickets import JoinTicket
 
@@ -24,10 +23,15 @@ OTHER = Identity.create(CHANCE, KeyKind.ACCOUNT)
 PARTY = Identity.create(CHANCE)
 CLOCK = SystemClock()
 TICKET = JoinTicket(
-    ("nats://new:4222",), ACCOUNT.nkey, "theirs", Identity.create(CHANCE).seed, "jwt", b"t" * 16
+    ("tls://new:4443", "wss://new:8443"),
+    ACCOUNT.nkey,
+    "theirs",
+    Identity.create(CHANCE).seed,
+    "jwt",
+    b"t" * 16,
+    b"certificate",
 )
 KNOWN = NetworkFile("theirs", ACCOUNT.nkey, "nats://old:4222", 1000, "http://g", ("m",))
-ADMITTED = Admitted("jwt", 1, "theirs", ACCOUNT.nkey, 3000)
 
 
 @pytest.fixture
@@ -69,18 +73,22 @@ async def test_a_home_of_another_network_is_left_as_it_is(home: Home) -> None:
     mine = msgspec.structs.replace(KNOWN, account=OTHER.nkey, name="mine")
     home.save_network(mine)
     with pytest.raises(ConfigurationRefused, match="--home"):
-        await join(home, "node", TICKET.text(), "", CLOCK, CHANCE)
+        await join(home, "node", TICKET, "", CLOCK, CHANCE)
     assert home.network() == mine
     assert not home.has_party("node")
 
 
 def test_a_newcomer_learns_where_the_network_is() -> None:
-    """A fresh home takes all of it from the ticket and the registry's answer."""
-    made = _network(None, TICKET, ADMITTED)
-    assert made == NetworkFile("theirs", ACCOUNT.nkey, "nats://new:4222", 3000)
+    """A fresh home takes addresses and certificate from the ticket."""
+    made = _network(Home(Path("nowhere")), None, TICKET)
+    assert made.urls == ("tls://new:4443", "wss://new:8443")
+    assert (made.name, made.account, made.ca) == ("theirs", ACCOUNT.nkey, b"certificate")
 
 
-def test_who_joins_again_keeps_what_else_is_known() -> None:
-    """Gateway and models stay; address and block length are the new ones."""
-    made = _network(KNOWN, TICKET, ADMITTED)
-    assert made == msgspec.structs.replace(KNOWN, nats_url="nats://new:4222", block_ms=3000)
+def test_who_joins_again_keeps_what_else_is_known(home: Home) -> None:
+    """Gateway and models stay, the addresses are the new ones; the operator's own are as before."""
+    made = _network(home, KNOWN, TICKET)
+    assert made.urls == ("tls://new:4443", "wss://new:8443")
+    assert (made.models, made.gateway_url) == (KNOWN.models, KNOWN.gateway_url)
+    home.authority.mkdir()
+    assert _network(home, KNOWN, TICKET) == KNOWN

@@ -177,9 +177,10 @@ async def test_a_newcomer_joins_works_renews_and_is_put_out(house: House) -> Non
     """The whole life of a party, from the operator's token to its revocation."""
     newcomer, joiner = Identity.create(_CHANCE), Identity.create(_CHANCE)
     made = await house.query("create_token", uses=1, label="attic", joiner=joiner.party)
-    assert sorted(made) == ["account", "credential", "network", "token_id", "urls"]
+    assert sorted(made) == ["account", "ca", "credential", "network", "token_id", "urls"]
     ticket = JoinTicket.of(msgspec.convert(made, TokenGrant), joiner)
     assert ticket.urls == CONFIG.urls
+    assert ticket.ca == CONFIG.ca
     join = Join.signed(ticket.token_id, newcomer, joiner, "attic")
     for _ in range(2):  # the second time as if the answer had been lost
         frame = await house.ask("join", joiner, join, Role.JOINER)
