@@ -16,10 +16,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from starai.core.errors import ConfigurationRefused
 
@@ -37,6 +38,8 @@ _VARIANTS: Final = (("-march=native", "-fopenmp"), ("-march=native",), ())
 #: A slow, busy laptop needs one minute; whatever takes longer hangs.
 COMPILE_LIMIT_S: Final = 240.0
 _VERSION_LIMIT_S: Final = 10.0
+#: Between two looks at whether another process has built the library.
+_LOOK_S: Final = 0.1
 #: Libraries kept in the cache: of a few checkouts, versions and compilers at once.
 _KEPT: Final = 8
 #: Of the compiler's complaint, what fits a line of a log.
@@ -55,26 +58,48 @@ def build() -> Path:
     stem = _digest(*_parts())
     compiler = find_compiler()
     if compiler is None:
-        built = sorted(folder.glob(f"{stem}-*.so"))
+        built = sorted(path for path in folder.glob(f"{stem}-*.so") if _is_ours(path))
         if built:
             return built[-1]
         raise ConfigurationRefused("no C++ compiler found (set CXX, or install g++)")
     path = folder / f"{stem}-{_digest(_version(compiler).encode())}.so"
-    if path.exists():
+    if _is_ours(path):
         return path
     with _lock(folder / "lock"):
-        if not path.exists():  # else another process built it while this one waited
+        if not _is_ours(path):  # else another process built it while this one waited
             _compile(compiler, path)
     return path
 
 
 def find_compiler() -> list[str] | None:
-    """The command that compiles C++ here, ``$CXX`` first; None when there is none."""
-    chosen = shlex.split(os.environ.get("CXX", ""))
+    """The command that compiles C++ here, ``$CXX`` first; None when there is none.
+
+    Raises:
+        ConfigurationRefused: ``$CXX`` has quotes that do not end.
+    """
+    try:
+        chosen = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise ConfigurationRefused(f"CXX is no command: {error}") from error
     for command in ([chosen] if chosen else []) + [[name] for name in _COMPILERS]:
         if program := shutil.which(command[0]):
             return [program, *command[1:]]
     return None
+
+
+def forget(path: Path) -> None:
+    """Drop a library that does not load, so that the next `build` makes it again."""
+    with suppress(OSError):
+        path.unlink()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether the library is there and only its owner, who runs this, could have changed it."""
+    try:
+        info = path.stat()
+    except OSError:
+        return False
+    return sys.platform == "win32" or (info.st_uid == os.getuid() and not info.st_mode & 0o022)
 
 
 def _parts() -> Iterator[bytes]:
@@ -133,10 +158,21 @@ def _lock(path: Path) -> Iterator[None]:
     try:
         with path.open("ab") as file:
             if sys.platform != "win32":
-                fcntl.flock(file, fcntl.LOCK_EX)
+                _wait_for(file)
             yield
     except OSError as error:
         raise ConfigurationRefused(f"cannot build native kernels: {error}") from error
+
+
+def _wait_for(file: BinaryIO) -> None:
+    """Lock the file, or go on without: whoever holds it for so long will not build anything."""
+    for _ in range(int(COMPILE_LIMIT_S / _LOOK_S)):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOOK_S)
+        else:
+            return
 
 
 def _compile(compiler: list[str], path: Path) -> None:
@@ -149,12 +185,20 @@ def _compile(compiler: list[str], path: Path) -> None:
             command = [*compiler, *_FLAGS, *variant, "-o", str(made), *sources]
             done = _run(command, COMPILE_LIMIT_S)
             if done.returncode == 0:
+                _settle(made)
                 made.replace(path)
                 _forget_old(path.parent)
                 return
             # The first complaint counts: later variants only ask for less.
             complaint = complaint or done.stderr.strip()[:_COMPLAINT_CHARS]
     raise ConfigurationRefused(f"{compiler[0]} cannot compile the native kernels: {complaint}")
+
+
+def _settle(made: Path) -> None:
+    """Nobody else may write it, and it is whole on the disk before it has its name."""
+    made.chmod(0o755)
+    with made.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _forget_old(folder: Path) -> None:

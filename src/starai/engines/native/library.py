@@ -75,9 +75,24 @@ def function(name: str, *kinds: Any, returns: Any = None) -> Callable[..., Any] 
     return found  # type: ignore[no-any-return]
 
 
+def _opened() -> ctypes.CDLL:
+    """The library; one that does not load (cut by a full disk, for example) is built again, once.
+
+    Raises:
+        ConfigurationRefused: it cannot be built.
+        OSError: what was built just now does not load either.
+    """
+    path = build.build()
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        build.forget(path)
+        return ctypes.CDLL(str(build.build()))
+
+
 def _try() -> None:
     try:
-        library = ctypes.CDLL(str(build.build()))
+        library = _opened()
         complaint = selftest.complaint(library)
     except ConfigurationRefused as refused:
         complaint = refused.message

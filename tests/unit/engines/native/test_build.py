@@ -161,6 +161,55 @@ def test_a_cache_open_to_others_is_refused(
         build.build()
 
 
+def test_a_library_that_others_may_write_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where everybody may write the file, it may hold anything: it is not loaded."""
+    use_compiler(tmp_path, monkeypatch)
+    built = build.build()
+    built.write_text("foreign")
+    built.chmod(0o777)
+    assert build.build().read_text() == "made\n"
+    assert built.stat().st_mode & 0o022 == 0
+    built.chmod(0o777)
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    with pytest.raises(ConfigurationRefused, match="install g"):
+        build.build()
+
+
+def test_an_odd_compiler_command_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quotes that do not end are told, not a crash."""
+    monkeypatch.setenv("CXX", "g++ 'x")
+    with pytest.raises(ConfigurationRefused, match="CXX is no command"):
+        build.build()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks files as Unix does")
+def test_a_builder_that_stands_still_keeps_nobody_waiting(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock that is never given up is waited for as long as a compilation may take."""
+    use_compiler(tmp_path, monkeypatch)
+    cache.mkdir(parents=True, mode=0o700)
+    monkeypatch.setattr(build, "COMPILE_LIMIT_S", 0.5)
+    code = (
+        "import fcntl, time\n"
+        f"file = open({str(cache / 'lock')!r}, 'ab')\n"
+        "fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "print(flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        assert build.build().read_text() == "made\n"
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
 def test_a_cache_that_cannot_be_is_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

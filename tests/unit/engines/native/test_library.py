@@ -84,6 +84,27 @@ def test_a_library_that_computes_wrongly_is_found_out(tmp_path: Path) -> None:
     assert found.startswith("the compiled library computes wrongly (float32, 1 rows")
 
 
+def test_a_library_that_was_cut_is_built_again(tmp_path: Path) -> None:
+    """What a power cut left of a library does not switch the kernels off for good."""
+    code = (
+        "import os, sys\n"
+        "from starai.engines.native import build, library\n"
+        "path = build.build()\n"
+        "os.truncate(path, 0)\n"
+        "library.load()\n"
+        "print(path.stat().st_size)\n"
+    )
+    compiler = tmp_path / "cxx"
+    compiler.write_text(
+        '#!/bin/sh\nif [ "$1" = --version ]; then echo 1; exit 0; fi\n'
+        'while [ "$1" != -o ]; do shift; done\n'
+        f'cp "{build.build()}" "$2"\n'
+    )
+    compiler.chmod(0o755)
+    more = {"CXX": str(compiler), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    assert int(in_a_fresh_python(code, **more)) > 10_000
+
+
 def test_a_library_of_another_kind_has_no_symbol(tmp_path: Path) -> None:
     """A library without our symbols is told from one that computes wrongly."""
     source = tmp_path / "other.cpp"

@@ -231,8 +231,6 @@ def test_operands_that_do_not_fit_are_refused() -> None:
         lambda: native.linear_int8(
             torch.ones(1, 8), torch.ones(2, 8).char(), torch.ones(2).double()
         ),
-            torch.ones(1, 8), torch.ones(2, 8).char(), torch.ones(2).double()
-        ),
         lambda: native.linear_int8(torch.ones(1, 8), torch.ones(2, 8).char(), torch.ones(4)[::2]),
     ],
     ids=["no columns", "no codes", "room", "type", "bias", "weight", "scale type", "scale"],
