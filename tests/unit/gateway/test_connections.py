@@ -93,9 +93,7 @@ def test_expect_continue(line, key):
 
 
 def test_a_refusal_before_the_body_keeps_the_connection(line):
-    """A wrong key is told at once; the body that follows is read past, and the next request is
-    answered.
-    """
+    """A wrong key is told at once; the body behind it is read past, and the line stays open."""
     request = post(HELLO, "sk-wrong")
     line.sendall(request[:-9])
     assert until(line, b"Incorrect API key").startswith(b"HTTP/1.1 401")
