@@ -16,6 +16,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from starai.cli.fit import library
 from starai.cli.options import home_option, json_option
 from starai.cli.tables import show_json, show_table
 from starai.cli.weights import export, quantize
@@ -90,6 +91,7 @@ def pull(home: Home, name: str, revision: str) -> None:
 
 models.add_command(quantize)
 models.add_command(export)
+models.add_command(library)
 
 
 def _served(home: Home) -> set[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 import click
 
+from starai.cli.fit import fit, profile
 from starai.cli.options import AT_LEAST_ONE, NOT_NEGATIVE, engine_option, home_option
 from starai.cli.serve import run_service
 from starai.local import services
@@ -74,3 +75,7 @@ def revoke(home: Home, name: str) -> None:
     """Put a node out at once and for good. NAME is a node of this home, or its key."""
     anyio.run(revoke_party, home, name)
     click.echo(f"{name} is out of the network, and no token brings its key back.")
+
+
+node.add_command(fit)
+node.add_command(profile)

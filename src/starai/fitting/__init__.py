@@ -1,0 +1,24 @@
+"""Which models fit a device, how fast they would be there, and whether a node's claims are true."""
+
+from starai.fitting.base import Choice, Need, Plan, Pool, Prediction, Wishes, Work
+from starai.fitting.choosing import fit
+from starai.fitting.memory import need
+from starai.fitting.pools import pools
+from starai.fitting.speed import FACTORS, Factors, predict, work_of
+
+__all__ = [
+    "FACTORS",
+    "Choice",
+    "Factors",
+    "Need",
+    "Plan",
+    "Pool",
+    "Prediction",
+    "Wishes",
+    "Work",
+    "fit",
+    "need",
+    "pools",
+    "predict",
+    "work_of",
+]

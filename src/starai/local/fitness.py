@@ -1,0 +1,126 @@
+"""What this machine can do, found out once: its profile and its rates, kept in the home folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from starai.core.clock import Clock
+from starai.devices import Device, Rates, fingerprint, profile
+from starai.devices.measuring import measure
+from starai.devices.presets import look_up
+from starai.fitting import Plan, Pool, Prediction, Work, fit, pools, predict
+from starai.local.home import Home
+from starai.models.library import library
+from starai.models.manifest import ModelManifest
+from starai.protocol.presence import FITS_MAX
+from starai.wire.keeping import write_secret
+
+#: Importing torch takes seconds, and a GPU that wakes up some more.
+_GPU_S: Final = 60.0
+#: The engine's own bits of a weight, by its option.
+_BITS: Final = {8: 8.01, 4: 4.5}
+#: Below this many weights the engine computes in 32-bit floats (`starai.engines.text.loading`).
+_SMALL: Final = 200_000_000
+
+
+class Fitness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A device and what was measured of it; ``gpus`` are rates by a GPU's name."""
+
+    device: Device
+    cpu: Rates
+    gpus: dict[str, Rates] = {}
+
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        """Where models may run."""
+        return pools(self.device, self.cpu, self.gpus)
+
+    def plan(self) -> Plan:
+        """What it should serve."""
+        return fit(self.pools, library())
+
+    @property
+    def fits(self) -> tuple[str, ...]:
+        """Models that it could serve, by their names on the hub, the best first."""
+        return tuple(choice.model.hub for choice in self.plan().choices)[:FITS_MAX]
+
+    def expect(self, manifest: ModelManifest, bits: int) -> Prediction | None:
+        """How fast our engine would run a model here; None for one without weights."""
+        if not manifest.num_parameters:
+            return None
+        usual = 32 if manifest.num_parameters < _SMALL else 16
+        size = int(manifest.num_parameters * _BITS.get(bits, usual) / 8)
+        return predict(Work(size, manifest.num_parameters), self.pools[0])
+
+
+def fitness(
+    home: Home, clock: Clock, threads: int = 0, *, again: bool = False, keep: bool = True
+) -> Fitness:
+    """This machine's, measured now if its hardware is not known in this home; takes a second.
+
+    Args:
+        home: keeps what was found.
+        clock: tells the time.
+        threads: that models would run on; 0: all of this machine's.
+        again: measure although it is known.
+        keep: write it to the home folder.
+    """
+    device = profile(home.models)
+    known = None if again else _kept(home, device)
+    if known is None:
+        known = Fitness(device, measure(threads or num_threads(), clock), _gpu_rates(device))
+        if keep:
+            write_secret(_path(home), msgspec.json.encode(known))
+    return msgspec.structs.replace(known, device=device)
+
+
+def num_threads() -> int:
+    """Threads that this process may run at once."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _path(home: Home) -> Path:
+    return home.path / "device.json"
+
+
+def _kept(home: Home, device: Device) -> Fitness | None:
+    """What was found before, unless the hardware is another by now."""
+    try:
+        known = msgspec.json.decode(_path(home).read_bytes(), type=Fitness)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return known if fingerprint(known.device) == fingerprint(device) else None
+
+
+def _gpu_rates(device: Device) -> dict[str, Rates]:
+    """Of each GPU by name: measured where our engine could use it, else looked up."""
+    found = {gpu.name: preset.rates for gpu in device.gpus if (preset := look_up(gpu)) is not None}
+    if any(gpu.vendor in ("nvidia", "amd") for gpu in device.gpus):
+        found |= _measured_gpus()
+    return found
+
+
+def _measured_gpus() -> dict[str, Rates]:
+    """By torch, in a process of its own: this one stays without it."""
+    if importlib.util.find_spec("torch") is None:
+        return {}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "starai.engines.text.gpus"],
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=_GPU_S,
+            check=True,
+        )
+        return msgspec.json.decode(done.stdout, type=dict[str, Rates])
+    except (OSError, subprocess.SubprocessError, msgspec.DecodeError):
+        return {}
