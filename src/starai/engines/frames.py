@@ -39,6 +39,12 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     key: bytes
 
 
+class Pace(msgspec.Struct, frozen=True, tag="pace"):
+    """Compute for this share of the time, above 0 and up to 1; rest for the other."""
+
+    share: float
+
+
 class Opened(msgspec.Struct, frozen=True, tag="opened"):
     """The engine is ready."""
 
@@ -58,7 +64,7 @@ class Stepped(msgspec.Struct, frozen=True, tag="stepped"):
     emitted: tuple[Emitted, ...]
 
 
-Command = Open | Admit | Cancel
+Command = Open | Admit | Cancel | Pace
 Report = Opened | Refused | Stepped
 
 _ENCODE: Final = msgspec.msgpack.Encoder().encode

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -30,6 +30,7 @@ from starai.engines.frames import (
     FrameReader,
     Open,
     Opened,
+    Pace,
     Refused,
     Report,
     Stepped,
@@ -38,6 +39,9 @@ from starai.engines.frames import (
 )
 from starai.protocol.generation import Generation
 
+#: How long a worker may take to be ready: it reads every weight once, 40 GB from a slow disk in 7
+#: minutes, and the first one of all compiles kernels.
+START_S: Final = 600.0
 #: How long a worker may take to end by itself before it is killed: it may be inside a step.
 _END_S: Final = 1.5
 #: A command is small; a pipe that takes none for so long has a hung worker behind it.
@@ -71,6 +75,14 @@ class EngineWorker:
             EngineDied: the process ended, or takes nothing any more.
         """
         await self._link.send(Cancel(key))
+
+    async def pace(self, share: float) -> None:
+        """Have the engine compute for this share of the time, above 0 and up to 1.
+
+        Raises:
+            EngineDied: the process ended, or takes nothing any more.
+        """
+        await self._link.send(Pace(share))
 
     async def events(self) -> list[Emitted]:
         """What the next step emitted; nothing is a pulse, which comes at least every 0.2 s.
@@ -122,9 +134,14 @@ class _Link:
 
 @asynccontextmanager
 async def engine_process(
-    spec: EngineSpec, *, start_timeout_s: float = 120
+    spec: EngineSpec,
+    *,
+    start_timeout_s: float = START_S,
+    on_spawned: Callable[[int], None] = lambda _pid: None,
 ) -> AsyncIterator[EngineWorker]:
     """Run an engine in a child process; leaving the context ends it, by force if need be.
+
+    ``on_spawned`` is told the process's number before it does anything.
 
     Raises:
         ConfigurationRefused, ModelNotFound, ModelFileRefused: as `open_engine` says.
@@ -142,6 +159,7 @@ async def engine_process(
     try:
         assert process.stdin is not None  # noqa: S101 - asked for above
         assert process.stdout is not None  # noqa: S101
+        on_spawned(process.pid)
         link = _Link(process.stdin, process.stdout)
         yield EngineWorker(process, await _opened(link, spec, start_timeout_s), link)
     finally:

@@ -24,6 +24,7 @@ from starai.local.asking import OPERATOR
 from starai.local.home import Home
 from starai.local.membership import CREDENTIAL_LIFETIME_MS, membership
 from starai.models.catalog import MOCK_NAME, open_model
+from starai.node.yielding.base import UNLIMITED, Limits
 from starai.protocol.identity import Identity, PartyId
 from starai.protocol.registry import Side
 from starai.protocol.subjects import Role
@@ -49,7 +50,8 @@ HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
 class NodeOptions:
     """What a node serves. ``threads`` 0: as many as the engine likes.
 
-    ``engine`` has the engine's own options, each as ``name=value``.
+    ``engine`` has the engine's own options, each as ``name=value``; ``engine_url`` a server that
+    runs the model already. ``limits`` is what the device's owner allows.
     """
 
     model: str
@@ -58,6 +60,8 @@ class NodeOptions:
     label: str = ""
     step_delay_ms: float = 0.0
     engine: tuple[str, ...] = ()
+    engine_url: str = ""
+    limits: Limits = UNLIMITED
 
 
 async def serve_registry(home: Home) -> None:
@@ -160,9 +164,14 @@ def engine_spec(models: Path, options: NodeOptions) -> EngineSpec:
         model=options.model,
         store=str(models),
         slots=options.slots,
-        threads=options.threads,
+        threads=_threads(options),
         options=extra,
     )
+
+
+def _threads(options: NodeOptions) -> int:
+    cores = options.limits.max_cores
+    return min(options.threads or cores, cores) if cores else options.threads
 
 
 def _engine_options(given: tuple[str, ...]) -> dict[str, float | str]:

@@ -25,6 +25,9 @@ from starai.local.membership import membership
 from starai.local.services import NodeOptions, confirming, engine_spec
 from starai.node.runner import Runner
 from starai.node.service import Node
+from starai.node.yielding import Yielding
+from starai.node.yielding.priority import lower_node, tamed
+from starai.node.yielding.sensors import sensors_here
 from starai.protocol.registry import Side
 from starai.protocol.tickets import JoinTicket
 from starai.wire.diagnosis import first_failure
@@ -142,7 +145,11 @@ class _Supplier:
 
     async def _serve(self) -> None:
         network = self._home.network()
-        runner = Runner(self._spec(), self.clock)
+        limits = self._options.limits
+        if limits.polite:
+            lower_node()
+        yielding = Yielding(limits, self.clock, sensors_here)
+        runner = Runner(self._spec(), self.clock, tamed(limits))
         async with (
             membership(self._home, self._name, clock=self.clock) as member,
             confirming(self._home, self._name, member, Side.NODE) as confirmer,
@@ -152,7 +159,7 @@ class _Supplier:
             self._telling.stage(Stage.ADMITTED, f"{network.name}, as {member.identity.party[:12]}…")
             self._telling.stage(Stage.LOADING, self._options.model)
             group.start_soon(self._tell_life, member, runner)
-            await Node(member, runner, confirmer, self._label).run()
+            await Node(member, runner, confirmer, self._label, yielding).run()
 
     async def _tell_life(self, member: Member, runner: Runner) -> None:
         while runner.info is None:  # noqa: ASYNC110 - an engine tells nobody else

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 
@@ -29,13 +29,15 @@ from starai.engines.process import EngineWorker, engine_process
 from starai.exchange.mailboxes import Mailbox, MailboxOverflow
 from starai.exchange.serving import Refused, ServedTask
 from starai.protocol import tokens
-from starai.protocol.generation import TokenLogprobs
+from starai.protocol.generation import Generation, Sampling, TokenLogprobs
 from starai.protocol.tasks import RefusalCode, TaskHeader
 
 _LOG = logging.getLogger(__name__)
 
 #: Steps of one sequence that may wait to be sent; far more than a wire ever lags behind.
 EMITTED_MAX = 8192
+#: Tokens of one part of an answer: with 20 rivals each they take 40 KB, a sealed part has 64.
+PART_TOKENS_MAX = 128
 #: No event from a worker that has work for this long means that it hangs: it is replaced.
 HANG_S = 20.0
 #: The first wait before a dead worker is started again; doubles up to the last.
@@ -49,6 +51,16 @@ _REFUSAL_OF = {
     "overloaded": RefusalCode.BUSY,
     "invalid_request": RefusalCode.INVALID_REQUEST,
 }
+
+#: What shows that an engine answers: one token after one.
+_PROBE_KEY = b"readiness"
+_PROBE = Generation(
+    prompt=tokens.pack([0]),
+    max_tokens=1,
+    sampling=Sampling(sample_key=bytes(32)),
+    stop_token_ids=(),
+    salt=bytes(16),
+)
 
 
 class Speed:
@@ -68,11 +80,22 @@ class Speed:
 class Runner:
     """One engine worker and the tasks on it."""
 
-    def __init__(self, spec: EngineSpec, clock: Clock) -> None:
-        """Run the engine of ``spec``."""
+    def __init__(
+        self,
+        spec: EngineSpec,
+        clock: Clock,
+        tame: Callable[[int], None] = lambda _pid: None,
+    ) -> None:
+        """Run the engine of ``spec``; ``tame`` is given each worker process when it starts."""
         self._spec = spec
         self._clock = clock
+        self._tame = tame
         self._worker: EngineWorker | None = None
+        self._pid = 0
+        self._share = 1.0
+        self._may_load = anyio.Event()
+        self._may_load.set()
+        self._life = anyio.CancelScope()
         self._mail: dict[bytes, Mailbox[Emitted | None]] = {}
         self._last_event_s = 0.0
         self.prefill = Speed()
@@ -87,7 +110,27 @@ class Runner:
     @property
     def num_running(self) -> int:
         """Tasks on the engine."""
-        return len(self._mail)
+        return len(self._mail) - (_PROBE_KEY in self._mail)
+
+    def pids(self) -> Sequence[int]:
+        """This process and, while there is one, the engine's."""
+        return (os.getpid(), self._pid) if self._pid else (os.getpid(),)
+
+    async def pace(self, share: float) -> None:
+        """Have the engine compute for this share of the time, above 0 and up to 1."""
+        self._share = share
+        if self._worker is not None:
+            with contextlib.suppress(EngineDied):
+                await self._worker.pace(share)
+
+    def unload(self) -> None:
+        """End the engine until `load`; what still runs there is refused as if drained."""
+        self._may_load = anyio.Event()
+        self._life.cancel()
+
+    def load(self) -> None:
+        """Start the engine again after `unload`."""
+        self._may_load.set()
 
     async def run(self) -> None:
         """Keep a worker running until cancelled."""
@@ -98,23 +141,61 @@ class Runner:
     async def _keep_running(self) -> None:
         wait_s = RESTART_FIRST_S
         while True:
+            await self._may_load.wait()
             began_s = self._clock.monotonic_s()
-            try:
-                async with engine_process(self._spec) as worker:
-                    self._worker = worker
-                    event(_LOG, "engine_ready", model=worker.info.name, pid=worker.pid)
-                    await self._pump(worker)
-            except (ConfigurationRefused, ModelFileRefused, ModelNotFound):
-                raise  # another start would be refused for the same reason
-            except StarAIError as error:
-                event(_LOG, "engine_ended", logging.ERROR, code=error.code, why=error.message)
-            finally:
-                self._worker = None
-                for mailbox in self._mail.values():
-                    mailbox.put(None)
+            with anyio.CancelScope() as self._life:
+                await self._live()
+            if not self._may_load.is_set():
+                continue
             lived_s = self._clock.monotonic_s() - began_s
             wait_s = RESTART_FIRST_S if lived_s > 60 else min(wait_s * 2, RESTART_LAST_S)
             await anyio.sleep(wait_s)
+
+    async def _live(self) -> None:
+        """One worker's life."""
+        try:
+            async with engine_process(self._spec, on_spawned=self._on_spawned) as worker:
+                await worker.pace(self._share)
+                self._worker = worker
+                event(_LOG, "engine_ready", model=worker.info.name, pid=worker.pid)
+                await self._pump(worker)
+        except (ConfigurationRefused, ModelFileRefused, ModelNotFound):
+            raise  # another start would be refused for the same reason
+        except StarAIError as error:
+            event(_LOG, "engine_ended", logging.ERROR, code=error.code, why=error.message)
+        finally:
+            self._worker, self._pid = None, 0
+            for mailbox in self._mail.values():
+                mailbox.put(None)
+
+    def _on_spawned(self, pid: int) -> None:
+        self._pid = pid
+        self._tame(pid)
+
+    @property
+    def engine_pid(self) -> int:
+        """The process of the engine that serves now; 0: none does."""
+        return self._worker.pid if self._worker is not None else 0
+
+    async def probe(self) -> bool:
+        """Have the engine draw one token; True without asking while it is at work."""
+        worker = self._worker
+        if worker is None:
+            return False
+        if self._mail:
+            return True
+        self._last_event_s = self._clock.monotonic_s()
+        mailbox = self._mail[_PROBE_KEY] = Mailbox(EMITTED_MAX)
+        try:
+            await worker.admit(_PROBE_KEY, _PROBE)
+            emitted = await mailbox.get()
+            return emitted is not None and not emitted.error
+        except (EngineDied, MailboxOverflow):
+            return False
+        finally:
+            del self._mail[_PROBE_KEY]
+            with anyio.CancelScope(shield=True), contextlib.suppress(EngineDied):
+                await worker.cancel(_PROBE_KEY)
 
     async def answer(self, task: ServedTask) -> None:
         """Run one task to its end; cancelling this cancels it on the engine.
@@ -127,7 +208,7 @@ class Runner:
             raise Refused(RefusalCode.BUSY, retry_after_ms=1000)
         if task.header.model_root != worker.info.model_root:
             raise Refused(RefusalCode.UNKNOWN_MODEL)
-        if len(self._mail) >= worker.info.slots:
+        if self.num_running >= worker.info.slots:
             raise Refused(RefusalCode.BUSY, retry_after_ms=500)
         key = _engine_key(task.header)
         if not self._mail:
@@ -135,6 +216,7 @@ class Runner:
         mailbox = self._mail[key] = Mailbox(EMITTED_MAX)
         task.is_alive = self._gets_on
         try:
+            await self._end_probe(worker)
             await worker.admit(key, task.generation)
             await self._stream(task, mailbox)
         except (EngineDied, MailboxOverflow) as error:
@@ -144,6 +226,13 @@ class Runner:
             if not task.finished and self._worker is worker:
                 with anyio.CancelScope(shield=True), contextlib.suppress(EngineDied):
                     await worker.cancel(key)
+
+    async def _end_probe(self, worker: EngineWorker) -> None:
+        """A task is a better proof, and needs the slot."""
+        probe = self._mail.get(_PROBE_KEY)
+        if probe is not None:
+            await worker.cancel(_PROBE_KEY)
+            probe.put(Emitted(_PROBE_KEY, (), ()))
 
     async def _stream(self, task: ServedTask, mailbox: Mailbox[Emitted | None]) -> None:
         admitted_s = self._clock.monotonic_s()
@@ -158,14 +247,16 @@ class Runner:
         self.decode.measured(task.num_sent - 1, self._clock.monotonic_s() - first_s)
 
     async def _send(self, task: ServedTask, news: Sequence[Emitted | None]) -> None:
-        """Send the tokens of some steps as one part, then refuse if the last step failed."""
+        """Send the tokens of some steps in few parts, then refuse if the last step failed."""
         ids: list[int] = []
         logprobs: list[TokenLogprobs] = []
         finish = refusal = None
         embedding = b""
         for emitted in news:
             if emitted is None:
-                refusal = RefusalCode.ENGINE_FAILED
+                # Its worker is gone: it failed, or it was sent away.
+                failed = self._may_load.is_set()
+                refusal = RefusalCode.ENGINE_FAILED if failed else RefusalCode.DRAINING
             elif emitted.error:
                 refusal = _REFUSAL_OF.get(emitted.error, RefusalCode.ENGINE_FAILED)
             else:
@@ -177,6 +268,10 @@ class Runner:
                 break
         if ids or finish:
             self.num_tokens += len(ids)
+            while len(ids) > PART_TOKENS_MAX:
+                early, ids = ids[:PART_TOKENS_MAX], ids[PART_TOKENS_MAX:]
+                told, logprobs = logprobs[:PART_TOKENS_MAX], logprobs[PART_TOKENS_MAX:]
+                await task.send(tokens.pack(early), None, tuple(told))
             await task.send(tokens.pack(ids), finish, tuple(logprobs), embedding=embedding)
         if refusal:
             raise Refused(refusal)

@@ -15,6 +15,7 @@ from starai.exchange.member import Member
 from starai.exchange.presence import Presence, keep_beating
 from starai.exchange.serving import Refused, ServedTask, Serving
 from starai.node.runner import Runner
+from starai.node.yielding import Yielding
 from starai.protocol.frames import decode
 from starai.protocol.identity import raw_public
 from starai.protocol.ports import Delivery
@@ -29,13 +30,22 @@ class Node:
     """One compute supplier's node, with one model on one engine."""
 
     def __init__(
-        self, member: Member, runner: Runner, confirmer: Confirmer, label: str = ""
+        self,
+        member: Member,
+        runner: Runner,
+        confirmer: Confirmer,
+        label: str = "",
+        yielding: Yielding | None = None,
     ) -> None:
-        """Serve as ``member`` with the engine of ``runner``; ``label`` is for people to read."""
+        """Serve as ``member`` with the engine of ``runner``; ``label`` is for people to read.
+
+        ``yielding`` says when the device's owner needs it for himself.
+        """
         self._member = member
         self._runner = runner
         self._confirmer = confirmer
         self._label = label
+        self._yielding = yielding
         self._boot = member.clock.now_ms()
         self._draining = False
         self._done = 0
@@ -58,13 +68,15 @@ class Node:
         ):
             group.start_soon(self._confirmer.run)
             group.start_soon(self._runner.run)
+            if self._yielding is not None:
+                group.start_soon(self._yielding.run, self._runner)
             await group.start(self._serving.run)
             group.start_soon(keep_beating, member.wire, Role.NODE, self._beat)
             event(_LOG, "node_ready", party=short(member.identity.party))
             task_status.started()
 
     async def _answer(self, task: ServedTask) -> None:
-        if self._draining:
+        if self._draining or self._paused:
             raise Refused(RefusalCode.DRAINING)
         await self._runner.answer(task)
         self._done += 1
@@ -81,6 +93,11 @@ class Node:
         if order in ("drain", "resume"):
             self._draining = order == "drain"
             event(_LOG, "node_control", order=order, running=self._serving.num_running)
+
+    @property
+    def _paused(self) -> str:
+        """Why no new tasks are taken for now."""
+        return self._yielding.paused if self._yielding is not None else ""
 
     def _beat(self, seq: int) -> Beat:
         member, runner = self._member, self._runner
@@ -105,7 +122,7 @@ class Node:
             boot=self._boot,
             seq=seq,
             sent_ms=member.clock.now_ms(),
-            draining=self._draining,
+            draining=self._draining or (self._yielding is not None and self._yielding.hands_over),
             running=runner.num_running,
             queued=0,
             done=self._done,
@@ -113,4 +130,5 @@ class Node:
             prekey=self._serving.prekey,
             models=served,
             label=self._label,
+            paused=self._paused,
         )

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import msgspec
@@ -13,13 +14,14 @@ import pytest
 
 from starai.core.clock import SystemClock
 from starai.core.errors import ModelNotFound
-from starai.engines.base import EngineSpec
+from starai.core.limits import CHUNK_BYTES_MAX
+from starai.engines.base import Emitted, EngineSpec
 from starai.exchange.serving import Refused, ServedTask
 from starai.models.catalog import open_model
 from starai.node import runner as module
 from starai.node.runner import Runner, Speed
 from starai.protocol import tokens
-from starai.protocol.generation import Generation, Sampling
+from starai.protocol.generation import Finish, Generation, Sampling, TokenLogprobs
 from starai.protocol.subjects import Role
 from starai.protocol.tasks import RefusalCode, TaskHeader
 from starai.sealing import derive_keys
@@ -239,3 +241,79 @@ def test_speed_is_smoothed_and_ignores_nonsense() -> None:
     assert speed.tps == 100.0
     speed.measured(200, 1.0)
     assert speed.tps == pytest.approx(100 + module.SPEED_WEIGHT * 100)
+
+
+async def test_many_steps_at_once_become_parts_that_fit() -> None:
+    """An engine that ran ahead of the wire, with 20 rivals a token: no part is too large."""
+    steps: list[Emitted | None] = []
+    for number in range(300):
+        rivals = tuple((1 << 20, -0.123456789) for _ in range(20))
+        one = TokenLogprobs(number, -0.5, rivals)
+        steps.append(Emitted(b"key", (number,), (one,)))
+    steps.append(Emitted(b"key", (300,), (one,), Finish.LENGTH))
+    async with scene() as made:
+        task, sizes = made.task(), []
+        seal = task._sealer.seal
+
+        def seen(*part: Any) -> bytes:
+            sizes.append(len(seal(*part)))
+            return b""
+
+        task._sealer.seal = seen  # type: ignore[method-assign]
+        await made.runner._send(task, steps)
+        assert (task.num_sent, task.finished) == (301, True)
+    assert len(sizes) == 3
+    assert max(sizes) <= CHUNK_BYTES_MAX
+
+
+async def test_an_engine_is_unloaded_and_loaded_again() -> None:
+    """Its process ends, its tasks are refused as drained, and it comes back when it may."""
+    async with scene(delay_ms=20) as made:
+        pid = await made.ready()
+        assert made.runner.pids() == (os.getpid(), pid)
+        async with anyio.create_task_group() as group:
+            refused: list[str] = []
+
+            async def answer() -> None:
+                refused.append((await refusal_of(made, made.task())).code)
+
+            group.start_soon(answer)
+            await anyio.sleep(0.2)
+            made.runner.unload()
+        assert refused == [RefusalCode.DRAINING]
+        await anyio.sleep(0.5)
+        assert made.runner.info is None
+        assert made.runner.pids() == (os.getpid(),)
+        assert (await refusal_of(made, made.task())).code == RefusalCode.BUSY
+        made.runner.load()
+        assert await made.ready() != pid
+        await made.runner.answer(made.task())
+
+
+async def test_a_paced_engine_takes_its_time_and_finishes() -> None:
+    """A quarter of the time makes an answer about four times as long, also after a restart."""
+    async with scene(delay_ms=5) as made:
+        pid = await made.ready()
+        for share in (0.25, 0.25):
+            await made.runner.pace(share)
+            began_s = anyio.current_time()
+            await made.runner.answer(made.task())
+            assert anyio.current_time() - began_s > 30 * 0.005 * 3
+            os.kill(pid, signal.SIGKILL)
+            with anyio.fail_after(10):
+                while made.runner._worker is not None and made.runner._worker.pid == pid:
+                    await anyio.sleep(0.01)
+            pid = await made.ready()
+
+
+async def test_each_worker_is_tamed_before_it_does_anything() -> None:
+    """What lowers its priority hears of every worker process, once."""
+    tamed: list[int] = []
+    async with MemoryNetwork(), anyio.create_task_group() as group:
+        runner = Runner(EngineSpec("mock", "mock"), SystemClock(), tamed.append)
+        group.start_soon(runner.run)
+        with anyio.fail_after(10):
+            while runner.info is None:
+                await anyio.sleep(0.01)
+        assert tamed == [runner.pids()[1]]
+        group.cancel_scope.cancel()
