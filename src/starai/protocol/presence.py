@@ -85,3 +85,10 @@ class Control(Message, frozen=True):
 
     order: Name
     argument: Name = ""
+
+
+@travels(14)
+class Ping(Message, frozen=True):
+    """Asks whoever hears it to send it back at once: `starai.exchange.pinging`."""
+
+    number: Count

@@ -7,6 +7,7 @@ its own: a node can neither read another's offers nor answer another's tasks.
 from __future__ import annotations
 
 import enum
+from typing import Literal
 
 import msgspec
 
@@ -54,6 +55,30 @@ def control(node: PartyId) -> str:
     return f"starai.control.node.{node}"
 
 
+def place(node: PartyId | Literal["*"]) -> str:
+    """Where a node hears from distributors which model is wanted of it."""
+    return f"starai.place.node.{node}"
+
+
+def ping(asker: PartyId) -> str:
+    """Where a party asks everybody who answers pings how far they are."""
+    return f"starai.ping.{asker}"
+
+
+#: All pings.
+PINGS = "starai.ping.*"
+
+
+def pong(asker: PartyId | Literal["*"], answerer: PartyId) -> str:
+    """Where a ping comes back."""
+    return f"starai.pong.{asker}.{answerer}"
+
+
+def pongs(asker: PartyId) -> str:
+    """All of a party's pings as they come back; the last token is who sent it."""
+    return f"starai.pong.{asker}.*"
+
+
 def registry(verb: str, party: PartyId) -> str:
     """Where ``party`` asks the registry: verbs are confirm, join, renew, query, keys."""
     return f"starai.registry.{verb}.{party}"
@@ -87,8 +112,21 @@ def permissions(role: Role, party: PartyId) -> Permissions:
     match role:
         case Role.NODE:
             return Permissions(
-                publish=(f"starai.answer.{party}.*", beat(role, party), control(party), *ask[:2]),
-                subscribe=(offer(role, party), control(party), beats(Role.DISTRIBUTOR), own_inbox),
+                publish=(
+                    f"starai.answer.{party}.*",
+                    beat(role, party),
+                    control(party),
+                    ping(party),
+                    *ask[:2],
+                ),
+                subscribe=(
+                    offer(role, party),
+                    control(party),
+                    place(party),
+                    pongs(party),
+                    beats(Role.DISTRIBUTOR),
+                    own_inbox,
+                ),
             )
         case Role.DISTRIBUTOR:
             return Permissions(
@@ -96,12 +134,16 @@ def permissions(role: Role, party: PartyId) -> Permissions:
                     "starai.offer.node.*",
                     f"starai.answer.{party}.*",
                     beat(role, party),
+                    place("*"),
+                    pong("*", party),
                     *ask[:2],
                 ),
                 subscribe=(
                     offer(role, party),
                     answers_for(party),
+                    PINGS,
                     beats(Role.NODE),
+                    beats(Role.DISTRIBUTOR),
                     beats(Role.GATEWAY),
                     own_inbox,
                 ),
@@ -112,10 +154,14 @@ def permissions(role: Role, party: PartyId) -> Permissions:
                     "starai.offer.distributor.*",
                     beat(role, party),
                     registry("keys", party),
+                    ping(party),
+                    pong("*", party),
                     *ask[1:],
                 ),
                 subscribe=(
                     answers_for(party),
+                    PINGS,
+                    pongs(party),
                     beats(Role.DISTRIBUTOR),
                     beats(Role.NODE),
                     KEYS_CHANGED,
