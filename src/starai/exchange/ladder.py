@@ -24,7 +24,7 @@ from typing import Final
 
 from starai.exchange.base import AttemptFailed, FailureKind
 from starai.protocol.identity import PartyId
-from starai.protocol.standing import NOTES_MAX, Note, Standing
+from starai.protocol.standing import NOTES_MAX, FaultCount, Note, Standing
 from starai.protocol.tasks import RefusalCode
 
 
@@ -263,7 +263,7 @@ class Ladder:
             rung=past.rung.value,
             failures=past.weight,
             rests_s=max(0.0, past.until_s - now_s) if rests else 0.0,
-            faults=tuple(sorted(past.counts.items())),
+            faults=tuple(FaultCount(kind, times) for kind, times in sorted(past.counts.items())),
             notes=tuple(
                 Note(max(0.0, now_s - at_s), rung.value, why) for at_s, rung, why in past.notes
             ),

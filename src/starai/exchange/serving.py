@@ -94,6 +94,8 @@ class ServedTask:
         #: Whether the work gets on; a handler may put its own test here.
         self.is_alive: Callable[[], bool] = lambda: True
         self.close: Close | None = None
+        #: Why the rest is refused, once it is.
+        self.dismissed = ""
         self.closed = anyio.Event()
         self.scope = anyio.CancelScope()
         self._sealer = AnswerSealer(keys)
@@ -206,6 +208,11 @@ class Serving:
         """Tasks whose handler is at work."""
         return sum(not task.finished for task in self._tasks.values())
 
+    @property
+    def num_open(self) -> int:
+        """Tasks that run, or wait for their close."""
+        return len(self._tasks)
+
     async def run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         """Hear offers until cancelled; each task runs in this call's own task group."""
         subject = offer(self._role, self._identity.party)
@@ -219,6 +226,16 @@ class Serving:
         """Stop all work for a caller that is gone."""
         for task in self._tasks.values():
             if task.header.caller == caller:
+                task.scope.cancel()
+
+    def dismiss(self, code: str) -> None:
+        """Stop all work and refuse the rest of each answer with a `RefusalCode`.
+
+        What was sent of it stands; callers say what they accepted.
+        """
+        for task in self._tasks.values():
+            if not task.finished and task.close is None:
+                task.dismissed = code
                 task.scope.cancel()
 
     def _on_delivery(self, delivery: Delivery) -> None:
@@ -308,6 +325,8 @@ class Serving:
                     group.start_soon(_keep_alive, task)
                     await self._work(task)
                     group.cancel_scope.cancel()
+            if task.dismissed:
+                task.refuse(task.dismissed)
             with anyio.CancelScope(shield=task.close is not None):
                 await self._settle(task)
         finally:

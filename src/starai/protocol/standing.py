@@ -26,6 +26,13 @@ class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=T
     reason: Name
 
 
+class FaultCount(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """How often a kind of fault was seen."""
+
+    fault: Name
+    times: U32
+
+
 class Standing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
     """Where a node stands: see `starai.exchange.ladder`.
 
@@ -37,7 +44,7 @@ class Standing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_li
     rung: Name
     failures: _Amount = 0.0
     rests_s: _Amount = 0.0
-    faults: Annotated[tuple[tuple[Name, U32], ...], msgspec.Meta(max_length=32)] = ()
+    faults: Annotated[tuple[FaultCount, ...], msgspec.Meta(max_length=32)] = ()
     notes: Annotated[tuple[Note, ...], msgspec.Meta(max_length=NOTES_MAX)] = ()
 
 

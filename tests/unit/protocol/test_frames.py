@@ -17,7 +17,7 @@ from starai.protocol.identity import Identity, party_id
 from starai.protocol.registry import Renew
 from starai.protocol.tasks import Answer
 
-for module in ("tasks", "presence", "registry"):
+for module in ("tasks", "presence", "registry", "standing"):
     importlib.import_module(f"starai.protocol.{module}")
 
 #: Random and mutated frames per message type.
