@@ -8,6 +8,7 @@ coefficients are fitted to what prefill passes took. It knows no clock: seconds 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
@@ -78,7 +79,9 @@ class PrefillFit:
 class Rates:
     """Measured speeds. Start from a measurement or a modest guess; observe every transfer and pass.
 
-    ``prefill_tokens_per_s`` is the recent average; ``fit`` predicts as soon as it has seen a pass.
+    A tier's rate of 0 is not known yet: the first transfer tells it, and until then nothing is
+    swapped. ``prefill_tokens_per_s`` is the recent average; ``fit`` predicts as soon as it has seen
+    a pass.
     """
 
     tier_write_bytes_per_s: float
@@ -108,6 +111,8 @@ class Rates:
 
     def swap_seconds(self, num_bytes: int) -> float:
         """S_swap: writing the bytes to the tier and reading them back."""
+        if not (self.tier_write_bytes_per_s and self.tier_read_bytes_per_s):
+            return math.inf
         return num_bytes / self.tier_write_bytes_per_s + num_bytes / self.tier_read_bytes_per_s
 
     def recompute_seconds(self, tokens: int, start: int = 0) -> float:
@@ -135,4 +140,6 @@ def _smoothed(rate: float, amount: int, seconds: float) -> float:
     """The rate whose seconds a unit are the exponential average of all seconds a unit."""
     if amount <= 0 or seconds <= 0:
         return rate
+    if rate == 0:
+        return amount / seconds
     return 1 / ((1 - SMOOTHING) / rate + SMOOTHING * seconds / amount)

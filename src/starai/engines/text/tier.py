@@ -22,8 +22,8 @@ from starai.engines.paging.cost import Action, Rates, choose
 from starai.engines.paging.memory import Copy
 from starai.engines.text.pool import KeyValuePool
 
-#: What a machine is taken for until it was measured.
-_FIRST_RATES: Final = Rates(1e9, 1e9, 500.0)
+#: What a machine is taken for until it was measured; the trial below measures the tier.
+_FIRST_RATES: Final = Rates(0.0, 0.0, 500.0)
 #: Blocks that are carried to the tier and back once, to know its speed before it matters.
 _TRIAL_BLOCKS: Final = 8
 

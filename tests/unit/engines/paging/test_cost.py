@@ -119,3 +119,12 @@ def test_the_same_tokens_cost_more_behind_a_long_beginning() -> None:
     for tokens in (256, 4096):
         rates = rates.observe_prefill(tokens, took(tokens, 0, 1e-3, 1e-7))
     assert rates.recompute_seconds(512, 8192) > 1.5 * rates.recompute_seconds(512)
+
+
+def test_a_tier_is_as_fast_as_its_first_transfer_was() -> None:
+    """No guess outlives a measurement: the first preemption on a slow disk is decided rightly."""
+    unknown = Rates(0.0, 0.0, 500.0)
+    assert choose(1, 1, 0, unknown) is Action.RECOMPUTE
+    slow = unknown.observe_write(10_000_000, 1.0).observe_read(10_000_000, 1.0)
+    assert slow.swap_seconds(10_000_000) == pytest.approx(2.0)
+    assert choose(500 * KV_BYTES, 500, 0, slow) is Action.RECOMPUTE
