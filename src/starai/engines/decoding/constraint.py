@@ -37,8 +37,8 @@ from starai.protocol.generation import Grammar
 if TYPE_CHECKING:
     import llguidance
 
-#: Compiled grammars kept per model; an application uses a handful, each holds a few MB at most.
-_COMPILED_MAX: Final = 64
+#: Compiled grammars kept per model; an application uses a handful. Each holds a few MB, at most 50.
+_COMPILED_MAX: Final = 32
 #: Without these the library cannot walk every text.
 _PRINTABLE: Final = range(0x20, 0x7F)
 

@@ -8,7 +8,11 @@ Knows nothing about tokens; `constraint` does.
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -25,6 +29,12 @@ if TYPE_CHECKING:
 _REFERENCES_MAX: Final = 128
 _DEPTH_MAX: Final = 60
 _LARK_LINES_MAX: Final = 256
+#: Schemas inside Lark are wrapped, in calls of tools for example.
+_DEPTH_IN_LARK_MAX: Final = _DEPTH_MAX + 8
+#: The library counts remainders for ``multipleOf``, one state of up to 500 bytes for each, at once
+#: and without a limit: 9,999,991 takes minutes and 3 GB, this at most a second and 50 MB. Where
+#: several meet (allOf), so does their least common multiple; whether they meet is not looked for.
+_MULTIPLE_MAX: Final = 100_000
 #: Strings of one choice.
 _CHOICES_MAX: Final = 4096
 #: Subschemas that are tried one by one to find the one at fault.
@@ -38,6 +48,8 @@ _LONGEST_MESSAGE: Final = 300
 _MAPS: Final = ("properties", "patternProperties", "$defs", "definitions")
 _SINGLES: Final = ("items", "additionalProperties", "not", "if", "then", "else", "contains")
 _LISTS: Final = ("anyOf", "allOf", "oneOf", "prefixItems")
+_JSON: Final = json.JSONDecoder()
+_SCHEMA_IN_LARK: Final = re.compile(r"%json\s*")
 
 
 def check_grammar(grammar: Grammar) -> None:
@@ -117,6 +129,7 @@ def written_out(grammar: Grammar) -> str:
                 raise refused(grammar, f"it has more than {_LARK_LINES_MAX} lines")
             if grammar.text.count('"$ref"') > _REFERENCES_MAX:
                 raise refused(grammar, f"it has more than {_REFERENCES_MAX} references ($ref)")
+            _check_lark(grammar)
             return str(matcher.grammar_from_lark(grammar.text))
 
 
@@ -149,19 +162,42 @@ def check_schema(grammar: Grammar) -> None:
         raise refused(grammar, "it is not JSON") from error
     if not isinstance(schema, dict):
         raise refused(grammar, "it is not a JSON object")
-    references = 0
+    _check_bounds(grammar, schema, _DEPTH_MAX)
+
+
+def _check_lark(grammar: Grammar) -> None:
+    for place in _SCHEMA_IN_LARK.finditer(grammar.text):
+        try:
+            schema, _ = _JSON.raw_decode(grammar.text, place.end())
+        except (ValueError, RecursionError) as error:
+            raise refused(grammar, "what follows %json is not JSON") from error
+        _check_bounds(grammar, schema, _DEPTH_IN_LARK_MAX)
+
+
+def _check_bounds(grammar: Grammar, schema: Any, depth_max: int) -> None:
+    references, multiple = 0, 1
     pending: list[tuple[Any, int]] = [(schema, 0)]
     while pending:
         value, depth = pending.pop()
-        if depth > _DEPTH_MAX:
-            raise refused(grammar, f"it is nested deeper than {_DEPTH_MAX} levels")
+        if depth > depth_max:
+            raise refused(grammar, f"it is nested deeper than {depth_max} levels")
         if isinstance(value, dict):
             references += "$ref" in value
+            multiple = math.lcm(multiple, _whole(value.get("multipleOf")))
+            if multiple > _MULTIPLE_MAX:
+                raise refused(grammar, f"all its multipleOf together exceed {_MULTIPLE_MAX}")
             pending += [(child, depth + 1) for child in value.values()]
         elif isinstance(value, list):
             pending += [(child, depth + 1) for child in value]
     if references > _REFERENCES_MAX:
         raise refused(grammar, f"it has more than {_REFERENCES_MAX} references ($ref)")
+
+
+def _whole(number: object) -> int:
+    """A number's digits without its point and the zeros around; 1 for what is no such number."""
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        return 1
+    return int("".join(map(str, Decimal(repr(number)).normalize().as_tuple().digits))) or 1
 
 
 def _fault(grammar: str) -> str:

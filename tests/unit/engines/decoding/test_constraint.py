@@ -168,6 +168,11 @@ def test_accepted_tokens_that_break_the_grammar_are_refused():
         (Grammar("json_schema", '{"items":' * 100 + "{}" + "}" * 100), "nested deeper"),
         (Grammar("json_schema", "[" * 60_000), "not JSON"),
         (schema(**{"$defs": {str(n): {"$ref": f"#/$defs/{n}"} for n in range(200)}}), "references"),
+        (schema(type="number", multipleOf=9999991), "multipleOf together exceed"),
+        (schema(allOf=[{"multipleOf": 997}, {"multipleOf": 0.991}]), "multipleOf together exceed"),
+        (Grammar("lark", 'start: %json {"multipleOf": 1e-9, "not": {}}'), "not"),
+        (Grammar("lark", 'start: %json\n {"multi\\u0070leOf": 999983}'), "multipleOf together"),
+        (Grammar("lark", "start: %json //\n {}"), "not JSON"),
         (Grammar("regex", "("), "unclosed group"),
         (Grammar("regex", "(" * 5000 + ")" * 5000), "regex"),
         (Grammar("regex", "x" * 70_000), "characters"),
@@ -208,6 +213,23 @@ def test_as_many_choices_as_are_allowed_can_be_followed():
     strings = [f"{number * 7919:012d}" for number in range(4096)]
     ids = write(Grammar("choice", json.dumps(strings)), 3)
     assert CODEC.decode(ids) in strings
+
+
+def test_usual_multiples_are_followed():
+    """Cents, quarters, hours and years in one schema: each number is one of its multiples."""
+    steps = {"a": 0.01, "b": 0.25, "c": 3600, "d": 365, "e": 1_000_000}
+    kinds = {name: {"type": "number", "multipleOf": step} for name, step in steps.items()}
+    grammar = schema(type="object", properties=kinds, required=list(kinds))
+    for text, fits in (
+        ('{"a":0.07,"b":1.75,"c":7200,"d":730,"e":3000000}', True),
+        ('{"a":0.075', False),
+    ):
+        try:
+            constraint = GRAMMARS.constraint(grammar, ids_of(text))
+        except InvalidRequest:
+            assert not fits
+        else:
+            assert constraint.is_complete == fits
 
 
 def walk(constraint, steps):
