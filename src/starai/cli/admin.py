@@ -7,13 +7,12 @@ from typing import Any
 import anyio
 import click
 
-from starai.cli.options import AT_LEAST_ONE, NOT_NEGATIVE, home_option, json_option
-from starai.cli.tables import clock_time, show_json, show_table
+from starai.cli.options import AT_LEAST_ONE, NOT_NEGATIVE, Duration, home_option, json_option
+from starai.cli.tables import date_time, show_json, show_table
+from starai.core.clock import SystemClock
 from starai.local.asking import Operator, operator
 from starai.local.home import Home
 from starai.protocol.subjects import Role
-
-HOURS = click.FloatRange(0, 24 * 30, min_open=True)
 
 
 @click.group()
@@ -87,18 +86,24 @@ def tokens() -> None:
     "--uses", type=AT_LEAST_ONE, default=1, show_default=True, help="How many newcomers it lets in."
 )
 @click.option(
-    "--hours", type=HOURS, default=24.0, show_default=True, help="How long it is good for."
+    "--for",
+    "lifetime_ms",
+    type=Duration(),
+    default="1d",
+    show_default=True,
+    metavar="TIME",
+    help="How long it is good for: 30m, 1h, 7d; at most 30d.",
 )
 @click.option("--label", default="", help="A note for the list of tokens.")
-def create_token(home: Home, role: str, uses: int, hours: float, label: str) -> None:
+def create_token(home: Home, role: str, uses: int, lifetime_ms: int, label: str) -> None:
     """Make a token and print it. Pass it on like a password.
 
-    The newcomer runs: starai node start --token TOKEN --model MODEL
+    The newcomer runs: starai join TOKEN
     """
 
     async def create() -> str:
         async with operator(home) as asked:
-            return await asked.create_token(Role(role), uses, int(hours * 3_600_000), label)
+            return await asked.create_token(Role(role), uses, lifetime_ms, label)
 
     click.echo(anyio.run(create))
 
@@ -118,12 +123,19 @@ def list_tokens(home: Home, as_json: bool) -> None:
             token["role"],
             token["label"] or "-",
             f"{token['used']}/{token['uses']}",
-            clock_time(token["expires_ms"]),
+            date_time(token["expires_ms"]),
+            _token_state(token, SystemClock().now_ms()),
         )
         for token in report["tokens"]
     ]
-    columns = ("id", "role", "label", "used", "expires")
+    columns = ("id", "role", "label", "used", "expires", "state")
     show_table("Join tokens", columns, rows, "No tokens. `starai tokens create` makes one.")
+
+
+def _token_state(token: dict[str, Any], now_ms: int) -> str:
+    if now_ms >= token["expires_ms"]:
+        return "over"
+    return "used up" if token["used"] >= token["uses"] else "good"
 
 
 @tokens.command("revoke")

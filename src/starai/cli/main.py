@@ -15,6 +15,8 @@ from starai.core.errors import StarAIError
 #: Command -> (module, attribute, one line of help). Groups bring their own commands.
 COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("starai.cli.up", "up"),
+    "join": ("starai.cli.join", "join"),
+    "doctor": ("starai.cli.join", "doctor"),
     "chat": ("starai.cli.chat", "chat"),
     "status": ("starai.cli.show", "status"),
     "nodes": ("starai.cli.show", "nodes"),

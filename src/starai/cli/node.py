@@ -8,7 +8,8 @@ import anyio
 import click
 
 from starai.cli.fit import fit, profile
-from starai.cli.options import AT_LEAST_ONE, NOT_NEGATIVE, engine_option, home_option
+from starai.cli.join import supplier_options
+from starai.cli.options import home_option
 from starai.cli.serve import run_service
 from starai.local import services
 from starai.local.asking import give_order, revoke_party
@@ -23,27 +24,13 @@ def node() -> None:
 
 @node.command()
 @home_option
-@click.option("--name", default="node", show_default=True, help="The node's name in this home.")
 @click.option(
     "--token",
     envvar="STARAI_TOKEN",
     default="",
     help="A one-time token: `starai tokens create` makes one.",
 )
-@click.option("--model", default="embedded", show_default=True, help="Which model to serve.")
-@click.option(
-    "--slots", type=AT_LEAST_ONE, default=8, show_default=True, help="Answers to generate at once."
-)
-@click.option(
-    "--threads",
-    type=NOT_NEGATIVE,
-    default=0,
-    show_default=True,
-    help="CPU threads; 0: decide by itself.",
-)
-@click.option("--label", default="", help="What people see beside the node's key.")
-@engine_option
-@click.option("--step-delay-ms", default=0.0, hidden=True, help="Slows the mock model down.")
+@supplier_options
 def start(home: Home, *, name: str, token: str, **given: Any) -> None:
     """Join a network (the first time with --token) and serve a model until stopped."""
     options = services.NodeOptions(**given)

@@ -43,9 +43,9 @@ def gateway(home: Home, host: str, port: int, cors_origin: tuple[str, ...]) -> N
     run_service(lambda: services.serve_gateway(home, host, port, cors_origin))
 
 
-def run_service(body: Callable[[], Awaitable[None]]) -> None:
+def run_service(body: Callable[[], Awaitable[None]], *, log_level: str = "INFO") -> None:
     """Run a service until SIGTERM, or until whoever started it is gone."""
-    setup()
+    setup(log_level)
 
     async def run() -> None:
         async with as_child():

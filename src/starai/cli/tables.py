@@ -39,7 +39,7 @@ def show_table(
     Cells are shown as they are: what others call themselves is neither markup nor a terminal's
     commands.
     """
-    made = [[Text(_printable(str(cell))) for cell in row] for row in rows]
+    made = [[Text(printable(str(cell))) for cell in row] for row in rows]
     if not made:
         click.echo(empty)
         return
@@ -53,7 +53,8 @@ def show_table(
     Console(width=None if console.is_terminal else PIPE_COLUMNS).print(table)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """``text`` with nothing in it that a terminal would obey."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
@@ -66,6 +67,12 @@ def clock_time(unix_ms: object) -> str:
     """The local time of day of a Unix time in milliseconds."""
     moment = datetime.fromtimestamp(int(str(unix_ms)) / 1000).astimezone()
     return moment.strftime("%H:%M:%S")
+
+
+def date_time(unix_ms: object) -> str:
+    """The local date and time of day of a Unix time in milliseconds."""
+    moment = datetime.fromtimestamp(int(str(unix_ms)) / 1000).astimezone()
+    return moment.strftime("%Y-%m-%d %H:%M")
 
 
 def only(row: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from starai.core.limits import BEAT_LEASE_S
 from starai.core.logging import setup
 from starai.local.doors import PUBLIC_PORT, PUBLIC_WEBSOCKET_PORT, PublicDoor
 from starai.local.home import Home
+from starai.local.stopping import cancel_on_signal
 from starai.local.up import Running, UpSettings, network_up
 from starai.protocol.subjects import Role
 from starai.wire.certificates import fingerprint
@@ -133,7 +134,7 @@ async def _run(settings: UpSettings, as_json: bool, quiet: bool) -> None:
     console = Console(stderr=True)
     async with task_group() as group:
         # First of all, so that Ctrl-C stops in order from the very beginning.
-        await group.start(_cancel_on_signal, group.cancel_scope)
+        await group.start(cancel_on_signal, group.cancel_scope, STOP_SIGNALS)
         with console.status("starting") as progress:
             async with network_up(settings, progress.update) as running:
                 progress.stop()
@@ -142,15 +143,6 @@ async def _run(settings: UpSettings, as_json: bool, quiet: bool) -> None:
         group.cancel_scope.cancel()
     if not as_json:
         click.echo("Stopped.")
-
-
-async def _cancel_on_signal(
-    scope: anyio.CancelScope, *, task_status: anyio.abc.TaskStatus[None]
-) -> None:
-    with anyio.open_signal_receiver(*STOP_SIGNALS) as signals:
-        task_status.started()
-        async for _ in signals:
-            scope.cancel()
 
 
 def _facts(running: Running) -> str:

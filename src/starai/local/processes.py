@@ -24,6 +24,7 @@ from anyio.abc import Process, TaskGroup
 from starai.core.clock import Clock
 from starai.core.concurrency import task_group
 from starai.core.logging import event
+from starai.local.stopping import cancel_on_signal
 
 _LOG = logging.getLogger(__name__)
 
@@ -99,7 +100,9 @@ class Processes:
                 await child.ended.wait()
             if not child.ended.is_set():
                 event(_LOG, "service_killed", logging.WARNING, service=child.service.name)
-                _signal(child, signal.SIGKILL)
+                if child.process is not None:
+                    with suppress(ProcessLookupError):
+                        child.process.kill()
                 await child.ended.wait()
 
     async def _watch(self, child: _Child) -> None:
@@ -177,17 +180,11 @@ async def as_child() -> AsyncIterator[anyio.CancelScope]:
     else:
         stops.append(signal.SIGINT)
     async with task_group() as group:
-        group.start_soon(_cancel_on_signal, group.cancel_scope, stops)
+        group.start_soon(cancel_on_signal, group.cancel_scope, stops)
         if os.environ.get(CHILD_MARK):
             threading.Thread(target=_terminate_at_end_of_input, daemon=True).start()
         yield group.cancel_scope
         group.cancel_scope.cancel()
-
-
-async def _cancel_on_signal(scope: anyio.CancelScope, stops: Sequence[signal.Signals]) -> None:
-    with anyio.open_signal_receiver(*stops) as signals:
-        async for _ in signals:
-            scope.cancel()
 
 
 def _terminate_at_end_of_input() -> None:

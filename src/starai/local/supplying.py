@@ -28,6 +28,7 @@ from starai.node.service import Node
 from starai.node.yielding import Yielding
 from starai.node.yielding.priority import lower_node, tamed
 from starai.node.yielding.sensors import sensors_here
+from starai.protocol.identity import Identity
 from starai.protocol.registry import Side
 from starai.protocol.tickets import JoinTicket
 from starai.wire.diagnosis import first_failure
@@ -114,6 +115,7 @@ class _Supplier:
         self._telling = telling
         self._randomness = SystemRandomness()
         self._is_in = False
+        self._told = False
 
     async def join(self, token: str, url: str) -> None:
         """Become a party of the network."""
@@ -129,10 +131,7 @@ class _Supplier:
         joined = await join(
             self._home, self._name, ticket, self._label, self.clock, self._randomness
         )
-        self._telling.stage(
-            Stage.MEASURING,
-            f"{joined.answer_ms:.0f} ms to the registry and back; the clock agrees",
-        )
+        self._tell_admitted(f"; {joined.answer_ms:.0f} ms to the registry, and the clock agrees")
 
     async def serve(self) -> None:
         """Serve until cancelled."""
@@ -144,7 +143,6 @@ class _Supplier:
             raise await self._explained(error) from error
 
     async def _serve(self) -> None:
-        network = self._home.network()
         limits = self._options.limits
         if limits.polite:
             lower_node()
@@ -156,7 +154,8 @@ class _Supplier:
             task_group() as group,
         ):
             self._is_in = True
-            self._telling.stage(Stage.ADMITTED, f"{network.name}, as {member.identity.party[:12]}…")
+            if not self._told:
+                self._tell_admitted()
             self._telling.stage(Stage.LOADING, self._options.model)
             group.start_soon(self._tell_life, member, runner)
             await Node(member, runner, confirmer, self._label, yielding).run()
@@ -171,6 +170,12 @@ class _Supplier:
                 Life(model, runner.num_running, runner.num_tokens, member.wire.connected)
             )
             await anyio.sleep(LIVE_S)
+
+    def _tell_admitted(self, more: str = "") -> None:
+        party = Identity.from_seed(self._home.party(self._name).seed).party
+        network = self._home.network().name
+        self._telling.stage(Stage.ADMITTED, f"{network}, as {party[:12]}…{more}")
+        self._told = True
 
     def _spec(self) -> EngineSpec:
         return engine_spec(self._home.models, self._options)
