@@ -9,16 +9,18 @@ import sys
 from pathlib import Path
 from typing import Final
 
+import anyio.to_thread
 import msgspec
 
 from starai.core.clock import Clock
 from starai.devices import Device, Rates, fingerprint, profile
 from starai.devices.measuring import measure
 from starai.devices.presets import look_up
+from starai.engines.base import EngineSpec
 from starai.fitting import Plan, Pool, Prediction, Work, fit, pools, predict
 from starai.local.home import Home
+from starai.models.catalog import open_model
 from starai.models.library import library
-from starai.models.manifest import ModelManifest
 from starai.protocol.presence import FITS_MAX
 from starai.wire.keeping import write_secret
 
@@ -51,13 +53,12 @@ class Fitness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Models that it could serve, by their names on the hub, the best first."""
         return tuple(choice.model.hub for choice in self.plan().choices)[:FITS_MAX]
 
-    def expect(self, manifest: ModelManifest, bits: int) -> Prediction | None:
-        """How fast our engine would run a model here; None for one without weights."""
-        if not manifest.num_parameters:
-            return None
-        usual = 32 if manifest.num_parameters < _SMALL else 16
-        size = int(manifest.num_parameters * _BITS.get(bits, usual) / 8)
-        return predict(Work(size, manifest.num_parameters), self.pools[0])
+    def expect(self, spec: EngineSpec) -> Prediction:
+        """How fast our engine would run its model here."""
+        weights = open_model(spec.model, Path(spec.store)).num_parameters
+        usual = 32.0 if weights < _SMALL else 16.0
+        bits = _BITS.get(int(spec.options.get("bits", 16)), usual)
+        return predict(Work(int(weights * bits / 8), weights), self.pools[0])
 
 
 def fitness(
@@ -79,6 +80,13 @@ def fitness(
         if keep:
             write_secret(_path(home), msgspec.json.encode(known))
     return msgspec.structs.replace(known, device=device)
+
+
+async def fitness_of_node(home: Home, spec: EngineSpec, clock: Clock) -> Fitness | None:
+    """As `fitness`, for a node that is about to start; None where another program computes."""
+    if spec.kind != "text":
+        return None
+    return await anyio.to_thread.run_sync(fitness, home, clock, spec.threads)
 
 
 def num_threads() -> int:

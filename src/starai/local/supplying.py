@@ -19,6 +19,7 @@ from starai.core.errors import ConfigurationRefused, PartyRefused, StarAIError, 
 from starai.core.randomness import SystemRandomness
 from starai.engines.base import EngineSpec
 from starai.exchange.member import Member
+from starai.local.fitness import fitness_of_node
 from starai.local.home import Home
 from starai.local.joining import applicant_of, expired_credential, is_admitted, join
 from starai.local.membership import membership
@@ -147,7 +148,11 @@ class _Supplier:
         if limits.polite:
             lower_node()
         yielding = Yielding(limits, self.clock, sensors_here)
-        runner = Runner(self._spec(), self.clock, tamed(limits))
+        spec = self._spec()
+        self._telling.stage(Stage.MEASURING, "what this device can do")
+        known = await fitness_of_node(self._home, spec, self.clock)
+        expected = known.expect(spec) if known is not None else None
+        runner = Runner(spec, self.clock, tamed(limits), expected)
         async with (
             membership(self._home, self._name, clock=self.clock) as member,
             confirming(self._home, self._name, member, Side.NODE) as confirmer,
@@ -158,7 +163,8 @@ class _Supplier:
                 self._tell_admitted()
             self._telling.stage(Stage.LOADING, self._options.model)
             group.start_soon(self._tell_life, member, runner)
-            await Node(member, runner, confirmer, self._label, yielding).run()
+            fits = known.fits if known is not None else ()
+            await Node(member, runner, confirmer, self._label, yielding, fits).run()
 
     async def _tell_life(self, member: Member, runner: Runner) -> None:
         while runner.info is None:  # noqa: ASYNC110 - an engine tells nobody else

@@ -28,6 +28,8 @@ from starai.engines.base import Emitted, EngineInfo, EngineSpec
 from starai.engines.process import EngineWorker, engine_process
 from starai.exchange.mailboxes import Mailbox, MailboxOverflow
 from starai.exchange.serving import Refused, ServedTask
+from starai.fitting import Prediction
+from starai.fitting.correcting import corrected
 from starai.protocol import tokens
 from starai.protocol.generation import Generation, Sampling, TokenLogprobs
 from starai.protocol.tasks import RefusalCode, TaskHeader
@@ -42,8 +44,6 @@ PART_TOKENS_MAX = 128
 HANG_S = 20.0
 #: The first wait before a dead worker is started again; doubles up to the last.
 RESTART_FIRST_S, RESTART_LAST_S = 0.2, 10.0
-#: How much a new measurement of speed counts against the old ones.
-SPEED_WEIGHT = 0.2
 
 #: What an engine's error codes mean for the caller; every other code is the engine's failure.
 _REFUSAL_OF = {
@@ -64,17 +64,18 @@ _PROBE = Generation(
 
 
 class Speed:
-    """Measured tokens per second, smoothed; 0 until the first measurement."""
+    """Tokens per second: as predicted, if they were, until tasks show what is true; else 0."""
 
-    def __init__(self) -> None:
-        """Know nothing yet."""
-        self.tps = 0.0
+    def __init__(self, predicted_tps: float = 0.0) -> None:
+        """Begin with a prediction; 0 is none."""
+        self.tps = predicted_tps
+        self._num_measured = 0
 
     def measured(self, num_tokens: int, seconds: float) -> None:
         """Take one measurement in."""
         if num_tokens > 0 and seconds > 0:
-            new = num_tokens / seconds
-            self.tps = new if not self.tps else self.tps + SPEED_WEIGHT * (new - self.tps)
+            self._num_measured += 1
+            self.tps = corrected(self.tps, num_tokens / seconds, self._num_measured)
 
 
 class Runner:
@@ -85,8 +86,13 @@ class Runner:
         spec: EngineSpec,
         clock: Clock,
         tame: Callable[[int], None] = lambda _pid: None,
+        expected: Prediction | None = None,
     ) -> None:
-        """Run the engine of ``spec``; ``tame`` is given each worker process when it starts."""
+        """Run the engine of ``spec``.
+
+        ``tame`` is given each worker process when it starts; ``expected`` is how fast the model is
+        said to run, until tasks show it.
+        """
         self._spec = spec
         self._clock = clock
         self._tame = tame
@@ -98,8 +104,8 @@ class Runner:
         self._life = anyio.CancelScope()
         self._mail: dict[bytes, Mailbox[Emitted | None]] = {}
         self._last_event_s = 0.0
-        self.prefill = Speed()
-        self.decode = Speed()
+        self.prefill = Speed(expected.prefill_tps if expected else 0.0)
+        self.decode = Speed(expected.decode_tps if expected else 0.0)
         self.num_tokens = 0
 
     @property
@@ -189,9 +195,10 @@ class Runner:
         try:
             await worker.admit(_PROBE_KEY, _PROBE)
             emitted = await mailbox.get()
-            return emitted is not None and not emitted.error
         except (EngineDied, MailboxOverflow):
             return False
+        else:
+            return emitted is not None and not emitted.error
         finally:
             del self._mail[_PROBE_KEY]
             with anyio.CancelScope(shield=True), contextlib.suppress(EngineDied):

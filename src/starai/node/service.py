@@ -11,9 +11,12 @@ from starai.core.errors import MalformedFrame
 from starai.core.logging import event
 from starai.exchange.base import Settled, short, task_record
 from starai.exchange.confirming import Confirmer
+from starai.exchange.mailboxes import Bell
 from starai.exchange.member import Member
 from starai.exchange.presence import Presence, keep_beating
 from starai.exchange.serving import Refused, ServedTask, Serving
+from starai.node.leaving import leave
+from starai.node.readiness import Readiness
 from starai.node.runner import Runner
 from starai.node.yielding import Yielding
 from starai.protocol.frames import decode
@@ -24,6 +27,9 @@ from starai.protocol.subjects import Role, control
 from starai.protocol.tasks import RefusalCode
 
 _LOG = logging.getLogger(__name__)
+
+#: Said in beats while the engine does not answer.
+NOT_READY = "not ready"
 
 
 class Node:
@@ -36,18 +42,24 @@ class Node:
         confirmer: Confirmer,
         label: str = "",
         yielding: Yielding | None = None,
+        fits: tuple[str, ...] = (),
     ) -> None:
         """Serve as ``member`` with the engine of ``runner``; ``label`` is for people to read.
 
-        ``yielding`` says when the device's owner needs it for himself.
+        ``yielding`` says when the device's owner needs it for himself, ``fits`` what the device
+        could serve instead.
         """
         self._member = member
         self._runner = runner
         self._confirmer = confirmer
         self._label = label
         self._yielding = yielding
+        self._fits = fits
         self._boot = member.clock.now_ms()
         self._draining = False
+        self._leaving = anyio.Event()
+        self._news = Bell()
+        self._readiness = Readiness(runner)
         self._done = 0
         self._serving = Serving(
             member, Role.NODE, (Role.DISTRIBUTOR,), self._answer, self._on_settled
@@ -59,7 +71,7 @@ class Node:
     async def run(
         self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve until cancelled."""
+        """Serve until cancelled, or until told to leave: then nothing is owed any more."""
         member = self._member
         async with (
             self._distributors.watching(),
@@ -68,12 +80,16 @@ class Node:
         ):
             group.start_soon(self._confirmer.run)
             group.start_soon(self._runner.run)
+            group.start_soon(self._readiness.run)
             if self._yielding is not None:
                 group.start_soon(self._yielding.run, self._runner)
             await group.start(self._serving.run)
-            group.start_soon(keep_beating, member.wire, Role.NODE, self._beat)
+            group.start_soon(keep_beating, member.wire, Role.NODE, self._beat, self._news)
             event(_LOG, "node_ready", party=short(member.identity.party))
             task_status.started()
+            await self._leaving.wait()
+            await leave(self._serving, self._confirmer)
+            group.cancel_scope.cancel()
 
     async def _answer(self, task: ServedTask) -> None:
         if self._draining or self._paused:
@@ -90,14 +106,18 @@ class Node:
             order = decode(delivery.payload, Control).order
         except MalformedFrame:
             return
-        if order in ("drain", "resume"):
-            self._draining = order == "drain"
+        if order in ("drain", "resume", "leave"):
+            self._draining = order != "resume" or self._leaving.is_set()
+            if order == "leave":
+                self._leaving.set()
+            self._news.ring()
             event(_LOG, "node_control", order=order, running=self._serving.num_running)
 
     @property
     def _paused(self) -> str:
         """Why no new tasks are taken for now."""
-        return self._yielding.paused if self._yielding is not None else ""
+        yielding = self._yielding.paused if self._yielding is not None else ""
+        return yielding or ("" if self._readiness.is_ready else NOT_READY)
 
     def _beat(self, seq: int) -> Beat:
         member, runner = self._member, self._runner
@@ -131,4 +151,5 @@ class Node:
             models=served,
             label=self._label,
             paused=self._paused,
+            fits=self._fits,
         )

@@ -232,7 +232,7 @@ async def test_a_model_that_cannot_be_served_ends_the_runner() -> None:
 
 
 def test_speed_is_smoothed_and_ignores_nonsense() -> None:
-    """The first measurement counts fully, later ones a share; empty ones not at all."""
+    """The first measurement counts fully, the next ones a share; empty ones not at all."""
     speed = Speed()
     speed.measured(0, 1.0)
     speed.measured(5, 0.0)
@@ -240,7 +240,18 @@ def test_speed_is_smoothed_and_ignores_nonsense() -> None:
     speed.measured(100, 1.0)
     assert speed.tps == 100.0
     speed.measured(200, 1.0)
-    assert speed.tps == pytest.approx(100 + module.SPEED_WEIGHT * 100)
+    assert speed.tps == pytest.approx(100 + 100 / 3)
+
+
+def test_tasks_correct_a_predicted_speed() -> None:
+    """A prediction stands until it is measured; then little of it is left after five tasks."""
+    speed = Speed(1000.0)
+    assert speed.tps == 1000.0
+    speed.measured(100, 1.0)
+    assert speed.tps == pytest.approx(550.0)
+    for _ in range(5):
+        speed.measured(100, 1.0)
+    assert speed.tps < 250
 
 
 async def test_many_steps_at_once_become_parts_that_fit() -> None:
