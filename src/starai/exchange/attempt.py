@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import enum
 
-import anyio
 import msgspec
 
+from starai.core.waking import loop_time
 from starai.exchange.base import SILENCE_S
 from starai.exchange.pacing import Pace
 from starai.exchange.reading import AnswerStream
@@ -20,11 +20,12 @@ LOOK_AGAIN_S = 0.25
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A callee that was chosen for an attempt."""
+    """A callee that was chosen for an attempt; ``place`` is the route's own number for it."""
 
     callee: PartyId
     role: Role
     prekey: Prekey
+    place: int = 0
 
 
 class Due(enum.Enum):
@@ -47,7 +48,7 @@ class Attempt:
         """Just begun; without a ``pace``, signs of life are enough."""
         self.target = target
         self.stream = stream
-        self.began_s = self._heard_s = anyio.current_time()
+        self.began_s = self._heard_s = loop_time()
         self._pace = pace
         self._look_s = 0.0
 
@@ -59,7 +60,7 @@ class Attempt:
         """
         part = self.stream.poll()
         if part is not None:
-            self._heard_s = anyio.current_time()
+            self._heard_s = loop_time()
             if part.ids and self._pace is not None:
                 self._pace.token(self._heard_s)
         return part

@@ -9,10 +9,9 @@ whoever is first with a token goes on. Who the next callee is, a `Route` decides
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import anyio
 import msgspec
@@ -27,6 +26,7 @@ from starai.core.errors import (
     Unavailable,
 )
 from starai.core.limits import ATTEMPT_NUMBERS, ATTEMPTS_MAX
+from starai.core.waking import loop_time
 from starai.exchange.attempt import Attempt, Due, Target
 from starai.exchange.base import AttemptFailed, FailureKind, Settled
 from starai.exchange.hedging import Hedging
@@ -111,14 +111,9 @@ class Carrier:
     paces: Paces | None = None
     hedging: Hedging | None = None
 
-    @asynccontextmanager
-    async def carry(self, journey: Journey) -> AsyncIterator[Carried]:
-        """An answer to read; leaving the context early cancels the work."""
-        carried = Carried(self, journey)
-        try:
-            yield carried
-        finally:
-            await carried.leave()
+    def carry(self, journey: Journey) -> Carried:
+        """An answer to read; leaving it as a context early cancels the work."""
+        return Carried(self, journey)
 
 
 class Carried:
@@ -140,6 +135,12 @@ class Carried:
         self._heir: Target | None = None
         self._hedge_s: float | None = None
         self._began_s: float | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.leave()
 
     async def receive(self) -> Part:
         """The next part, whoever made it. The last one is durable on record when it returns.
@@ -192,7 +193,7 @@ class Carried:
         """The race for the first token is over, if there was one."""
         hedging, began_s = self._by.hedging, self._began_s
         if hedging is not None and began_s is not None:
-            took_s = anyio.current_time() - began_s
+            took_s = loop_time() - began_s
             by_hedge = len(self._attempts) > 1 and winner is self._attempts[-1]
             hedging.first_token(
                 self._journey.model_root, self._num_prompt, took_s, by_hedge=by_hedge
@@ -207,15 +208,14 @@ class Carried:
         due_s = min(attempt.due_s() for attempt in self._attempts)
         if self._hedge_s is not None:
             due_s = min(due_s, self._hedge_s)
-        with anyio.CancelScope(deadline=due_s):
-            await self._bell.wait()
-        now_s = anyio.current_time()
+        await self._bell.wait(due_s)
+        now_s = loop_time()
         if now_s > due_s + OVERSLEPT_S:
             for attempt in self._attempts:
                 attempt.excuse(now_s)
 
     async def _see_to_what_is_due(self) -> None:
-        now_s = anyio.current_time()
+        now_s = loop_time()
         if self._hedge_s is not None and now_s >= self._hedge_s:
             await self._hedge()
         for attempt in (*self._attempts,):
@@ -281,14 +281,14 @@ class Carried:
         """
         self._attempts.remove(attempt)
         by, stream = self._by, attempt.stream
-        with anyio.CancelScope(shield=True):
-            try:
-                settled = stream.settle(by.member.clock.now_ms())
-                if settled.is_owed and by.on_settled is not None:
+        try:
+            settled = stream.settle(by.member.clock.now_ms())
+            if settled.is_owed and by.on_settled is not None:
+                with anyio.CancelScope(shield=True):
                     await by.on_settled(settled)
-            finally:
-                by.offering.end(stream)
-                by.route.ended(attempt.target, self._journey, failure)
+        finally:
+            by.offering.end(stream)
+            by.route.ended(attempt.target, self._journey, failure)
 
     async def _begin(self) -> None:
         """Offer the task to whoever is next; a failure to do so is one of the attempt."""
@@ -296,7 +296,7 @@ class Carried:
         if target is None:
             target = await self._choose()
         if self._number == 0 and self._by.hedging is not None:
-            now_s = self._began_s = anyio.current_time()
+            now_s = self._began_s = loop_time()
             delay_s = self._by.hedging.begin(self._journey.model_root, self._num_prompt)
             self._hedge_s = None if delay_s is None else now_s + delay_s
         try:
@@ -307,8 +307,11 @@ class Carried:
 
     async def _choose(self) -> Target:
         journey = self._journey
+        # Mostly there is a place and nobody waits for it: then there is nothing to bound.
+        target = self._by.route.choose_now(journey, self._failed, spare=True)
+        if target is not None:
+            return target
         left_s = (journey.deadline_ms - self._by.member.clock.now_ms()) / 1000
-        target = None
         with anyio.move_on_after(max(left_s, 0)):
             target = await self._by.route.choose(journey, self._failed)
         if target is None:
@@ -344,7 +347,7 @@ class Carried:
             if failure is not None:
                 by.route.ended(target, journey, failure)
         num_read = self._num_prompt + tokens.count(generation.accepted)
-        now_s = anyio.current_time()
+        now_s = loop_time()
         pace = by.paces.begin(target.callee, num_read, now_s) if by.paces else None
         self._attempts.append(Attempt(target, stream, pace))
 

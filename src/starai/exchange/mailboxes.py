@@ -1,32 +1,15 @@
-"""Where handlers that cannot wait leave things for a reader: a bell, and a bounded mailbox."""
+"""Where handlers that cannot wait leave things for a reader: a bounded mailbox with a bell."""
 
 from __future__ import annotations
 
 from collections import deque
 from typing import Generic, TypeVar
 
-import anyio
+from starai.core.waking import Bell
+
+__all__ = ["Bell", "Mailbox", "MailboxOverflow"]
 
 T = TypeVar("T")
-
-
-class Bell:
-    """Wakes one reader, who looks for everything that may have come; rings add up to one."""
-
-    __slots__ = ("_rung",)
-
-    def __init__(self) -> None:
-        """Hang there in silence."""
-        self._rung = anyio.Event()
-
-    def ring(self) -> None:
-        """Wake the reader, now or as soon as it waits."""
-        self._rung.set()
-
-    async def wait(self) -> None:
-        """Wait until it has been rung since the last wait ended."""
-        await self._rung.wait()
-        self._rung = anyio.Event()
 
 
 class MailboxOverflow(Exception):

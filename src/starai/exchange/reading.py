@@ -11,6 +11,7 @@ import anyio
 
 from starai.core.errors import SealBroken
 from starai.core.limits import ANSWER_PARTS_BUFFERED_MAX
+from starai.core.waking import loop_time
 from starai.exchange.base import SILENCE_S, AttemptFailed, FailureKind, Settled
 from starai.exchange.mailboxes import Bell, Mailbox, MailboxOverflow
 from starai.protocol.generation import Part
@@ -62,7 +63,7 @@ class AnswerStream:
         self._embedding = b""
         self._tokens_max = tokens_max
         self._signs = 0
-        self._began_s = anyio.current_time()
+        self._began_s = loop_time()
         self._closed_ms: int | None = None
 
     def poll(self) -> Part | None:
@@ -86,12 +87,12 @@ class AnswerStream:
             AttemptFailed: as `poll` says, or the callee fell silent.
         """
         while True:
-            late_s = anyio.current_time() + silence_s + OVERSLEPT_S
+            late_s = loop_time() + silence_s + OVERSLEPT_S
             with anyio.move_on_after(silence_s):
                 while (part := self.poll()) is None:
                     await self.bell.wait()
                 return part
-            if anyio.current_time() < late_s:
+            if loop_time() < late_s:
                 raise AttemptFailed(FailureKind.SILENT)
             # It was this process that did not get its turn; the chunk may be here by now.
 
@@ -155,6 +156,6 @@ class AnswerStream:
 
     def _count_sign(self) -> None:
         self._signs += 1
-        passed_s = anyio.current_time() - self._began_s
+        passed_s = loop_time() - self._began_s
         if self._signs > SIGNS_BURST + SIGNS_PER_S * passed_s:
             raise AttemptFailed(FailureKind.FLOOD)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import base64
 import binascii
 import enum
-from typing import NewType
+from functools import lru_cache
+from typing import Final, NewType
 
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
@@ -20,6 +21,9 @@ from starai.core.randomness import Randomness
 
 #: A party's public nkey, for example ``UAB3…``: 56 characters of base32.
 PartyId = NewType("PartyId", str)
+
+#: Names that are kept decoded: a network's parties come up in every message.
+NAMES_KEPT: Final = 16_384
 
 _SEED = 18 << 3
 
@@ -55,6 +59,7 @@ def public_nkey(kind: KeyKind, raw: bytes) -> str:
     return _encode(bytes([kind]) + raw)
 
 
+@lru_cache(NAMES_KEPT)
 def raw_public(nkey: str, kind: KeyKind = KeyKind.USER) -> bytes:
     """The 32 raw bytes of a public nkey.
 
