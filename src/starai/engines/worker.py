@@ -13,10 +13,12 @@ import os
 import queue
 import sys
 import threading
+import time
 from typing import BinaryIO, Final
 
-from starai.core.errors import InternalFault, MalformedFrame, StarAIError
+from starai.core.errors import MalformedFrame, StarAIError
 from starai.engines.base import Emitted, Engine
+from starai.engines.entrance import Entrance
 from starai.engines.frames import (
     Admit,
     Cancel,
@@ -24,6 +26,7 @@ from starai.engines.frames import (
     FrameReader,
     Open,
     Opened,
+    Pace,
     Refused,
     Report,
     Stepped,
@@ -36,7 +39,28 @@ from starai.engines.registry import open_engine
 _COMMANDS_MAX: Final = 1024
 #: How long an idle worker sleeps before it shows that it lives. Working ones show it each step.
 _PULSE_S: Final = 0.2
+#: The same while a request waits for what is made ready aside.
+_LOOK_S: Final = 0.01
 _READ_BYTES: Final = 1 << 16
+#: A worker that rests hears commands and gives signs of life at least this often.
+_REST_S: Final = 0.5
+#: Less would be a stall.
+_SHARE_MIN: Final = 0.01
+
+
+class _Pacing:
+    """How much of its time the worker computes: after each step it rests in proportion."""
+
+    def __init__(self) -> None:
+        self._share = 1.0
+
+    def set(self, share: float) -> None:
+        """Compute for this share of the time."""
+        self._share = min(1.0, max(_SHARE_MIN, share))
+
+    def rest_after(self, step_s: float) -> None:
+        if self._share < 1:
+            time.sleep(min(_REST_S, step_s * (1 / self._share - 1)))
 
 
 def main() -> None:
@@ -62,40 +86,38 @@ def main() -> None:
 
 def serve(engine: Engine, commands: queue.Queue[Command | None], reports: BinaryIO) -> None:
     """The worker's loop: take what was commanded, step, report; until ``commands`` yields None."""
+    pacing, entrance = _Pacing(), Entrance(engine)
     while True:
-        refused, ended = _drain(engine, commands)
+        pause_s = 0.0 if engine.has_work else _LOOK_S if len(entrance) else _PULSE_S
+        refused, ended = _drain(entrance, commands, pacing, pause_s)
         if ended:
             return
+        began_s = time.monotonic()
         emitted = engine.step() if engine.has_work else []
         _write(reports, Stepped((*refused, *emitted)))
+        pacing.rest_after(time.monotonic() - began_s)
 
 
-def _drain(engine: Engine, commands: queue.Queue[Command | None]) -> tuple[list[Emitted], bool]:
-    """Carry out what waits; without work, wait for the first command until the next pulse."""
+def _drain(
+    entrance: Entrance, commands: queue.Queue[Command | None], pacing: _Pacing, pause_s: float
+) -> tuple[list[Emitted], bool]:
+    """Carry out what was commanded, waiting ``pause_s`` for the first; who was refused, the end."""
     refused: list[Emitted] = []
-    wait = not engine.has_work
     while True:
         try:
-            command = commands.get(block=wait, timeout=_PULSE_S)
+            command = commands.get(block=pause_s > 0, timeout=pause_s)
         except queue.Empty:
-            return refused, False
-        wait = False
-        if command is None:
-            return refused, True
-        refused += _carry_out(engine, command)
-
-
-def _carry_out(engine: Engine, command: Command) -> list[Emitted]:
-    if isinstance(command, Cancel):
-        engine.cancel(command.key)
-    elif isinstance(command, Admit):
-        try:
-            engine.admit(command.key, command.generation)
-        except StarAIError as error:
-            return [Emitted(command.key, (), (), error=error.code)]
-        except (ValueError, OverflowError, MemoryError):
-            return [Emitted(command.key, (), (), error=InternalFault.code)]
-    return []
+            return refused + entrance.let_in(), False
+        pause_s = 0.0
+        match command:
+            case Admit():
+                refused += entrance.admit(command.key, command.generation)
+            case Cancel():
+                entrance.cancel(command.key)
+            case Pace():
+                pacing.set(command.share)
+            case None:
+                return refused, True
 
 
 def _read(commands: queue.Queue[Command | None]) -> None:
