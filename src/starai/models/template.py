@@ -31,6 +31,15 @@ from starai.models.tools import Message
 
 #: Templates that are programs have up to 30 kB; more is no template.
 _TEMPLATE_CHARACTERS_MAX: Final = 1 << 20
+#: What a template can go wrong with when it runs.
+_FAULTS: Final = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    RecursionError,
+)
 #: Marks are looked for here: Unicode's supplementary private use area B.
 _MARKS: Final = range(0x100000, 0x10FFFE)
 
@@ -79,7 +88,7 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source)
             asked = meta.find_undeclared_variables(environment.parse(source))
-        except TemplateError as error:
+        except (TemplateError, ValueError, RecursionError) as error:
             raise ModelFileRefused(f"the chat template does not compile: {error}") from error
         #: Whether the template has a place for tools.
         self.knows_tools = "tools" in asked
@@ -105,7 +114,7 @@ class ChatTemplate:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
-        except (TemplateError, TypeError, ValueError, LookupError, OverflowError) as error:
+        except _FAULTS as error:
             # Its words are left out: an error of evaluation may quote a message.
             raise InvalidRequest(
                 "the model's chat template cannot render these messages", param="messages"

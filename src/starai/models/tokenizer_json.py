@@ -23,6 +23,8 @@ from starai.models.tools import Message, style_of, uses_tools, written_out
 
 #: Added tokens of this shape count as control tokens even where a file forgets to say so.
 _CONTROL_SHAPE: Final = re.compile("<[|\uff5c].+[|\uff5c]>")
+#: Encoded when a tokenizer is opened: some that refer to tokens they lack fail only then.
+_TRIED: Final = "a b\n\u00e9 1"
 _NAMED_TOKENS: Final = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -44,13 +46,7 @@ class TokenizerJsonCodec(Pieces):
         declared = parse_json("tokenizer.json", files["tokenizer.json"])
         check_tokenizer(declared, manifest.vocab_size)
         settings = parse_json("tokenizer_config.json", files.get("tokenizer_config.json", b"{}"))
-        try:
-            self._tokenizer: Tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
-        except Exception as error:  # the library raises bare Exception; a boundary
-            raise ModelFileRefused(f"tokenizer.json: not usable: {str(error)[:200]}") from error
-        # Settings of training must not reach prompts.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = _opened(files["tokenizer.json"])
         added = self._tokenizer.get_added_tokens_decoder()
         names = _named_tokens(settings)
         control = {
@@ -108,6 +104,22 @@ class TokenizerJsonCodec(Pieces):
         if bos is not None and (frame[:1] == [bos] or settings.get("add_bos_token") is True):
             return [bos]
         return []
+
+
+def _opened(raw: bytes) -> Tokenizer:
+    """The library's tokenizer, tried once."""
+    try:
+        tokenizer = Tokenizer.from_buffer(raw)
+        # Settings of training must not reach prompts.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        for framed in (False, True):
+            tokenizer.encode(_TRIED, add_special_tokens=framed)
+    except BaseException as error:  # the library raises bare Exception, or panics; a boundary
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelFileRefused(f"tokenizer.json: not usable: {str(error)[:200]}") from error
+    return tokenizer
 
 
 def _named_tokens(settings: dict[str, Any]) -> dict[str, str]:

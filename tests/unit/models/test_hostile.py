@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from starai.core.errors import ModelFileRefused, Unavailable
+from starai.core.errors import InvalidRequest, ModelFileRefused, Unavailable
 from starai.models.catalog import open_model
 from starai.models.checkpoints.files import write_safetensors
 from starai.models.codec import open_codec
@@ -21,6 +21,7 @@ from starai.models.gguf.header import read_header
 from starai.models.gguf.tokens import ending_ids, merges_of
 from starai.models.gguf.writing import write_gguf
 from starai.models.hub.listing import parse_listing, parse_names
+from starai.models.template import ChatTemplate
 
 #: What a refusal may take besides the program itself; a set of 2^31 numbers takes 100 GB.
 MEMORY_BYTES = 6 << 30
@@ -229,6 +230,42 @@ def test_pieces_that_merge_in_endless_ways_are_refused(monkeypatch):
     tokens = [f"{n:b}"[1:] for n in range(2, 512)]
     with pytest.raises(ModelFileRefused, match="ways"):
         merges_of(tokens, [0.0] * len(tokens), [1] * len(tokens))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "zz", "type_id": 0}}],
+                "pair": [],
+                "special_tokens": {},
+            }
+        },
+        {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "zz"}},
+    ],
+    ids=["frame", "unknown"],
+)
+def test_a_tokenizer_that_panics_is_refused(tmp_path, odd):
+    """The library's own crash at a token that is not there does not end the program."""
+    fuse = {"type": "Fuse"}
+    plain = {"version": "1.0", "added_tokens": [], "decoder": fuse, **TOKENIZER}
+    folder = folder_of(tmp_path / "m", tokenizer=plain)
+    assert open_codec(open_model(str(folder))).encode("ab") == [0, 1]
+    folder = folder_of(tmp_path / "m", tokenizer={**plain, **odd})
+    with pytest.raises(ModelFileRefused, match=r"tokenizer\.json: not usable"):
+        open_codec(open_model(str(folder)))
+
+
+def test_a_template_goes_wrong_without_harm():
+    """Division by zero and endless recursion are a template's fault, and told as such."""
+    messages = [{"role": "user", "content": "hi"}]
+    for source in ("{{ messages|length // 0 }}", "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}"):
+        with pytest.raises(InvalidRequest, match="cannot render"):
+            ChatTemplate(source, [], {}).render(messages)
+    with pytest.raises(ModelFileRefused, match="does not compile"):
+        ChatTemplate("{{ (10**5)**(10**3) }}", [], {})
 
 
 def test_a_deep_answer_of_a_hub_is_nonsense():
