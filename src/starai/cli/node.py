@@ -11,6 +11,7 @@ from starai.cli.fit import fit, profile
 from starai.cli.join import supplier_options
 from starai.cli.options import home_option
 from starai.cli.serve import run_service
+from starai.cli.standing import appeal, leave, reset, why
 from starai.local import services
 from starai.local.asking import give_order, revoke_party
 from starai.local.home import Home
@@ -41,7 +42,10 @@ def start(home: Home, *, name: str, token: str, **given: Any) -> None:
 @home_option
 @click.argument("name", default="node")
 def drain(home: Home, name: str) -> None:
-    """Take no new tasks; those that run are finished. NAME is a node of this home, or its key."""
+    """Take no new tasks; those that run go on elsewhere, or to their end.
+
+    NAME is a node of this home, or its key.
+    """
     anyio.run(give_order, home, name, "drain")
     click.echo(f"{name} takes no new tasks. `starai node resume {name}` takes it back.")
 
@@ -64,5 +68,5 @@ def revoke(home: Home, name: str) -> None:
     click.echo(f"{name} is out of the network, and no token brings its key back.")
 
 
-node.add_command(fit)
-node.add_command(profile)
+for _command in (fit, profile, why, appeal, reset, leave):
+    node.add_command(_command)

@@ -9,9 +9,11 @@ import click
 import msgspec
 
 from starai.cli.options import AT_LEAST_ONE, home_option, json_option
+from starai.cli.standing import show_standings
 from starai.cli.tables import clock_time, short, show_json, show_table
 from starai.local.asking import operator
 from starai.local.home import Home
+from starai.local.standing import ask_standing
 from starai.protocol.presence import Beat
 from starai.protocol.subjects import Role
 
@@ -24,6 +26,10 @@ async def _beats(home: Home) -> list[Beat]:
 async def _ask(home: Home, what: str, arguments: dict[str, object]) -> Any:
     async with operator(home) as asked:
         return await asked.ask(what, **arguments)
+
+
+def _state(beat: Beat) -> str:
+    return "draining" if beat.draining else beat.paused or "up"
 
 
 def _plain(beat: Beat) -> dict[str, object]:
@@ -49,7 +55,7 @@ def status(home: Home, as_json: bool) -> None:
         (
             beat.role,
             beat.label or short(beat.party),
-            "draining" if beat.draining else "up",
+            _state(beat),
             clock_time(beat.boot),
             beat.running,
             beat.queued,
@@ -65,8 +71,12 @@ def status(home: Home, as_json: bool) -> None:
 @click.command()
 @home_option
 @json_option
-def nodes(home: Home, as_json: bool) -> None:
+@click.option("--why", is_flag=True, help="What the distributors hold against each, and why.")
+def nodes(home: Home, as_json: bool, why: bool) -> None:
     """The nodes: what each serves, how busy and how fast it is."""
+    if why:
+        show_standings(anyio.run(ask_standing, home, None), as_json, steps=True)
+        return
     beats = [beat for beat in anyio.run(_beats, home) if beat.role == Role.NODE.value]
     if as_json:
         show_json([_plain(beat) for beat in beats])
@@ -76,7 +86,7 @@ def nodes(home: Home, as_json: bool) -> None:
             beat.label or "-",
             short(beat.party),
             ", ".join(model.name for model in beat.models) or "loading",
-            "draining" if beat.draining else "up",
+            _state(beat),
             f"{beat.running}/{sum(model.slots for model in beat.models)}",
             f"{max((model.decode_tps for model in beat.models), default=0):.0f}",
             beat.done,

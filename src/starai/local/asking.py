@@ -101,12 +101,12 @@ class Operator:
         return JoinTicket.of(msgspec.convert(answer, TokenGrant), joiner).text()
 
     async def order(self, node: PartyId, order: str) -> None:
-        """Order a node to ``drain`` or to ``resume``, and see that it took notice.
+        """Order a node to ``drain``, ``resume`` or ``leave``, and see that it took notice.
 
         Raises:
             NotFound: no such node beats, or it does not follow.
         """
-        wanted = order == "drain"
+        wanted = order != "resume"
         with anyio.move_on_after(2 * LISTEN_S):
             while True:
                 await self._member.wire.publish(control(node), encode(Control(order)))

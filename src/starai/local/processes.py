@@ -122,6 +122,9 @@ class Processes:
             child.process = None
             if child.stopping.is_set():
                 return
+            if code == 0:  # it left of its own accord, as it was told to
+                event(_LOG, "service_left", service=child.service.name)
+                return
             event(_LOG, "service_died", logging.ERROR, service=child.service.name, code=code)
             settled = self._clock.monotonic_s() - began_s > SETTLED_S
             wait_s = RESTART_FIRST_S if settled else min(wait_s * 2, RESTART_LAST_S)

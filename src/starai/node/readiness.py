@@ -60,9 +60,11 @@ class Readiness:
                 answered = pid != 0 and await self._engine.probe()
                 group.cancel_scope.cancel()
             self._set(pid if answered else 0)
-            with anyio.move_on_after(PROBE_EVERY_S if answered else PROBE_AGAIN_S):
-                while self.is_ready:  # an engine that was replaced is asked at once
-                    await anyio.sleep(PROBE_AGAIN_S)
+            left_s = PROBE_EVERY_S
+            while self.is_ready and left_s > 0:  # an engine that was replaced is asked at once
+                await anyio.sleep(PROBE_AGAIN_S)
+                left_s -= PROBE_AGAIN_S
+            await anyio.sleep(PROBE_AGAIN_S)
 
     async def _doubt(self) -> None:
         """Not ready any more when the answer takes too long; it may still come."""

@@ -79,6 +79,20 @@ def pongs(asker: PartyId) -> str:
     return f"starai.pong.{asker}.*"
 
 
+def plea(role: Role, asker: PartyId) -> str:
+    """Where a node or the operator asks the distributors how a node stands with them."""
+    return f"starai.plea.{role.value}.{asker}"
+
+
+#: All pleas.
+PLEAS = "starai.plea.*.*"
+
+
+def standing(asker: PartyId | Literal["*"], distributor: PartyId | Literal["*"]) -> str:
+    """Where a distributor answers a plea."""
+    return f"starai.standing.{asker}.{distributor}"
+
+
 def registry(verb: str, party: PartyId) -> str:
     """Where ``party`` asks the registry: verbs are confirm, join, renew, query, keys."""
     return f"starai.registry.{verb}.{party}"
@@ -117,6 +131,7 @@ def permissions(role: Role, party: PartyId) -> Permissions:
                     beat(role, party),
                     control(party),
                     ping(party),
+                    plea(role, party),
                     *ask[:2],
                 ),
                 subscribe=(
@@ -125,6 +140,7 @@ def permissions(role: Role, party: PartyId) -> Permissions:
                     place(party),
                     pongs(party),
                     beats(Role.DISTRIBUTOR),
+                    standing(party, "*"),
                     own_inbox,
                 ),
             )
@@ -136,12 +152,14 @@ def permissions(role: Role, party: PartyId) -> Permissions:
                     beat(role, party),
                     place("*"),
                     pong("*", party),
+                    standing("*", party),
                     *ask[:2],
                 ),
                 subscribe=(
                     offer(role, party),
                     answers_for(party),
                     PINGS,
+                    PLEAS,
                     beats(Role.NODE),
                     beats(Role.DISTRIBUTOR),
                     beats(Role.GATEWAY),
@@ -175,8 +193,8 @@ def permissions(role: Role, party: PartyId) -> Permissions:
             )
         case Role.OPERATOR:
             return Permissions(
-                publish=("starai.control.node.*", *ask[1:]),
-                subscribe=("starai.beat.>", own_inbox),
+                publish=("starai.control.node.*", plea(role, party), *ask[1:]),
+                subscribe=("starai.beat.>", standing(party, "*"), own_inbox),
             )
         case Role.JOINER:
             return Permissions(publish=(registry("join", party),), subscribe=(own_inbox,))
