@@ -351,7 +351,6 @@ class Serving:
         left_s = (task.header.deadline_ms - self._clock.now_ms()) / 1000
         try:
             with anyio.fail_after(min(max(left_s, 0.0), REQUEST_DEADLINE_S)):
-                await task.send()  # chunk 0 accepts the task
                 await self._handler(task)
         except TimeoutError:
             raise Refused(RefusalCode.DEADLINE) from None

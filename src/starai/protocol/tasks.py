@@ -123,7 +123,8 @@ class Offer(Message, frozen=True):
 class Answer(Message, frozen=True):
     """Callee to caller: chunk number ``seq`` of the answer; ``sealed`` is a sealed `Part`.
 
-    Chunk 0 accepts the task. Every chunk is sealed under the code of the one before.
+    The first one accepts the task, be it only a sign of life. Every chunk is sealed under the code
+    of the one before.
     """
 
     task_id: Bytes16
