@@ -17,7 +17,7 @@ from starai.core.errors import ConfigurationRefused, EngineDied, ModelFileRefuse
 from starai.engines.base import Emitted, EngineSpec
 from starai.engines.process import EngineWorker, engine_process
 from starai.protocol import tokens
-from starai.protocol.generation import Finish, Generation, Sampling
+from starai.protocol.generation import Finish, Generation, Grammar, Sampling
 
 MOCK = EngineSpec("mock", "mock")
 
@@ -38,10 +38,13 @@ def generation(**changes) -> Generation:
     return Generation(**{**values, **changes})
 
 
-async def until_ended(worker: EngineWorker, *keys: bytes) -> dict[bytes, list[Emitted]]:
+async def until_ended(
+    worker: EngineWorker, *keys: bytes, stop_at: bytes | None = None
+) -> dict[bytes, list[Emitted]]:
     seen: dict[bytes, list[Emitted]] = {key: [] for key in keys}
+    awaited = keys if stop_at is None else (stop_at,)
     with anyio.fail_after(20):
-        while any(not s or not (s[-1].finish or s[-1].error) for s in seen.values()):
+        while any(not seen[k] or not (seen[k][-1].finish or seen[k][-1].error) for k in awaited):
             for news in await worker.events():
                 seen[news.key].append(news)
     return seen
@@ -96,6 +99,20 @@ async def test_cancelled_sequences_fall_silent_and_idle_workers_pulse():
                 pass
         with anyio.fail_after(2):
             assert await worker.events() == []
+
+
+@pytest.mark.anyio
+async def test_a_costly_grammar_keeps_nobody_waiting():
+    """Who came after it has whole answers before its own begins."""
+    pytest.importorskip("torch")
+    asked = {"prompt": tokens.pack([5, 6]), "stop_token_ids": (), "max_tokens": 5}
+    costly = Grammar("json_schema", '{"type":"number","multipleOf":99991}')
+    async with engine_process(EngineSpec("text", "embedded", threads=1)) as worker:
+        await worker.admit(b"costly", generation(**asked, grammar=costly))
+        await worker.admit(b"plain", generation(**asked))
+        seen = await until_ended(worker, b"plain", b"costly", stop_at=b"plain")
+        assert seen[b"costly"] == []
+        await until_ended(worker, b"costly")
 
 
 @pytest.mark.anyio
