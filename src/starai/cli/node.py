@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 import click
 
+from starai.cli.background import install_service, uninstall_service
 from starai.cli.fit import fit, profile
 from starai.cli.join import supplier_options
 from starai.cli.options import home_option
@@ -68,5 +69,5 @@ def revoke(home: Home, name: str) -> None:
     click.echo(f"{name} is out of the network, and no token brings its key back.")
 
 
-for _command in (fit, profile, why, appeal, reset, leave):
+for _command in (fit, profile, why, appeal, reset, leave, install_service, uninstall_service):
     node.add_command(_command)
