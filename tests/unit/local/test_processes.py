@@ -67,7 +67,7 @@ async def test_a_child_logs_to_its_file_and_gets_its_secret_by_environment(tmp_p
 
 async def test_a_child_that_dies_is_started_again_ever_more_slowly(tmp_path: Path) -> None:
     """Each death in a row doubles the pause."""
-    code = "import time; print(time.monotonic(), flush=True)"
+    code = "import time; print(time.monotonic(), flush=True); raise SystemExit(1)"
     async with processes(SystemClock(), PYTHON) as owned:
         await owned.start(service(tmp_path, "one", code))
         await until(lambda: len(said(tmp_path, "one").split()) >= 3)
@@ -75,6 +75,15 @@ async def test_a_child_that_dies_is_started_again_ever_more_slowly(tmp_path: Pat
     first, second, third = map(float, said(tmp_path, "one").split()[:3])
     assert second - first >= 2 * module.RESTART_FIRST_S
     assert third - second >= 4 * module.RESTART_FIRST_S
+
+
+async def test_a_child_that_leaves_of_its_own_accord_stays_away(tmp_path: Path) -> None:
+    """Exit status 0 is no death: a node that was told to leave is not started again."""
+    async with processes(SystemClock(), PYTHON) as owned:
+        await owned.start(service(tmp_path, "one", "print('bye')"))
+        await until(lambda: said(tmp_path, "one") and not owned.pid("one"))
+        await anyio.sleep(3 * module.RESTART_FIRST_S)
+        assert (owned.restarts("one"), said(tmp_path, "one")) == (0, "bye\n")
 
 
 async def test_a_killed_child_is_back_with_another_pid(tmp_path: Path) -> None:
@@ -114,7 +123,7 @@ async def test_a_child_that_does_not_listen_is_killed(
 async def test_a_child_that_is_between_two_lives_stops_at_once(tmp_path: Path) -> None:
     """Stopping does not wait for a pause before a restart to be over."""
     async with processes(SystemClock(), PYTHON) as owned:
-        await owned.start(service(tmp_path, "one", "print('up')"))
+        await owned.start(service(tmp_path, "one", "print('up'); raise SystemExit(1)"))
         await until(lambda: owned.restarts("one") >= 2 and not owned.pid("one"))
         began = anyio.current_time()
     assert anyio.current_time() - began < 1
@@ -142,7 +151,7 @@ async def test_a_restart_that_fails_ends_the_owner_and_does_not_hang(tmp_path: P
     folder.mkdir()
 
     async def start_and_lose_the_folder(owned: Processes) -> None:
-        await owned.start(service(folder, "one", "print('up')"))
+        await owned.start(service(folder, "one", "print('up'); raise SystemExit(1)"))
         (folder / "one.log").unlink()
         folder.rmdir()
         await anyio.sleep_forever()
