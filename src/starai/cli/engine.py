@@ -100,13 +100,18 @@ class Measured(msgspec.Struct, frozen=True):
     figures: list[Figure]
 
 
+def _load() -> float:
+    """How busy the machine is; 0 where the system does not say (Windows)."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
 def _measured(manifest: ModelManifest, spec: EngineSpec, *, quick: bool) -> Measured:
     try:
         from starai.engines.native.limits import measure_limits  # noqa: PLC0415 - torch is heavy
         from starai.engines.text.speed import Speed  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ConfigurationRefused(f"this needs {error.name}: install starai[engine]") from error
-    load, clock = os.getloadavg()[0], SystemClock()
+    load, clock = _load(), SystemClock()
     threads = spec.threads or os.cpu_count() or 1
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, transient=True, console=Console(stderr=True)) as progress:
