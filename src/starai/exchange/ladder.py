@@ -51,6 +51,7 @@ class Fault(enum.Enum):
     IMPERSONATION = "impersonation"
     FLOOD = "flood"
     ANSWERED_TWICE = "answered twice"
+    WRONG_ANSWER = "wrong answer"
 
     @property
     def is_of_integrity(self) -> bool:
@@ -59,7 +60,10 @@ class Fault(enum.Enum):
 
 
 _INTEGRITY: Final = frozenset(
-    (Fault.WRONG_SEAL, Fault.IMPERSONATION, Fault.FLOOD, Fault.ANSWERED_TWICE)
+    (
+        *(Fault.WRONG_SEAL, Fault.IMPERSONATION, Fault.FLOOD, Fault.ANSWERED_TWICE),
+        Fault.WRONG_ANSWER,
+    )
 )
 _FAULT_OF: Final = {
     FailureKind.SILENT: Fault.SILENT,
@@ -79,6 +83,7 @@ _POLITE: Final = (
     RefusalCode.UNKNOWN_MODEL,
     RefusalCode.CONTEXT_TOO_LONG,
     RefusalCode.INVALID_REQUEST,
+    RefusalCode.UNSUPPORTED,
     RefusalCode.DEADLINE,
 )
 
@@ -233,7 +238,7 @@ class Ladder:
         if past.appealed_s is not None and now_s - past.appealed_s < APPEAL_EVERY_S:
             return "it has appealed today already; the operator can reset it"
         past.appealed_s, past.until_s = now_s, now_s
-        past.guilt = min(past.guilt, BLACKLISTED_AT - 1.0)
+        past.guilt = min(past.guilt, BLACKLISTED_AT - 0.5)  # one more and it is back
         self._step(party, past, Rung.QUARANTINED, now_s, "appealed: the next task is its probe")
         return "granted: the next task is its probe"
 
