@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -158,6 +159,15 @@ def test_prefixes_are_not_shared_across_adapters(engine, merged):
     engine.check_integrity()
     for name in ("all", "", "odd", "all"):
         assert answers(engine, {b"k": generation(PROMPTS[1], name)})[b"k"] == merged[name, 1]
+
+
+def test_no_tenant_can_name_the_memory_of_an_adapter(engine, merged):
+    """A salt made of an adapter's digest, or of a longer tenant's, shares with nobody."""
+    digest = engine._adapters.find("all").digest
+    for salt in (hashlib.sha256(digest).digest(), digest):
+        asked = {b"k": generation(PROMPTS[1], cache_salt=salt)}
+        assert answers(engine, asked)[b"k"] == merged["", 1]
+        assert answers(engine, {b"k": generation(PROMPTS[1], "all")})[b"k"] == merged["all", 1]
 
 
 def test_a_fork_may_have_another_adapter(engine, merged):

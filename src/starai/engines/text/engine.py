@@ -7,7 +7,6 @@ processes.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Sequence
@@ -43,7 +42,7 @@ from starai.protocol.generation import Generation
 _SHARE_MIN: Final = 32
 _SHARE_MAX: Final = 4096
 _STEP_LONG_S: Final = 0.6
-_STEP_SHORT_S: Final = 0.2
+_STEP_SHORT_S: Final = 0.3
 #: A step whose tokens are a prompt's to this share tells how fast prompts are computed.
 _MOSTLY_PROMPT: Final = 0.8
 #: Rows of a step up to which one more is nearly free: the weights are read once for all of them.
@@ -173,7 +172,8 @@ class TextEngine:
     def on_hidden_states(self, hook: HiddenStatesHook | None) -> None:
         """Have ``hook`` called within each step; see `Engine.on_hidden_states`.
 
-        Positions whose KV memory was found in the prefix cache are not computed, so not reported.
+        Positions whose KV memory was found in the prefix cache, or is shared with another
+        sequence (a fork, an equal prompt), are not computed, so not reported.
         """
         self._hook = hook
 
@@ -300,10 +300,12 @@ class TextEngine:
 
 
 def _salt(generation: Generation, adapter: Adapter | None) -> bytes:
-    """All that KV memory depends on besides tokens and model: the tenant, the adapter."""
-    if adapter is None:
-        return generation.cache_salt
-    return hashlib.sha256(adapter.digest + generation.cache_salt).digest()
+    """All that KV memory depends on besides tokens and model: the tenant, the adapter.
+
+    No choice of one can be taken for a choice of both: tenants name their own salt.
+    """
+    tenant = generation.cache_salt
+    return len(tenant).to_bytes(4, "big") + tenant + (adapter.digest if adapter else b"")
 
 
 def _threads_for(num_parameters: int) -> int:

@@ -9,6 +9,7 @@ it would cost to compute it again.
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Sequence
 from typing import Final
@@ -98,7 +99,11 @@ def _in_file(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     try:
         with tempfile.NamedTemporaryFile(prefix="starai-kv-") as file:
             # The mapping keeps the file alive after its name is gone.
-            file.truncate(max(1, numel * dtype.itemsize))
+            size = max(1, numel * dtype.itemsize)
+            file.truncate(size)
+            if hasattr(os, "posix_fallocate"):
+                # A disk that is full later would end the process by a signal, in mid-write.
+                os.posix_fallocate(file.fileno(), 0, size)
             flat: Tensor = torch.from_file(file.name, shared=True, size=numel, dtype=dtype)
             return flat.view(shape)
     except (OSError, RuntimeError) as error:
