@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from starai.core.errors import (  # noqa: E402
 )
 from starai.engines.base import EngineSpec  # noqa: E402
 from starai.engines.registry import open_engine  # noqa: E402
+from starai.engines.text.adapter_files import AdapterFile  # noqa: E402
 from starai.engines.text.adapters import Adapters  # noqa: E402
 from starai.engines.text.attention import NAME, Pass, Span  # noqa: E402
 from starai.engines.text.forward import forward  # noqa: E402
@@ -337,6 +339,10 @@ BAD_CONFIGS = [
     ({"r": 0}, "make sense"),
     ({"r": True}, "make sense"),
     ({"lora_alpha": "16"}, "make sense"),
+    ({"lora_alpha": 10**400}, "make sense"),
+    ({"r": 10**400}, "make sense"),
+    ({"alpha_pattern": {"q_proj": 1e308}}, "make sense"),
+    ({"peft_type": "\x1b[2J"}, r"'\\x1b"),
     ({"rank_pattern": {"(a+)+$": 4}}, "rank_pattern"),
     ({"rank_pattern": [4]}, "rank_pattern"),
     ({"target_modules": ["q_proj"]}, "target_modules"),
@@ -371,6 +377,21 @@ def test_a_regular_expression_of_targets_is_not_run(folder_of, adapters, tmp_pat
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"target_modules": "(a+)+$"}))
     assert len(base_adapters(folder_of, tmp_path).find("one").factors) == 21
+
+
+def test_many_targets_take_no_time(tmp_path):
+    """A thousand targets and layers are compared by their names' ends, not each with each."""
+    names = [f"model.layers.{n}.q_proj" for n in range(4000)]
+    base = {f"{name}.weight": np.zeros((1, 1), np.float32) for name in names}
+    (tmp_path / "base").mkdir()
+    save_file(base, tmp_path / "base" / "model.safetensors")
+    folder = write_adapter(tmp_path / "many", tmp_path / "base", 1, 1, ["q_proj"], {})
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["target_modules"] = [name.removeprefix("model.") for name in names]
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    begun = time.process_time()
+    assert AdapterFile(folder).modules == tuple(sorted(names))
+    assert time.process_time() - begun < 3
 
 
 STEM = "base_model.model.model.layers.0.self_attn.q_proj.lora_"

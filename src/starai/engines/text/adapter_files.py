@@ -28,6 +28,9 @@ _PICKLE_FILE: Final = "adapter_model.bin"
 _TENSOR: Final = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
 #: A layer's name or the end of it, as ``rank_pattern`` may give it; no regular expressions.
 _PLAIN_NAME: Final = re.compile(r"\^?[A-Za-z0-9_.]+")
+#: Bounds that no adapter reaches; numbers of a file may be longer than any float.
+_RANK_MAX: Final = 1 << 20
+_ALPHA_MAX: Final = 1e9
 #: Fields that say how it was trained or made, or that the tensors' names say again.
 _IRRELEVANT: Final = frozenset(
     {
@@ -126,11 +129,11 @@ class AdapterFile:
     def _check_config(self) -> None:
         config, folder = self._config, self._folder
         if config.get("peft_type") != "LORA":
-            raise _refused(folder, f"it is {str(config.get('peft_type'))[:40]}, LORA is supported")
+            raise _refused(folder, f"it is {repr(config.get('peft_type'))[:40]}, LORA is supported")
         if config.get("bias", "none") != "none":
             raise _refused(folder, "it has trained biases (bias is not 'none')")
         if config.get("init_lora_weights") not in _BEGINNINGS:
-            way = str(config["init_lora_weights"])[:40]
+            way = repr(config["init_lora_weights"])[:40]
             raise _refused(folder, f"it belongs to a changed base ({way}): convert it with PEFT")
         for name in sorted(config.keys() - _IRRELEVANT - _READ):
             if config[name]:
@@ -145,8 +148,8 @@ class AdapterFile:
         config = self._config
         ranks = [config.get("r", 8), *(config.get("rank_pattern") or {}).values()]
         alphas = [config.get("lora_alpha", 8), *(config.get("alpha_pattern") or {}).values()]
-        natural = all(type(rank) is int and rank > 0 for rank in ranks)
-        finite = all(type(a) in (int, float) and math.isfinite(a) for a in alphas)
+        natural = all(type(rank) is int and 0 < rank <= _RANK_MAX for rank in ranks)
+        finite = all(type(a) in (int, float) and abs(a) <= _ALPHA_MAX for a in alphas)
         if not (natural and finite and isinstance(config.get("use_rslora") or False, bool)):
             raise _refused(self._folder, "r and lora_alpha are not numbers that make sense")
 
@@ -169,9 +172,12 @@ class AdapterFile:
         if not isinstance(targets, list):
             return
         ends = {str(target) for target in targets}
-        used = {end for end in ends for name in self.modules if f".{name}".endswith(f".{end}")}
+        used: set[str] = set()
         for name in self.modules:
-            if not any(f".{name}".endswith(f".{end}") for end in used):
+            parts = name.split(".")
+            fitting = ends & {".".join(parts[n:]) for n in range(len(parts))}
+            used |= fitting
+            if not fitting:
                 raise _refused(self._folder, f"{name[:80]!r} is none of its target_modules")
         if ends - used:
             lacking = min(ends - used)[:60]

@@ -161,7 +161,7 @@ def checked_bits(bits: object, *allowed: int) -> int:
     """
     if not isinstance(bits, int) or bits not in allowed:
         raise ModelFileRefused(
-            f"weights of {str(bits)[:20]} bits cannot be read here; "
+            f"weights of {repr(bits)[:20]} bits cannot be read here; "
             f"{' or '.join(map(str, allowed))} can"
         )
     return bits

@@ -28,7 +28,7 @@ class Ours(Plain):
         """Take the settings that config.json declares."""
         if config.get("version") != VERSION:
             raise ModelFileRefused(
-                f"written in version {str(config.get('version'))[:20]} of StarAI's format; this "
+                f"written in version {repr(config.get('version'))[:20]} of StarAI's format; this "
                 f"program reads {VERSION}: quantise the model again"
             )
         super().__init__(source, config)
