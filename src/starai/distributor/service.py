@@ -7,6 +7,7 @@ the outbox of records that the registry has not acknowledged yet.
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 import anyio
 import msgspec
@@ -21,8 +22,8 @@ from starai.core.errors import (
     StarAIError,
 )
 from starai.core.logging import event
-from starai.exchange.base import Settled, short, task_record
-from starai.exchange.carrying import Carrier, Journey, attempts_within
+from starai.exchange.base import SIGN_OF_LIFE_S, Settled, short, task_record
+from starai.exchange.carrying import Carried, Carrier, Journey, attempts_within
 from starai.exchange.confirming import Confirmer
 from starai.exchange.hedging import Hedging
 from starai.exchange.ladder import Fault
@@ -38,6 +39,9 @@ from starai.protocol.subjects import Role
 from starai.protocol.tasks import RefusalCode
 
 _LOG = logging.getLogger(__name__)
+
+#: Token ids that are gathered before they are sent on; a chunk has room for many times that.
+HELD_BYTES_MAX: Final = 4096
 
 _REFUSALS: tuple[tuple[type[StarAIError], str], ...] = (
     (ContextTooLong, RefusalCode.CONTEXT_TOO_LONG),
@@ -110,16 +114,31 @@ class Distributor:
         )
         async with self._carrier.carry(journey) as answer:
             try:
-                while not task.finished:
-                    part = await answer.receive()
-                    if not part.ids and part.finish is None:
-                        continue  # this hop gives signs of life of its own
-                    await task.send(part.ids, part.finish, part.logprobs, embedding=part.embedding)
-                    self._tokens += len(part.ids) // 4
+                await self._hand_on(task, answer)
             except StarAIError as error:
                 self._log_failure(task, error)
                 raise _as_refusal(error) from error
         self._done += 1
+
+    async def _hand_on(self, task: ServedTask, answer: Carried) -> None:
+        """Send on what comes; the tokens of an answer that nobody reads yet travel together."""
+        clock, generation = self._member.clock, task.generation
+        gathers = generation.whole and generation.top_logprobs is None
+        held = bytearray()
+        sent_s = clock.monotonic_s()
+        while not task.finished:
+            part = await answer.receive()
+            held += part.ids
+            if part.finish is None:
+                if not held:
+                    continue  # this hop gives signs of life of its own
+                recent = clock.monotonic_s() - sent_s < SIGN_OF_LIFE_S
+                if gathers and recent and len(held) < HELD_BYTES_MAX:
+                    continue
+            self._tokens += len(held) // 4
+            await task.send(bytes(held), part.finish, part.logprobs, embedding=part.embedding)
+            held.clear()
+            sent_s = clock.monotonic_s()
 
     def _blame(self, node: PartyId, fault: Fault) -> None:
         self._nodes.blame(node, fault)

@@ -5,8 +5,9 @@ It seals each task to a distributor and, when that one dies, carries on with ano
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Final, Self
 
 from starai.core.concurrency import task_group
 from starai.exchange.carrying import Carried, Carrier, Journey
@@ -20,6 +21,9 @@ from starai.protocol.presence import Beat, ServedModel
 from starai.protocol.subjects import Role
 from starai.protocol.tasks import RefusalCode
 
+#: What is served is asked of the beats this often; they come twice a second themselves.
+_LOOK_S: Final = 0.05
+
 
 class Dispatch:
     """A gateway's way to the distributors (a `starai.protocol.ports.TaskPort`)."""
@@ -30,8 +34,10 @@ class Dispatch:
         self._boot = member.clock.now_ms()
         self._running = 0
         self._done = 0
+        self._models: tuple[ServedModel, ...] = ()
+        self._looked_s = float("-inf")
         self._offering = Offering(member)
-        self._routing = Routing(member.wire, Role.DISTRIBUTOR, member.clock, self._offering.lose)
+        self._routing = Routing(member, Role.DISTRIBUTOR, self._offering.lose)
         # A distributor says "busy" after it has waited for all nodes itself: asking on would
         # multiply the load when there is too much of it.
         self._carrier = Carrier(member, self._offering, self._routing, final=(RefusalCode.BUSY,))
@@ -55,11 +61,14 @@ class Dispatch:
 
     def models(self) -> tuple[ServedModel, ...]:
         """What can be served right now, one entry a model name, by name."""
-        by_name = {model.name: model for model in self._routing.models()}
-        return tuple(by_name[name] for name in sorted(by_name))
+        now_s = self._member.clock.monotonic_s()
+        if now_s - self._looked_s >= _LOOK_S:
+            by_name = {model.name: model for model in self._routing.models()}
+            self._models = tuple(by_name[name] for name in sorted(by_name))
+            self._looked_s = now_s
+        return self._models
 
-    @asynccontextmanager
-    async def submit(self, submission: Submission) -> AsyncIterator[AsyncIterator[Part]]:
+    def submit(self, submission: Submission) -> Submitted:
         """Have an answer generated; see `TaskPort.submit`."""
         journey = Journey(
             task_id=submission.task_id,
@@ -68,13 +77,11 @@ class Dispatch:
             deadline_ms=submission.deadline_ms,
             generation=submission.generation,
         )
-        self._running += 1
-        try:
-            async with self._carrier.carry(journey) as answer:
-                yield _Parts(answer)
-                self._done += 1
-        finally:
-            self._running -= 1
+        return Submitted(self._carrier.carry(journey), self._count)
+
+    def _count(self, begun: int, done: int) -> None:
+        self._running += begun
+        self._done += done
 
     def _beat(self, seq: int) -> Beat:
         member = self._member
@@ -92,14 +99,26 @@ class Dispatch:
         )
 
 
-class _Parts:
-    """The parts of an answer, until the one with a finish."""
+class Submitted:
+    """An answer on its way: a context, and inside it the parts up to the one with a finish."""
 
-    def __init__(self, answer: Carried) -> None:
+    def __init__(self, answer: Carried, count: Callable[[int, int], None]) -> None:
+        """Made by `Dispatch.submit`; ``count`` hears how many tasks more run, and are done."""
         self._answer = answer
+        self._count = count
         self._finished = False
 
-    def __aiter__(self) -> _Parts:
+    async def __aenter__(self) -> Self:
+        self._count(1, 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            await self._answer.leave()
+        finally:
+            self._count(-1, self._finished)
+
+    def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Part:

@@ -129,6 +129,8 @@ class JobMaker:
                     grammar=grammar,
                     embed=ask.embed,
                     context_tokens=ask.context_tokens,
+                    # Behind a stop string no more tokens are wanted: somebody has to look.
+                    whole=not ask.stream and not ask.stops,
                 )
                 tasks.append(
                     Submission(

@@ -84,7 +84,8 @@ class Generation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     ``priority`` goes first. ``adapter`` names a low-rank adapter (LoRA) beside the model; empty is
     the model itself. With ``embed`` the answer is a vector of the prompt and no token
     (``max_tokens`` is 0). ``context_tokens`` says how many of the prompt's first tokens are
-    documents that the rest asks about; 0 leaves that split to the engine.
+    documents that the rest asks about; 0 leaves that split to the engine. ``whole`` says that
+    nobody reads the answer before its end: its tokens may travel together.
     """
 
     prompt: bytes
@@ -100,6 +101,7 @@ class Generation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     grammar: Grammar | None = None
     embed: bool = False
     context_tokens: Annotated[int, Meta(ge=0, le=FRAME_BYTES_MAX)] = 0
+    whole: bool = False
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):

@@ -53,7 +53,7 @@ class Wire(Protocol):
         ...
 
     def publish_soon(self, subject: str, payload: bytes) -> None:
-        """Send from a place that cannot wait; drops the message when the connection is down."""
+        """Send from a place that cannot wait, in no hurry; drops it when the connection is down."""
         ...
 
     def subscribe(

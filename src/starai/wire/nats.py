@@ -164,7 +164,7 @@ class NatsWire:
         elif link is None or (link.congested and link.backlog_bytes > BACKLOG_BYTES_MAX):
             event(_LOG, "wire.dropped", logging.DEBUG, party=self.party, subject=subject)
         else:
-            link.send(command)
+            link.send_lazily(command)
 
     @asynccontextmanager
     async def subscribe(

@@ -250,3 +250,22 @@ def test_every_error_has_a_refusal() -> None:
     assert module._as_refusal(Overloaded(retry_after_s=2.0)).retry_after_ms == 2000
     assert module._as_refusal(ContextTooLong()).code == RefusalCode.CONTEXT_TOO_LONG
     assert module._as_refusal(Unavailable()).code == RefusalCode.NO_NODE
+
+
+async def test_the_tokens_of_a_whole_answer_travel_together() -> None:
+    """Nobody reads a whole answer before its end: its tokens come a few times a second."""
+    whole = msgspec.structs.replace(GENERATION, whole=True)
+    async with scene() as the:
+        await the.start_distributor()
+        await the.add_node()
+        for generation, num_parts in ((GENERATION, LENGTH), (whole, LENGTH // 2)):
+            sizes = []
+            task_id = bytes([len(sizes), generation.whole]) * 8
+            submission = the.submission(generation=generation, task_id=task_id)
+            async with the.dispatch.submit(submission) as parts:
+                async for part in parts:
+                    if part.ids:
+                        sizes.append(tokens.count(part.ids))
+            assert sum(sizes) == LENGTH
+            assert len(sizes) <= num_parts
+            assert (max(sizes) > 1) == generation.whole
