@@ -65,6 +65,7 @@ class AnswerStream:
         self._signs = 0
         self._began_s = loop_time()
         self._closed_ms: int | None = None
+        self._is_forgone = False
 
     def poll(self) -> Part | None:
         """The next part, in order, if it has come; parts without ids are signs of life.
@@ -104,10 +105,16 @@ class AnswerStream:
             self.header, bytes(self._ids), self._opener.code, self._closed_ms, self._embedding
         )
 
+    def forgo(self) -> None:
+        """Accept nothing of what was read: it was a question without a price, and is no record."""
+        self._ids.clear()
+        self._embedding = b""
+        self._is_forgone = True
+
     @property
     def accepted_seq(self) -> int:
         """How many chunks have been accepted."""
-        return self._opener.seq
+        return 0 if self._is_forgone else self._opener.seq
 
     def deliver(self, mail: Answer | Refusal | FailureKind) -> None:
         """Hand in what came."""
