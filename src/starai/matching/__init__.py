@@ -3,9 +3,8 @@
 No I/O, no clock; chance is an argument.
 """
 
-from starai.matching.base import Candidate, Demand, Policy
+from starai.matching.base import Candidate, Demand
 from starai.matching.filtering import Reason
-from starai.matching.finish_time import FinishTime
 from starai.matching.placement import Move, Placement, Server
 from starai.matching.pool import Pool
 from starai.matching.prefixes import PrefixIndex, block_hashes
@@ -15,10 +14,8 @@ __all__ = [
     "Candidate",
     "Demand",
     "FairQueue",
-    "FinishTime",
     "Move",
     "Placement",
-    "Policy",
     "Pool",
     "PrefixIndex",
     "Reason",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
@@ -62,11 +61,3 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     paused: bool = False
     resting: bool = False
     banned: bool = False
-
-
-class Policy(Protocol):
-    """Ranks the candidates that can take a task now."""
-
-    def rank(self, demand: Demand, candidates: Iterable[Candidate]) -> list[Candidate]:
-        """Best first; candidates that cannot take the task are left out."""
-        ...

@@ -7,7 +7,6 @@ often it failed lately. It does not know who may take the task.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
 from starai.matching.base import Candidate, Demand
@@ -59,16 +58,3 @@ def reading_s(demand: Demand, candidate: Candidate, cached_tokens: float = 0.0) 
 def share_at(age_s: float) -> float:
     """The share of its place that a node has taken ``age_s`` after it came or recovered."""
     return min(1.0, max(SLOW_START_SHARE, age_s / SLOW_START_S))
-
-
-class FinishTime:
-    """Ranks all candidates, for as long as routing does not use a `Pool`."""
-
-    def rank(self, demand: Demand, candidates: Iterable[Candidate]) -> list[Candidate]:
-        """Best first; full nodes and those whose context is too short are left out."""
-        able = [
-            one
-            for one in candidates
-            if one.running < one.slots and demand.prompt_tokens < one.context_length
-        ]
-        return sorted(able, key=lambda one: (finish_ms(demand, one, 0.0), one.party))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import hmac
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -21,6 +21,9 @@ from starai.core.limits import (
     TOP_LOGPROBS_MAX,
 )
 from starai.protocol.fields import Name
+
+#: Regions that one request may name: more than continents, fewer than countries.
+REGIONS_MAX: Final = 32
 
 
 class Finish(enum.Enum):
@@ -84,7 +87,8 @@ class Generation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     ``priority`` goes first. ``adapter`` names a low-rank adapter (LoRA) beside the model; empty is
     the model itself. With ``embed`` the answer is a vector of the prompt and no token
     (``max_tokens`` is 0). ``context_tokens`` says how many of the prompt's first tokens are
-    documents that the rest asks about; 0 leaves that split to the engine. ``whole`` says that
+    documents that the rest asks about; 0 leaves that split to the engine. Only nodes in one of the
+    ``regions`` may compute it (``eu`` holds ``eu-west``); empty admits all. ``whole`` says that
     nobody reads the answer before its end: its tokens may travel together.
     """
 
@@ -101,6 +105,7 @@ class Generation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     grammar: Grammar | None = None
     embed: bool = False
     context_tokens: Annotated[int, Meta(ge=0, le=FRAME_BYTES_MAX)] = 0
+    regions: Annotated[tuple[Name, ...], Meta(max_length=REGIONS_MAX)] = ()
     whole: bool = False
 
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 import msgspec
 import pytest
 
-from starai.core.errors import ContextTooLong, ModelNotFound, Overloaded, Unavailable
+from starai.core.errors import (
+    ContextTooLong,
+    DeadlinePassed,
+    ModelNotFound,
+    Overloaded,
+    Unavailable,
+)
 from starai.core.limits import BEAT_INTERVAL_S, BEAT_LEASE_S
 from starai.exchange import ladder, routing
 from starai.exchange.attempt import Target
@@ -21,7 +28,7 @@ from starai.exchange.routing import Routing
 from starai.protocol import tokens
 from starai.protocol.generation import Generation, Sampling
 from starai.protocol.identity import PartyId
-from starai.protocol.presence import MODELS_MAX, SLOTS_MAX, Beat, ServedModel
+from starai.protocol.presence import MODELS_MAX, SLOTS_MAX, Beat, RoundTrip, ServedModel
 from starai.protocol.subjects import Role
 from starai.protocol.tasks import Prekey, RefusalCode
 from starai.sealing import PrekeyRing
@@ -51,6 +58,8 @@ class FakeNode:
         self.models: tuple[ServedModel, ...] | None = None
         self.draining = False
         self.running = 0
+        self.region = ""
+        self.rtts: tuple[RoundTrip, ...] = ()
         self.scope = anyio.CancelScope()
 
     def beat(self, seq: int) -> Beat:
@@ -58,6 +67,8 @@ class FakeNode:
         return Beat(
             *(self.party, "node", 1, seq, 1, self.draining, self.running),
             *(0, 0, 0, self.prekey, models),
+            region=self.region,
+            rtts=self.rtts,
         )
 
     async def run(self) -> None:
@@ -71,7 +82,7 @@ class Scene:
         self.tasks = tasks
         self.gone: list[PartyId] = []
         self.me = self.parties.join(Role.DISTRIBUTOR)
-        self.routing = Routing(self.me.wire, Role.NODE, self.me.clock, self.gone.append)
+        self.routing = Routing(self.me, Role.NODE, self.gone.append)
 
     async def add(self, **model: object) -> FakeNode:
         node = FakeNode(self.parties.join(Role.NODE))
@@ -84,11 +95,23 @@ class Scene:
         return await self.routing.choose(journey(**changes), [one.party for one in failed])
 
 
-def journey(prompt: int = 10, root: bytes = ROOT) -> Journey:
-    generation = Generation(
-        tokens.pack(range(prompt)), 50, Sampling(b"k" * 32), stop_token_ids=(), salt=b"s" * 16
+def journey(
+    prompt: int = 10,
+    root: bytes = ROOT,
+    customer: int = 1,
+    deadline_ms: int = 2**42,
+    first: int = 0,
+    **generation: object,
+) -> Journey:
+    made = Generation(
+        tokens.pack(range(first, first + prompt)),
+        50,
+        Sampling(b"k" * 32),
+        stop_token_ids=(),
+        salt=b"s" * 16,
     )
-    return Journey(b"t" * 16, root, 1, 2**40, generation)
+    made = msgspec.structs.replace(made, **generation)
+    return Journey(b"t" * 16, root, customer, deadline_ms, made)
 
 
 @asynccontextmanager
@@ -322,8 +345,8 @@ async def test_nothing_is_kept_of_those_who_are_gone() -> None:
         node = await made.add()
         node.scope.cancel()
         await anyio.sleep(2 * BEAT_LEASE_S)
-        tables = made.routing
-        kept = (tables._in_flight, tables.ladder, tables._good, tables._bad)
+        roster = made.routing.roster
+        kept = (roster, roster._pools, made.routing.ladder, made.routing._queue)
         assert [len(table) for table in kept] == [0, 0, 0, 0]
         assert len(made.gone) == 6
 
@@ -375,3 +398,186 @@ async def test_made_up_models_crowd_out_none_that_is_served() -> None:
         models = made.routing.models()
         assert len(models) == MODELS_MAX
         assert models[0].model_root == ROOT
+
+
+async def test_a_tenant_that_floods_keeps_nobody_waiting_for_long() -> None:
+    """Forty tasks of one tenant wait; the first of another is served next but one."""
+    async with scene() as made:
+        await made.add()
+        held = await made.choose()
+        served: list[int] = []
+
+        async def wait(customer: int) -> None:
+            target = await made.choose(customer=customer)
+            served.append(customer)
+            await anyio.sleep(0.1)
+            made.routing.ended(target, journey(), None)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(40):
+                tasks.start_soon(wait, 1)
+            await anyio.sleep(0.01)
+            tasks.start_soon(wait, 2)
+            await anyio.sleep(0.01)
+            made.routing.ended(held, journey(), None)
+        assert 2 in served[:2]
+        assert len(served) == 41
+
+
+async def test_a_full_queue_makes_room_for_a_tenant_that_has_nothing_in_it() -> None:
+    """The newest task of the tenant that fills the queue is refused."""
+    async with scene() as made:
+        await made.add()
+        await made.choose()
+        refused: list[int] = []
+
+        async def wait(number: int) -> None:
+            try:
+                await made.choose(customer=1)
+            except Overloaded:
+                refused.append(number)
+
+        for number in range(routing.WAITING_MAX):
+            made.tasks.start_soon(wait, number)
+            await anyio.sleep(0.001)
+        with anyio.move_on_after(1):
+            await made.choose(customer=2)
+        assert refused == [routing.WAITING_MAX - 1]
+
+
+async def test_a_region_rule_is_kept_and_stands_in_nobodys_way() -> None:
+    """A task for Europe waits for a European node; others behind it go elsewhere meanwhile."""
+    async with scene() as made:
+        far = await made.add(slots=1)
+        far.region = "us-east"
+        near = await made.add(decode_tps=1.0)
+        near.region = "eu-west"
+        await anyio.sleep(BEAT_INTERVAL_S)
+        european = await made.choose(regions=("eu",))
+        assert european.callee == near.party
+        first = await made.choose()
+        assert first.callee == far.party
+        order: list[str] = []
+
+        async def wait(name: str, **rule: object) -> None:
+            target = await made.choose(**rule)
+            order.append(name)
+            made.routing.ended(target, journey(), None)
+
+        made.tasks.start_soon(partial(wait, "for europe", regions=("eu",)))
+        await anyio.sleep(0.01)
+        made.tasks.start_soon(wait, "for anywhere")
+        await anyio.sleep(0.01)
+        made.routing.ended(first, journey(), None)
+        await anyio.sleep(0.01)
+        assert order == ["for anywhere"]
+        made.routing.ended(european, journey(), None)
+        await anyio.sleep(0.01)
+        assert order == ["for anywhere", "for europe"]
+
+
+async def test_the_nearer_of_two_equal_nodes_is_chosen() -> None:
+    """Nodes tell in their beats how far they are from this distributor."""
+    async with scene() as made:
+        far, near = await made.add(), await made.add()
+        me = made.me.identity.party
+        far.rtts, near.rtts = (RoundTrip(me, 180.0),), (RoundTrip(me, 9.0),)
+        await anyio.sleep(2 * BEAT_INTERVAL_S)
+        assert (await made.choose()).callee == near.party
+
+
+async def test_who_has_read_the_prompt_is_asked_again() -> None:
+    """A long conversation stays where its beginning is in memory; another one may go elsewhere."""
+    async with scene() as made:
+        for _ in range(4):
+            await made.add(slots=4, context_length=9000)
+        first = await made.choose(prompt=4000)
+        made.routing.ended(first, journey(), None)
+        for _ in range(10):
+            again = await made.choose(prompt=4500)
+            assert again.callee == first.callee
+            made.routing.ended(again, journey(), None)
+        strangers = {(await made.choose(prompt=4500, first=9000)).callee for _ in range(8)}
+        assert len(strangers) > 1
+
+
+async def test_memory_is_not_shared_between_tenants() -> None:
+    """The same prompt under another cache salt is another prompt."""
+    async with scene() as made:
+        await made.add(context_length=9000)
+        task = made.routing._task(journey(prompt=4000, cache_salt=b"a"), [])
+        other = made.routing._task(journey(prompt=4000, cache_salt=b"b"), [])
+        assert task.hashes
+        assert set(task.hashes).isdisjoint(other.hashes)
+
+
+async def test_a_deadline_that_nobody_can_keep_is_refused_at_once() -> None:
+    """Waiting would only take a place from others; who might still make it, may wait."""
+    async with scene() as made:
+        await made.add(prefill_tps=10.0, decode_tps=10.0)
+        await made.choose()
+        now_ms, began = made.me.clock.now_ms(), anyio.current_time()
+        with pytest.raises(DeadlinePassed):
+            await made.choose(prompt=100, deadline_ms=now_ms + 5000)
+        assert anyio.current_time() == began
+        with anyio.move_on_after(1) as waiting:
+            await made.choose(prompt=10, deadline_ms=now_ms + 5000)
+        assert waiting.cancelled_caught
+
+
+async def test_no_place_leaks_however_those_who_wait_give_up() -> None:
+    """Tasks are placed, cancelled while they wait, ended twice, and nodes go: all is given back."""
+    async with scene() as made:
+        nodes = [await made.add(slots=2) for _ in range(3)]
+        chance = made.parties.randomness.fraction
+
+        async def one(customer: int) -> None:
+            with anyio.move_on_after(chance() * 2):
+                target = await made.choose(customer=customer)
+                try:
+                    await anyio.sleep(chance())
+                finally:
+                    how = GONE if chance() < 0.1 else None
+                    made.routing.ended(target, journey(), how)
+                    if chance() < 0.2:
+                        made.routing.ended(target, journey(), None)
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(400):
+                tasks.start_soon(one, number % 5)
+                await anyio.sleep(chance() * 0.05)
+                assert made.routing.roster.num_held <= 6
+                if number == 200:
+                    nodes[0].scope.cancel()
+        assert made.routing.roster.num_held == 0
+        assert made.routing.num_waiting == 0
+        assert not made.routing._queue._waiting
+        await anyio.sleep(60)
+        assert made.routing.roster.pool(ROOT).num_open == 2
+
+
+async def test_a_place_that_was_granted_to_one_who_left_goes_to_the_next() -> None:
+    """Cancelled at the very moment of its grant, a task gives the place back."""
+    async with scene() as made:
+        await made.add()
+        held = await made.choose()
+        scope, got = anyio.CancelScope(), []
+
+        async def leaver() -> None:
+            with scope:
+                await made.choose()
+                got.append("leaver")
+
+        async def stayer() -> None:
+            await made.choose()
+            got.append("stayer")
+
+        made.tasks.start_soon(leaver)
+        await anyio.sleep(0.01)
+        made.tasks.start_soon(stayer)
+        await anyio.sleep(0.01)
+        scope.cancel()
+        made.routing.ended(held, journey(), None)
+        await anyio.sleep(1)
+        assert got == ["stayer"]
+        assert made.routing.roster.num_held == 1
