@@ -64,9 +64,8 @@ class Distributor:
         self._tokens = 0
         self._offering = Offering(member, on_fault=self._blame)
         self._nodes = Routing(
-            member.wire,
+            member,
             Role.NODE,
-            member.clock,
             self._offering.lose,
             on_draining=self._offering.drain,
         )
