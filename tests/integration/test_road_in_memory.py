@@ -52,17 +52,19 @@ class Road:
         return Confirmer(member.wire, member.identity, outbox, "test", 2000, side, member.clock)
 
     async def start(self, num_nodes: int, step_delay_ms: float) -> None:
+        distributor = self.parties.join(Role.DISTRIBUTOR)
+        carried = await self.confirmer(distributor, Side.DISTRIBUTOR)
+        nodes = [self.parties.join(Role.NODE) for _ in range(num_nodes)]
+        done = [await self.confirmer(member, Side.NODE) for member in nodes]
+        # Opened after the outboxes, so that who writes into them ends before they do.
         group = await self.stack.enter_async_context(anyio.create_task_group())
         self.stack.callback(group.cancel_scope.cancel)
-        member = self.parties.join(Role.DISTRIBUTOR)
-        confirmer = await self.confirmer(member, Side.DISTRIBUTOR)
-        await group.start(Distributor(member, confirmer).run)
-        for _ in range(num_nodes):
-            member = self.parties.join(Role.NODE)
+        await group.start(Distributor(distributor, carried).run)
+        for member, confirmer in zip(nodes, done, strict=True):
             options = NodeOptions("mock", step_delay_ms=step_delay_ms)
             runner = Runner(engine_spec(self.folder, options), member.clock)
             self.runners.append(runner)
-            await group.start(Node(member, runner, await self.confirmer(member, Side.NODE)).run)
+            await group.start(Node(member, runner, confirmer).run)
         await self.stack.enter_async_context(self.dispatch.running())
         with anyio.fail_after(20):
             while sum(model.slots for model in self.dispatch.models()) < 8 * num_nodes:

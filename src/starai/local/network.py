@@ -31,6 +31,7 @@ from starai.core.concurrency import task_group
 from starai.core.errors import Unavailable
 from starai.core.randomness import Randomness, SystemRandomness
 from starai.distributor.service import Distributor
+from starai.exchange.confirming import Confirmer
 from starai.exchange.member import Member
 from starai.gateway.config import GatewayConfig
 from starai.gateway.dispatch import Dispatch
@@ -49,7 +50,7 @@ from starai.protocol.identity import Identity, KeyKind
 from starai.protocol.registry import Side
 from starai.protocol.subjects import Role
 from starai.registry.service import Registry, RegistryConfig
-from starai.registry.store import open_store
+from starai.registry.store import Store, open_store
 from starai.wire.memory import MemoryNetwork
 
 NAME = "embedded"
@@ -114,37 +115,44 @@ class _Assembly:
 
     async def start(self) -> Embedded:
         await self.stack.enter_async_context(self.wires)
-        group = await self.stack.enter_async_context(task_group())
-        self.stack.callback(group.cancel_scope.cancel)
         gateway, distributor = self.member(Role.GATEWAY), self.member(Role.DISTRIBUTOR)
         nodes = [self.member(Role.NODE) for _ in range(self.settings.nodes)]
-        registry = await self._start_registry(group, [gateway, distributor, *nodes])
-        await self._start_distributor(group, distributor)
-        for number, member in enumerate(nodes, start=1):
-            await self._start_node(group, member, f"node-{number}")
+        store = await self.stack.enter_async_context(open_store(self.home.registry_db))
+        carried = await self._confirmer("distributor", distributor, Side.DISTRIBUTOR)
+        done = [
+            await self._confirmer(f"node-{number}", member, Side.NODE)
+            for number, member in enumerate(nodes, start=1)
+        ]
+        # Opened last, so that it ends first: before the store and the outboxes are closed.
+        group = await self.stack.enter_async_context(task_group())
+        self.stack.callback(group.cancel_scope.cancel)
+        registry = await self._start_registry(group, store, [gateway, distributor, *nodes])
+        await group.start(Distributor(distributor, carried).run)
+        for number, (member, confirmer) in enumerate(zip(nodes, done, strict=True), start=1):
+            await self._start_node(group, member, confirmer, f"node-{number}")
         api_key = new_api_key(self.randomness)
         await registry.keys.create(NAME, key_hash=hash_api_key(api_key))
         base_url = await self._start_gateway(group, gateway)
         model = open_model(self.settings.model, self.home.models).name
         return Embedded(base_url, api_key, model, registry)
 
-    async def _start_registry(self, group: TaskGroup, members: list[Member]) -> Registry:
+    async def _confirmer(self, name: str, member: Member, side: Side) -> Confirmer:
+        return await self.stack.enter_async_context(confirming(self.home, name, member, side))
+
+    async def _start_registry(
+        self, group: TaskGroup, store: Store, members: list[Member]
+    ) -> Registry:
         member = self.member(Role.REGISTRY)
         roles = (Role.GATEWAY, Role.DISTRIBUTOR, *[Role.NODE] * self.settings.nodes)
         parties = {one.identity.party: role for one, role in zip(members, roles, strict=True)}
         config = RegistryConfig(network=NAME, block_ms=BLOCK_MS, parties=parties)
-        store = await self.stack.enter_async_context(open_store(self.home.registry_db))
         registry = Registry(config, member.wire, store, self.account, self.clock, self.randomness)
         await group.start(registry.run)
         return registry
 
-    async def _start_distributor(self, group: TaskGroup, member: Member) -> None:
-        confirmer = await self.stack.enter_async_context(
-            confirming(self.home, "distributor", member, Side.DISTRIBUTOR)
-        )
-        await group.start(Distributor(member, confirmer).run)
-
-    async def _start_node(self, group: TaskGroup, member: Member, name: str) -> None:
+    async def _start_node(
+        self, group: TaskGroup, member: Member, confirmer: Confirmer, name: str
+    ) -> None:
         settings = self.settings
         options = NodeOptions(
             settings.model,
@@ -154,9 +162,6 @@ class _Assembly:
             engine=settings.engine,
         )
         runner = Runner(engine_spec(self.home.models, options), self.clock)
-        confirmer = await self.stack.enter_async_context(
-            confirming(self.home, name, member, Side.NODE)
-        )
         await group.start(Node(member, runner, confirmer, name).run)
 
     async def _start_gateway(self, group: TaskGroup, member: Member) -> str:
