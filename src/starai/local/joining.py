@@ -41,7 +41,7 @@ from starai.wire.nats import NatsWire, connect_nats
 _LOG = logging.getLogger(__name__)
 
 #: How long a newcomer looks for a server before the way there is looked at hop by hop.
-FIRST_CONNECT_S = 5.0
+FIRST_CONNECT_S = 3.0
 #: How long a newcomer keeps asking a registry that does not answer.
 JOIN_S = 20.0
 ANSWER_S = 3.0

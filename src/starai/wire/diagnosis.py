@@ -353,6 +353,9 @@ class _Walk:
         except PartyRefused as refused:
             raise explain_refusal(known, applicant.clock.now_ms()) from refused
         except Unavailable as error:
+            here_ms = applicant.clock.now_ms()
+            if here_ms >= known.expires_ms:  # let in, and thrown out in the same second
+                raise explain_refusal(known, here_ms) from error
             raise HopFailed(
                 Hop.LOGIN, f"the server hangs up ({error.message})", "Try again in a minute."
             ) from error
