@@ -76,6 +76,7 @@ class Route(Protocol):
             Overloaded: too many wait already.
             Unavailable: there is nobody.
             ModelNotFound: nobody serves the model.
+            DeadlinePassed: nobody was free before the journey's deadline.
         """
         ...
 
@@ -294,7 +295,7 @@ class Carried:
         """Offer the task to whoever is next; a failure to do so is one of the attempt."""
         target, self._heir = self._heir, None
         if target is None:
-            target = await self._choose()
+            target = await self._by.route.choose(self._journey, self._failed)
         if self._number == 0 and self._by.hedging is not None:
             now_s = self._began_s = loop_time()
             delay_s = self._by.hedging.begin(self._journey.model_root, self._num_prompt)
@@ -304,19 +305,6 @@ class Carried:
         except AttemptFailed as failure:
             self._failed.append(target.callee)
             self._judge(failure)
-
-    async def _choose(self) -> Target:
-        journey = self._journey
-        # Mostly there is a place and nobody waits for it: then there is nothing to bound.
-        target = self._by.route.choose_now(journey, self._failed, spare=True)
-        if target is not None:
-            return target
-        left_s = (journey.deadline_ms - self._by.member.clock.now_ms()) / 1000
-        with anyio.move_on_after(max(left_s, 0)):
-            target = await self._by.route.choose(journey, self._failed)
-        if target is None:
-            raise DeadlinePassed("no node was free before the request's deadline")
-        return target
 
     async def _offer(self, target: Target) -> None:
         by, journey = self._by, self._journey

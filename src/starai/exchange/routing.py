@@ -273,6 +273,8 @@ class Routing:
             if len(self.presence):
                 raise ModelNotFound("nobody serves that model any more")
             raise Unavailable("no node is connected; try again shortly", retry_after_s=2.0)
+        if self._clock.now_ms() >= task.journey.deadline_ms:
+            raise DeadlinePassed("no node was free before the request's deadline")
         if waited_s >= WAIT_FOR_SLOT_S:
             why = reasons(task.demand, pool or (), task.failed)
             event(_LOG, "not_placed", **{reason.name.lower(): n for reason, n in why.items()})
