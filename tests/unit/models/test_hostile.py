@@ -10,10 +10,12 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, strategies as st
 
 from starai.core.errors import InvalidRequest, ModelFileRefused, Unavailable
 from starai.models.catalog import open_model
 from starai.models.checkpoints.files import write_safetensors
+from starai.models.checkpoints.opening import open_checkpoint
 from starai.models.codec import open_codec
 from starai.models.folder import check_tokenizer
 from starai.models.gguf.blocks import F32
@@ -274,3 +276,54 @@ def test_a_deep_answer_of_a_hub_is_nonsense():
     with pytest.raises(Unavailable):
         parse_listing(deep)
     assert parse_names(deep) == ()
+
+
+#: Numbers that readers of lengths and offsets trip over.
+WORDS = [0, 1, 8, 9, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 62, (1 << 64) - 1]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 1 << 20), st.sampled_from(WORDS), st.sampled_from([1, 4, 8])),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_a_damaged_gguf_file_is_a_model_or_refused(tmp_path_factory, damages):
+    """Whatever is written over its head, every tensor and the tokenizer are read, or refused."""
+    folder = tmp_path_factory.getbasetemp()
+    source = folder / "whole.gguf"
+    if not source.exists():
+        gguf_of(source, **{"tokenizer.chat_template": "{{ messages }}"})
+    raw = bytearray(source.read_bytes())
+    for at, word, size in damages:
+        place = at % (len(raw) - 8)
+        raw[place : place + size] = word.to_bytes(8, "little")[:size]
+    path = folder / "damaged-words.gguf"
+    path.write_bytes(raw)
+    try:
+        manifest = open_model(str(path))
+        open_codec(manifest).encode("a b")
+        checkpoint = open_checkpoint(manifest)
+        for name, shape in checkpoint.shapes.items():
+            assert checkpoint.floats(name).shape == shape
+    except ModelFileRefused as refused:
+        assert refused.message.encode()  # noqa: PT017 - either outcome is right
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=5,
+)
+FIELDS = [*CONFIG, "bos_token_id", "text_config", "quantization_config"]
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), JSON, min_size=1, max_size=3))
+def test_a_damaged_config_is_a_model_or_refused(tmp_path_factory, changes):
+    """Whatever a field of config.json holds, the folder is read or refused."""
+    folder = folder_of(tmp_path_factory.getbasetemp() / "damaged-config", **changes)
+    try:
+        assert open_model(str(folder)).num_parameters == 48
+    except ModelFileRefused as refused:
+        assert refused.message.encode()  # noqa: PT017 - either outcome is right
