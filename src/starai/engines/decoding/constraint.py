@@ -14,6 +14,7 @@ exactly where the text so far is complete. Knows nothing about models.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 #: Compiled grammars kept per model; an application uses a handful. Each holds a few MB, at most 50.
 _COMPILED_MAX: Final = 32
+#: Twice what the deepest grammar needs: some systems give a thread an eighth of what others do.
+_STACK_BYTES: Final = 16 << 20
 #: Without these the library cannot walk every text.
 _PRINTABLE: Final = range(0x20, 0x7F)
 
@@ -173,7 +176,12 @@ class Grammars:
     def _compiling(self, grammar: Grammar) -> Future[llguidance.LLMatcher]:
         found = self._compiled.get(grammar)
         if found is None:
-            found = self._compiled[grammar] = self._compiler.submit(self._compile, grammar)
+            # The pool's thread is made by its first task.
+            usual = threading.stack_size(_STACK_BYTES)
+            try:
+                found = self._compiled[grammar] = self._compiler.submit(self._compile, grammar)
+            finally:
+                threading.stack_size(usual)
             if len(self._compiled) > _COMPILED_MAX:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(grammar)

@@ -24,9 +24,11 @@ from starai.protocol.generation import Grammar
 if TYPE_CHECKING:
     import llguidance
 
-#: The library descends by recursion, and a thread's stack may be 1 MiB: a schema of 100 chained
-#: references fits, of 1000 does not.
+#: The library descends by recursion, into each reference where it meets it first, and a stack that
+#: overflows ends the process. No chain is longer than the sum of the depths at which references
+#: stand: 8 MiB, a thread's usual stack, end at 1,700 levels.
 _REFERENCES_MAX: Final = 128
+_LEVELS_MAX: Final = 1000
 _DEPTH_MAX: Final = 60
 _LARK_LINES_MAX: Final = 256
 #: Schemas inside Lark are wrapped, in calls of tools for example.
@@ -175,7 +177,7 @@ def _check_lark(grammar: Grammar) -> None:
 
 
 def _check_bounds(grammar: Grammar, schema: Any, depth_max: int) -> None:
-    references, multiple = 0, 1
+    references, levels, multiple = 0, 0, 1
     pending: list[tuple[Any, int]] = [(schema, 0)]
     while pending:
         value, depth = pending.pop()
@@ -183,6 +185,7 @@ def _check_bounds(grammar: Grammar, schema: Any, depth_max: int) -> None:
             raise refused(grammar, f"it is nested deeper than {depth_max} levels")
         if isinstance(value, dict):
             references += "$ref" in value
+            levels += depth * ("$ref" in value)
             multiple = math.lcm(multiple, _whole(value.get("multipleOf")))
             if multiple > _MULTIPLE_MAX:
                 raise refused(grammar, f"all its multipleOf together exceed {_MULTIPLE_MAX}")
@@ -191,6 +194,12 @@ def _check_bounds(grammar: Grammar, schema: Any, depth_max: int) -> None:
             pending += [(child, depth + 1) for child in value]
     if references > _REFERENCES_MAX:
         raise refused(grammar, f"it has more than {_REFERENCES_MAX} references ($ref)")
+    if levels > _LEVELS_MAX:
+        raise refused(
+            grammar,
+            f"its references ($ref) stand {levels} levels deep in all, not up to"
+            f" {_LEVELS_MAX}: place them less deep",
+        )
 
 
 def _whole(number: object) -> int:

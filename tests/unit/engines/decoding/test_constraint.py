@@ -168,6 +168,8 @@ def test_accepted_tokens_that_break_the_grammar_are_refused():
         (Grammar("json_schema", '{"items":' * 100 + "{}" + "}" * 100), "nested deeper"),
         (Grammar("json_schema", "[" * 60_000), "not JSON"),
         (schema(**{"$defs": {str(n): {"$ref": f"#/$defs/{n}"} for n in range(200)}}), "references"),
+        (Grammar("json_schema", "CHAINED 100 30"), "levels deep in all"),
+        (Grammar("lark", "CHAINED 100 30"), "levels deep in all"),
         (schema(type="number", multipleOf=9999991), "multipleOf together exceed"),
         (schema(allOf=[{"multipleOf": 997}, {"multipleOf": 0.991}]), "multipleOf together exceed"),
         (Grammar("lark", 'start: %json {"multipleOf": 1e-9, "not": {}}'), "not"),
@@ -186,9 +188,29 @@ def test_accepted_tokens_that_break_the_grammar_are_refused():
 )
 def test_bad_grammars_are_refused_with_the_place(bad, place):
     """Wrong, unsupported, hostile: a message that says what, and where in a schema."""
+    if bad.text.startswith("CHAINED"):
+        bad = chained(bad.kind, *map(int, bad.text.split()[1:]))
     with pytest.raises(InvalidRequest, match=place) as refused:
         GRAMMARS.constraint(bad)
     assert len(refused.value.message) < 500
+
+
+def chained(kind, references, levels):
+    """A schema whose references lead into each other, each some levels of arrays deep."""
+    texts = [
+        f'"{n}":' + '{"items":' * levels + f'{{"$ref":"#/$defs/{n + 1}"}}' + "}" * levels
+        for n in range(references)
+    ]
+    schemas = ",".join([*texts, f'"{references}":{{"const":[]}}'])
+    text = f'{{"$ref":"#/$defs/0","$defs":{{{schemas}}}}}'
+    return Grammar(kind, f"start: %json {text}" if kind == "lark" else text)
+
+
+def test_the_deepest_chain_of_references_fits_a_stack():
+    """What is just allowed is compiled without overflowing, here and aside."""
+    check_grammar(chained("json_schema", 120, 6))
+    assert GRAMMARS.constraint(chained("json_schema", 120, 6)).allowed().any()
+    assert GRAMMARS.constraint(chained("lark", 58, 15)).allowed().any()
 
 
 def test_a_check_needs_no_vocabulary():
