@@ -53,8 +53,12 @@ class SentencePieceCodec(Pieces):
                 f"{path.name}: knows {size} ids, the model's vocabulary has {manifest.vocab_size}"
             )
         control = {id_ for id_ in range(size) if self._processor.IsControl(id_)}
+        try:
+            pieces = [self._piece(id_) for id_ in range(size)]
+        except ValueError as error:
+            raise ModelFileRefused(f"{path.name}: has a piece that is no text") from error
         super().__init__(
-            [self._piece(id_) for id_ in range(size)],
+            pieces,
             frozenset(control | set(manifest.eos_token_ids)),
             manifest.vocab_size,
         )

@@ -20,9 +20,12 @@ from starai.models.codec import open_codec
 from starai.models.folder import check_tokenizer
 from starai.models.gguf.blocks import F32
 from starai.models.gguf.header import read_header
+from starai.models.gguf.spelling import spelled
 from starai.models.gguf.tokens import ending_ids, merges_of
 from starai.models.gguf.writing import write_gguf
 from starai.models.hub.listing import parse_listing, parse_names
+from starai.models.manifest import ModelManifest
+from starai.models.sentencepieces import SentencePieceCodec
 from starai.models.template import ChatTemplate
 
 #: What a refusal may take besides the program itself; a set of 2^31 numbers takes 100 GB.
@@ -258,6 +261,29 @@ def test_a_tokenizer_that_panics_is_refused(tmp_path, odd):
     folder = folder_of(tmp_path / "m", tokenizer={**plain, **odd})
     with pytest.raises(ModelFileRefused, match=r"tokenizer\.json: not usable"):
         open_codec(open_model(str(folder)))
+
+
+def test_pieces_that_are_no_text_are_refused(tmp_path, shared_data):
+    """A SentencePiece model may hold any bytes; where text must be, that is a damaged file."""
+    source = shared_data / "models" / "babyllama105" / "tok105.model"
+    if not source.is_file():
+        pytest.skip("no such tokenizer in the shared data")
+    raw = source.read_bytes()
+    path = tmp_path / "tok.model"
+    path.write_bytes(raw[: (at := raw.index(b"\xe2\x96\x81"))] + b"\xff" + raw[at + 1 :])
+    manifest = ModelManifest("m", bytes(32), "llama2c", "", 64, 105, (2,), 1, 1, "Llama")
+    with pytest.raises(ModelFileRefused, match="no text"):
+        SentencePieceCodec(manifest, path)
+    with pytest.raises(ModelFileRefused, match="damaged"):
+        spelled(manifest, {"tokenizer.model": path.read_bytes()})
+
+
+@pytest.mark.parametrize("model", [{"type": "BPE", "vocab": {"a": 0}}, {"type": "BPE", "vocab": 7}])
+def test_a_tokenizer_that_lacks_its_parts_is_not_exported(model):
+    """What GGUF would hold of it cannot be told."""
+    manifest = ModelManifest("m", bytes(32), "huggingface", "", 64, 8, (2,), 1, 1, "Llama")
+    with pytest.raises(ModelFileRefused, match="damaged"):
+        spelled(manifest, {"tokenizer.json": json.dumps({"model": model}).encode()})
 
 
 def test_a_template_goes_wrong_without_harm():

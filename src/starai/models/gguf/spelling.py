@@ -29,11 +29,14 @@ def spelled(manifest: ModelManifest, files: Mapping[str, bytes]) -> dict[str, An
     Raises:
         ModelFileRefused: llama.cpp has no tokenizer that does the same.
     """
-    if "tokenizer.json" in files:
-        declared = json.loads(files["tokenizer.json"])
-        found = _from_json(declared, manifest.vocab_size)
-    else:
-        found = _from_sentencepiece(files["tokenizer.model"], manifest.vocab_size)
+    try:
+        if "tokenizer.json" in files:
+            declared = json.loads(files["tokenizer.json"])
+            found = _from_json(declared, manifest.vocab_size)
+        else:
+            found = _from_sentencepiece(files["tokenizer.model"], manifest.vocab_size)
+    except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelFileRefused(f"{manifest.name}: its tokenizer is damaged") from error
     configured = json.loads(files.get("tokenizer_config.json", b"{}"))
     found["add_bos_token"] |= configured.get("add_bos_token") is True
     settings = {f"tokenizer.ggml.{name}": value for name, value in found.items()}
