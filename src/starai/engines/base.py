@@ -32,13 +32,19 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EngineInfo(msgspec.Struct, frozen=True):
-    """What an open engine serves."""
+    """What an open engine serves.
+
+    ``sampler`` says how tokens are drawn: ``keyed`` by the canonical sampler, so that any such node
+    goes on with the same tokens; ``own`` by a server's own; ``text`` likewise, with ids that were
+    worked out from text. After the latter two a resumed answer goes on sensibly, not identically.
+    """
 
     name: str
     model_root: bytes
     vocab_size: int
     context_length: int
     slots: int
+    sampler: str = "keyed"
 
 
 class Emitted(msgspec.Struct, frozen=True):

@@ -23,6 +23,10 @@ def open_engine(spec: EngineSpec) -> Engine:
     if not 1 <= spec.slots <= _SLOTS_MAX or spec.threads < 0:
         raise ConfigurationRefused(f"slots lies between 1 and {_SLOTS_MAX}; threads is 0 or more")
     manifest = open_model(spec.model, Path(spec.store) if spec.store else None)
+    if spec.kind == "external":
+        from starai.engines.external.engine import ExternalEngine  # noqa: PLC0415 - load what is used
+
+        return ExternalEngine(manifest, spec)
     if (spec.kind == "mock") != (manifest.kind == "mock"):
         raise ConfigurationRefused("the mock engine runs the model 'mock', and nothing else does")
     if spec.kind == "mock":
@@ -37,4 +41,4 @@ def open_engine(spec: EngineSpec) -> Engine:
                 f"the text engine needs {error.name}: install starai[engine]"
             ) from error
         return TextEngine(manifest, spec)
-    raise ConfigurationRefused(f"there is no engine {spec.kind!r}: choose text or mock")
+    raise ConfigurationRefused(f"there is no engine {spec.kind!r}: choose text, external or mock")

@@ -16,7 +16,7 @@ import threading
 import time
 from typing import BinaryIO, Final
 
-from starai.core.errors import MalformedFrame, StarAIError
+from starai.core.errors import EngineDied, MalformedFrame, StarAIError
 from starai.engines.base import Emitted, Engine
 from starai.engines.entrance import Entrance
 from starai.engines.frames import (
@@ -147,8 +147,9 @@ def _write(reports: BinaryIO, report: Report) -> None:
 
 
 if __name__ == "__main__":
-    # A parent that is gone, or a terminal that stops everyone at once, is no fault of ours.
-    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
+    # A parent that is gone, or a terminal that stops everyone at once, is no fault of ours; nor is
+    # a server that an external engine has lost: the parent says that the engine ended.
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt, EngineDied):
         main()
     # Taking torch apart costs a second that nobody needs; no thread of ours holds anything.
     os._exit(0)

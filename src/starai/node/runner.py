@@ -50,6 +50,7 @@ _REFUSAL_OF = {
     "context_length_exceeded": RefusalCode.CONTEXT_TOO_LONG,
     "overloaded": RefusalCode.BUSY,
     "invalid_request": RefusalCode.INVALID_REQUEST,
+    "unsupported_parameter": RefusalCode.UNSUPPORTED,
 }
 
 #: What shows that an engine answers: one token after one.

@@ -133,6 +133,7 @@ class Node:
                     slots=info.slots,
                     prefill_tps=runner.prefill.tps,
                     decode_tps=runner.decode.tps,
+                    sampler=info.sampler,
                 ),
             )
         )

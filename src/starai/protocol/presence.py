@@ -25,6 +25,8 @@ class ServedModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array
 
     ``slots`` is how many tasks it runs at once, ``quantisation`` how its weights are kept there
     (``int8``, ``Q4_K_M``; empty: as the model's root says), ``modality`` what it takes and gives.
+    ``sampler`` is ``keyed`` where another such party would go on with the very same tokens, else
+    ``own`` or ``text`` (see `starai.engines.base.EngineInfo`).
     """
 
     name: Name
@@ -35,6 +37,7 @@ class ServedModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array
     decode_tps: Speed = 0.0
     quantisation: Name = ""
     modality: Name = "text"
+    sampler: Name = "keyed"
 
 
 class RoundTrip(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):

@@ -153,6 +153,7 @@ class RefusalCode:
     CONTEXT_TOO_LONG: Final = "context_too_long"
     BAD_REQUEST: Final = "bad_request"  # the offer itself: a seal, a hash, a form
     INVALID_REQUEST: Final = "invalid_request"  # what it asks for; nobody else would do it
+    UNSUPPORTED: Final = "unsupported"  # what it asks for; another callee may be able to
     DEADLINE: Final = "deadline"
     NO_NODE: Final = "no_node"
     ENGINE_FAILED: Final = "engine_failed"
