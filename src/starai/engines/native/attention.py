@@ -19,7 +19,7 @@ from torch import Tensor
 from starai.core.errors import InternalFault
 from starai.engines.native import library
 from starai.engines.native.library import COUNT, POINTER
-from starai.engines.native.linear import is_room
+from starai.engines.native.linear import room
 
 #: Tokens of a block; the kernels are written for it.
 BLOCK_TOKENS: Final = 16
@@ -110,10 +110,7 @@ def paged_attention(  # noqa: PLR0913, PLR0917 - the order of the kernel's inter
     rows, heads, dim = q.shape
     if dim != keys.shape[3] or heads % keys.shape[0]:
         raise InternalFault(f"paged_attention: {tuple(q.shape)} on {tuple(keys.shape)}")
-    if out is None:
-        out = q.new_empty((rows, heads, values.shape[3]))
-    elif not is_room(out, (rows, heads, values.shape[3]), q):
-        raise InternalFault(f"paged_attention: {tuple(q.shape)} into {tuple(out.shape)}")
+    out = room(out, (rows, heads, values.shape[3]), q)
     reason = _kernels()[1](
         *rows_of(q),
         heads,

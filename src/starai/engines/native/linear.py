@@ -174,11 +174,10 @@ def _run(  # noqa: PLR0917 - on the path of every layer; keywords cost time
         or (kind < INT8 and dtype != kind)
         or (scale is not None and not _scales(scale, kind, n, k))
         or (bias is not None and not (bias.numel() == n and bias.is_contiguous()))
-        or (out is not None and not is_room(out, (m, n), x))
         or not (x.is_contiguous() and weight.is_contiguous())
     ):
         raise InternalFault(f"linear: {x.dtype} {tuple(x.shape)} by {tuple(weight.shape)}")
-    y = x.new_empty((m, n)) if out is None else out
+    y = room(out, (m, n), x)
     call(
         x.data_ptr(),
         dtype,
@@ -196,9 +195,17 @@ def _run(  # noqa: PLR0917 - on the path of every layer; keywords cost time
     return y
 
 
-def is_room(out: Tensor, shape: tuple[int, ...], like: Tensor) -> bool:
-    """Whether a kernel may write its result there: it asks nobody how large the memory is."""
-    return out.shape == shape and out.dtype is like.dtype and out.is_contiguous()
+def room(out: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Where a kernel writes its result: new memory, or ``out`` if it fits.
+
+    Raises:
+        InternalFault: it does not; kernels do not ask how large memory is.
+    """
+    if out is None:
+        return like.new_empty(shape)
+    if out.shape != shape or out.dtype is not like.dtype or not out.is_contiguous():
+        raise InternalFault(f"{like.dtype} {shape} do not go into {out.dtype} {tuple(out.shape)}")
+    return out
 
 
 def _scales(scale: Tensor, kind: int, n: int, k: int) -> bool:

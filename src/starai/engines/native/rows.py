@@ -18,7 +18,7 @@ from starai.core.errors import InternalFault
 from starai.engines.native import library
 from starai.engines.native.attention import DTYPES, rows_of
 from starai.engines.native.library import COUNT, POINTER
-from starai.engines.native.linear import is_room
+from starai.engines.native.linear import room
 
 _NUMBER: Final = ctypes.c_double
 
@@ -85,10 +85,7 @@ def gated(gate_up: Tensor, activation: Activation = "silu", out: Tensor | None =
     rows, both = gate_up.shape
     if both % 2 or not gate_up.is_contiguous():
         raise InternalFault(f"gated: {tuple(gate_up.shape)}, strides {gate_up.stride()}")
-    if out is None:
-        out = gate_up.new_empty((rows, both // 2))
-    elif not is_room(out, (rows, both // 2), gate_up):
-        raise InternalFault(f"gated: {tuple(gate_up.shape)} into {tuple(out.shape)}")
+    out = room(out, (rows, both // 2), gate_up)
     _kernels()[2](
         *(gate_up.data_ptr(), rows, both // 2, DTYPES[gate_up.dtype], ACTIVATIONS[activation]),
         *(out.data_ptr(), library.threads()),
@@ -134,10 +131,7 @@ def _norm(
     rows, width = x.shape
     if weight.shape != (width,) or not x.is_contiguous():
         raise InternalFault(f"rms_norm: {tuple(x.shape)} by {tuple(weight.shape)}")
-    if out is None:
-        out = x.new_empty((rows, width))
-    elif not is_room(out, (rows, width), x):
-        raise InternalFault(f"rms_norm: {tuple(x.shape)} into {tuple(out.shape)}")
+    out = room(out, (rows, width), x)
     _kernels()[0](
         *(None if residual is None else residual.data_ptr(), x.data_ptr(), weight.data_ptr()),
         *(rows, width, DTYPES[x.dtype], DTYPES[weight.dtype], eps, offset),
