@@ -61,8 +61,10 @@ def events(tokens: int) -> list[bytes]:
 class Mock(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, tokens: int) -> None:
-        """Prepare both answers once."""
+    def __init__(self, tokens: int, delay_s: float = 0.0, die_after: int = 0) -> None:
+        """Prepare both answers once; the rest is for streams, see `main`."""
+        self.delay_s = delay_s
+        self.die_after = die_after
         body = whole(tokens)
         self.whole = _head("application/json", len(body)) + body
         self.stream_head = _head("text/event-stream", None)
@@ -93,15 +95,29 @@ class Mock(asyncio.Protocol):
             write(self.whole)
             return
         write(self.stream_head)
+        if self.delay_s or self.die_after:
+            self.write_slowly(0)
+            return
         for chunk in self.chunks:
             write(chunk)
         write(b"0\r\n\r\n")
 
+    def write_slowly(self, number: int) -> None:
+        """Write one event after the other, with pauses, up to the end or to a sudden death."""
+        if self.die_after and number == self.die_after:
+            self.transport.abort()
+        elif number == len(self.chunks):
+            self.transport.write(b"0\r\n\r\n")
+        else:
+            self.transport.write(self.chunks[number])
+            loop = asyncio.get_running_loop()
+            loop.call_later(self.delay_s, self.write_slowly, number + 1)
 
-async def serve(port: int, tokens: int) -> None:
+
+async def serve(port: int, tokens: int, delay_s: float, die_after: int) -> None:
     """Serve until killed."""
     server = await asyncio.get_running_loop().create_server(
-        lambda: Mock(tokens), "127.0.0.1", port, backlog=256
+        lambda: Mock(tokens, delay_s, die_after), "127.0.0.1", port, backlog=256
     )
     await server.serve_forever()
 
@@ -110,5 +126,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--tokens", type=int, default=20)
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds between events")
+    parser.add_argument("--die-after", type=int, default=0, help="abort streams after so many")
     options = parser.parse_args()
-    uvloop.run(serve(options.port, options.tokens))
+    uvloop.run(serve(options.port, options.tokens, options.delay, options.die_after))

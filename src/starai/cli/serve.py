@@ -8,10 +8,14 @@ import anyio
 import click
 
 from starai.cli.options import PORT, home_option
+from starai.core.clock import SystemClock
 from starai.core.logging import setup
+from starai.core.randomness import SystemRandomness
 from starai.local import services
 from starai.local.home import Home
+from starai.local.joining import is_admitted, join
 from starai.local.processes import as_child
+from starai.protocol.tickets import JoinTicket
 
 
 @click.group()
@@ -28,9 +32,24 @@ def registry(home: Home) -> None:
 
 @serve.command()
 @home_option
-def distributor(home: Home) -> None:
-    """Run the distributor: it carries each task to a node, and on to another if one fails."""
-    run_service(lambda: services.serve_distributor(home))
+@click.option("--name", default=services.DISTRIBUTOR, show_default=True, help="Its name here.")
+@click.option(
+    "--token",
+    envvar="STARAI_TOKEN",
+    default="",
+    help="For one more: `starai tokens create --role distributor` makes it.",
+)
+def distributor(home: Home, name: str, token: str) -> None:
+    """Run a distributor: it carries each task to a node, and on to another if one fails."""
+
+    async def join_and_serve() -> None:
+        clock = SystemClock()
+        if token and not is_admitted(home, name, clock):
+            ticket = JoinTicket.parse(token)
+            await join(home, name, ticket, name, clock, SystemRandomness())
+        await services.serve_distributor(home, name)
+
+    run_service(join_and_serve)
 
 
 @serve.command()

@@ -7,7 +7,7 @@ import enum
 import msgspec
 
 from starai.core.waking import loop_time
-from starai.exchange.base import SILENCE_S
+from starai.exchange.base import SILENCE_S, FailureKind
 from starai.exchange.pacing import Pace
 from starai.exchange.reading import AnswerStream
 from starai.protocol.generation import Part
@@ -42,13 +42,13 @@ class Due(enum.Enum):
 class Attempt:
     """An offer under way. Times are seconds of the event loop."""
 
-    __slots__ = ("_heard_s", "_look_s", "_pace", "began_s", "stream", "target")
+    __slots__ = ("_heard_s", "_look_s", "_pace", "_token_s", "began_s", "stream", "target")
 
     def __init__(self, target: Target, stream: AnswerStream, pace: Pace | None) -> None:
         """Just begun; without a ``pace``, signs of life are enough."""
         self.target = target
         self.stream = stream
-        self.began_s = self._heard_s = loop_time()
+        self.began_s = self._heard_s = self._token_s = loop_time()
         self._pace = pace
         self._look_s = 0.0
 
@@ -61,8 +61,10 @@ class Attempt:
         part = self.stream.poll()
         if part is not None:
             self._heard_s = loop_time()
-            if part.ids and self._pace is not None:
-                self._pace.token(self._heard_s)
+            if part.ids:
+                self._token_s = self._heard_s
+                if self._pace is not None:
+                    self._pace.token(self._heard_s)
         return part
 
     def due_s(self) -> float:
@@ -85,6 +87,10 @@ class Attempt:
         if self._pace is not None and now_s >= self._pace.due_s and not patient:
             return Due.STALLED
         return None
+
+    def quiet_s(self, kind: FailureKind, now_s: float) -> float:
+        """For how long what was missed had been missing when it was given up."""
+        return now_s - (self._heard_s if kind is FailureKind.SILENT else self._token_s)
 
     def look_later(self, now_s: float) -> None:
         """Nobody can take over: stay, and look again in a moment."""
