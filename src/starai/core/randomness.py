@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import random  # noqa: TID251 - the one place
 import secrets  # noqa: TID251 - the one place
-from typing import Protocol
+from typing import Final, Protocol
 
 from starai.core.clock import Clock
+
+#: The bits of a version 7 identifier's last ten bytes that chance fills, and those that are fixed.
+_UUID7_CHANCE: Final = 0x0FFF_3FFF_FFFF_FFFF_FFFF
+_UUID7_MARKS: Final = 0x7000_8000_0000_0000_0000
 
 
 class Randomness(Protocol):
@@ -51,7 +55,5 @@ class SeededRandomness:
 
 def uuid7(clock: Clock, randomness: Randomness) -> bytes:
     """A time-ordered 16-byte identifier (RFC 9562, section 5.7)."""
-    tail = bytearray(randomness.take(10))
-    tail[0] = 0x70 | (tail[0] & 0x0F)
-    tail[2] = 0x80 | (tail[2] & 0x3F)
-    return clock.now_ms().to_bytes(6, "big") + bytes(tail)
+    tail = int.from_bytes(randomness.take(10), "big") & _UUID7_CHANCE | _UUID7_MARKS
+    return (clock.now_ms() << 80 | tail).to_bytes(16, "big")

@@ -53,8 +53,6 @@ _HOT: Final = {
     "/v1/embeddings": EMBEDDINGS,
 }
 _REPLAYED: Final = (b"idempotent-replayed", b"true")
-#: Who calls when there are no keys.
-_ANYONE: Final = Account(ANYONE)
 
 
 def _at(error: BaseException) -> str:
@@ -82,6 +80,8 @@ class GatewayApp:
         self._config = config
         self._port = port
         self._keys = keys
+        #: Who calls when there are no keys.
+        self._anyone = Account(ANYONE)
         self._clock = clock
         self._randomness = randomness
         self._catalogue = Catalogue(config.models, port)
@@ -150,7 +150,7 @@ class GatewayApp:
         """Who calls, and may they?"""
         self._cors.check(head)
         if self._keys is None:
-            return _ANYONE
+            return self._anyone
         account = self._keys.authenticate(head.authorization)
         if account.limits.limited:
             reply.late_headers = lambda: account.limits.headers(self._clock.monotonic_s())

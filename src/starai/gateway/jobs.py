@@ -171,8 +171,10 @@ class JobMaker:
 
     def _cache_salt(self, account: Account) -> bytes:
         """Whose memory of prompts may be shared: this account's own, and nobody can guess it."""
-        key = b"starai/v1/cache-salt" + account.entry.key_hash
-        return hmac.digest(self._cache_secret, key, "sha256")[:16]
+        if not account.cache_salt:
+            key = b"starai/v1/cache-salt" + account.entry.key_hash
+            account.cache_salt = hmac.digest(self._cache_secret, key, "sha256")[:16]
+        return account.cache_salt
 
     def _sampling(self, ask: Ask, index: int, advice: SamplingDefaults) -> Sampling:
         key = self._randomness.take(32) if ask.seed is None else sample_key(ask.seed, index)

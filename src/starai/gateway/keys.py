@@ -17,11 +17,13 @@ _SCHEME = b"bearer "
 class Account:
     """A key in use: its entry and how much of its limits is used up."""
 
-    __slots__ = ("entry", "limits")
+    __slots__ = ("cache_salt", "entry", "limits")
 
     def __init__(self, entry: KeyEntry, limits: KeyLimits | None = None) -> None:
         """An account starts with all of its limits to spend."""
         self.entry = entry
+        #: Parts this account's memory of prompts from others'; `starai.gateway.jobs` makes it.
+        self.cache_salt = b""
         self.limits = limits or KeyLimits(entry.requests_per_minute, entry.tokens_per_minute)
 
     @property

@@ -12,6 +12,7 @@ Everything else that OpenAI knows is refused by name, and so is everything that 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -77,6 +78,27 @@ _MESSAGE_ASKS_NOTHING: Final[dict[str, tuple[object, ...]]] = {
     "audio": (),
     "function_call": (),
 }
+# Nearly all requests leave all of them out, which one comparison tells.
+_MESSAGE_GIVES: Final = attrgetter(*_MESSAGE_ASKS_NOTHING)
+_MESSAGE_NOTHING: Final = (None,) * len(_MESSAGE_ASKS_NOTHING)
+_CHAT_GIVES: Final = attrgetter(*_ASKS_NOTHING)
+_CHAT_NOTHING: Final = (None,) * len(_ASKS_NOTHING)
+#: What every endpoint's numbers lie between.
+_RANGES: Final[dict[str, tuple[float, float]]] = {
+    "n": (1, CHOICES_MAX),
+    "max_tokens": (1, _I64),
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "top_k": (-1, SAMPLER_CANDIDATES),
+    "min_p": (0, 1),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "seed": (-_I64, _I64 - 1),
+    # Anybody may step back for others; who may go before them is not for clients to say.
+    "priority": (-PRIORITY_MAX, 0),
+    "context_tokens": (0, FRAME_BYTES_MAX),
+}
+_ranged: Final = attrgetter(*_RANGES)
 #: OpenAI's newer name for the system role; templates know the older one.
 _ROLES: Final = {
     "system": "system",
@@ -99,7 +121,8 @@ def parse_chat(body: bytes) -> Ask:
         InvalidRequest: the body is malformed, out of range or asks for what is not offered.
     """
     request = _decode(_CHAT, body)
-    _refuse_unsupported(request, _ASKS_NOTHING, "")
+    if _CHAT_GIVES(request) != _CHAT_NOTHING:
+        _refuse_unsupported(request, _ASKS_NOTHING, "")
     check_length("messages", request.messages, shortest=1, longest=_MESSAGES_MAX)
     max_tokens = request.max_completion_tokens
     if max_tokens is None:
@@ -196,7 +219,8 @@ def _message(number: int, sent: ChatMessage) -> dict[str, Any]:
             f"Invalid value: '{sent.role[:40]}'. Supported values are: 'system', 'developer', "
             "'user', 'assistant', and 'tool'.",
         )
-    _refuse_unsupported(sent, _MESSAGE_ASKS_NOTHING, f"{place}.")
+    if _MESSAGE_GIVES(sent) != _MESSAGE_NOTHING:
+        _refuse_unsupported(sent, _MESSAGE_ASKS_NOTHING, f"{place}.")
     used = tool_fields(sent, place)
     if sent.content is None and "tool_calls" in used:
         return {"role": role, "content": "", **used}
@@ -266,23 +290,14 @@ def _ask(
     response_format: ResponseFormat | None = None,
 ) -> Ask:
     """The fields that every endpoint has, checked."""
-    check_range("n", request.n, 1, CHOICES_MAX)
+    for (name, (low, high)), value in zip(_RANGES.items(), _ranged(request), strict=True):
+        if value is not None:
+            check_range(name, value, low, high)
     n = request.n or 1
     if n * len(prompts) > CHOICES_MAX:
         raise wrong_value(
             "prompt", f"A request may have at most {CHOICES_MAX} choices: 'n' times its prompts."
         )
-    check_range("max_tokens", request.max_tokens, 1, _I64)
-    check_range("temperature", request.temperature, 0, 2)
-    check_range("top_p", request.top_p, 0, 1)
-    check_range("top_k", request.top_k, -1, SAMPLER_CANDIDATES)
-    check_range("min_p", request.min_p, 0, 1)
-    check_range("presence_penalty", request.presence_penalty, -2, 2)
-    check_range("frequency_penalty", request.frequency_penalty, -2, 2)
-    check_range("seed", request.seed, -_I64, _I64 - 1)
-    # Anybody may step back for others; who may go before them is not for clients to say.
-    check_range("priority", request.priority, -PRIORITY_MAX, 0)
-    check_range("context_tokens", request.context_tokens, 0, FRAME_BYTES_MAX)
     bias = request.logit_bias or {}
     if len(bias) > LOGIT_BIAS_MAX:
         check_length("logit_bias", bias, longest=LOGIT_BIAS_MAX)

@@ -16,6 +16,8 @@ from starai.models.tools import ToolStyle
 #: How vocabularies write the piece of a single byte.
 BYTE_PIECE: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
+_DECODER: Final = codecs.getincrementaldecoder("utf-8")
+
 
 class StreamDecoder:
     """Turns an answer's ids into text as they come: never half a character.
@@ -26,7 +28,7 @@ class StreamDecoder:
     def __init__(self, pieces: Pieces) -> None:
         """Start at the beginning of an answer."""
         self._pieces = pieces
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._utf8 = _DECODER("replace")
 
     def push(self, ids: Iterable[int]) -> str:
         """The text that ``ids`` complete; may be empty."""

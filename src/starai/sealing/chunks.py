@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from starai.core.errors import SealBroken
 from starai.protocol.generation import Finish, Part, TokenLogprobs
+from starai.sealing.mac import Mac
 from starai.sealing.tasks import TaskKeys
 
 _FINISH_BYTE: Final = {None: 0, Finish.STOP: 1, Finish.LENGTH: 2}
@@ -30,10 +31,10 @@ class _Chain:
     """Where a chain stands: the next chunk's number and the last code."""
 
     def __init__(self, keys: TaskKeys) -> None:
-        self._key = keys.chain
+        self._mac = Mac(keys.chain)
         self._aead = ChaCha20Poly1305(keys.answer)
         self.seq = 0
-        self.code = hmac.digest(keys.chain, b"starai/v1/chain" + keys.header_hash, "sha256")[:16]
+        self.code = self._mac.tag(b"starai/v1/chain" + keys.header_hash)[:16]
 
     def next_code(
         self, ids: bytes, finish: Finish | None, sketch: bytes, spots: bytes, embedding: bytes
@@ -41,7 +42,7 @@ class _Chain:
         head = _CONTENT.pack(
             self.code, self.seq, len(ids), len(sketch), len(spots), _FINISH_BYTE[finish]
         )
-        return hmac.digest(self._key, head + ids + sketch + spots + embedding, "sha256")[:16]
+        return self._mac.tag(head + ids + sketch + spots + embedding)[:16]
 
     def nonce(self) -> bytes:
         return self.seq.to_bytes(12, "little")

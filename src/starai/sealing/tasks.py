@@ -8,7 +8,6 @@ an HPKE seal per task would cost 180.
 from __future__ import annotations
 
 import hashlib
-import hmac
 from typing import Final
 
 import msgspec
@@ -21,6 +20,7 @@ from starai.core.errors import SealBroken
 from starai.protocol import tokens
 from starai.protocol.generation import Generation
 from starai.protocol.tasks import Close, TaskHeader
+from starai.sealing.mac import Mac
 
 # A task's request key seals exactly one message, so a fixed nonce is never used twice.
 _REQUEST_NONCE: Final = b"\x00" * 12
@@ -92,4 +92,4 @@ def open_request(keys: TaskKeys, header: TaskHeader, sealed: bytes) -> Generatio
 
 def close_tag(keys: TaskKeys, close: Close) -> bytes:
     """The tag that shows that the caller said this close."""
-    return hmac.digest(keys.close, close.tagged_bytes(), "sha256")[:16]
+    return Mac(keys.close).tag(close.tagged_bytes())[:16]
