@@ -37,7 +37,9 @@ from starai.wire.certificates import fingerprint
 #: Speed is shown over this many seconds.
 SPEED_WINDOW_S = 3
 #: Ctrl-C, an orderly kill, and a terminal that is closed.
-STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if os.name == "posix" else [])]
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
+if sys.platform != "win32":
+    STOP_SIGNALS.append(signal.SIGHUP)
 
 
 #: The options that make a `PublicDoor`, in its order.

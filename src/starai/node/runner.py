@@ -42,6 +42,8 @@ EMITTED_MAX = 8192
 PART_TOKENS_MAX = 128
 #: No event from a worker that has work for this long means that it hangs: it is replaced.
 HANG_S = 20.0
+#: Windows has one way to end a process, by another name.
+_KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 #: The first wait before a dead worker is started again; doubles up to the last.
 RESTART_FIRST_S, RESTART_LAST_S = 0.2, 10.0
 
@@ -301,7 +303,7 @@ class Runner:
             if self._worker is not None and self._mail and not self._gets_on():
                 event(_LOG, "engine_hangs", logging.ERROR, tasks=len(self._mail))
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(self._worker.pid, signal.SIGKILL)
+                    os.kill(self._worker.pid, _KILL)
 
     def _gets_on(self) -> bool:
         return self._clock.monotonic_s() - self._last_event_s < HANG_S
