@@ -30,4 +30,3 @@ class Mac:
     def tag(self, message: bytes) -> bytes:
         """The 32-byte MAC of ``message``."""
         return sha256(self._outer + sha256(self._inner + message).digest()).digest()
-
