@@ -22,6 +22,7 @@ from starai.core.errors import (
     StarAIError,
 )
 from starai.core.logging import event
+from starai.distributor.admission import Admission
 from starai.exchange.base import SIGN_OF_LIFE_S, Settled, short, task_record
 from starai.exchange.carrying import Carried, Carrier, Journey, attempts_within
 from starai.exchange.confirming import Confirmer
@@ -55,8 +56,13 @@ _REFUSALS: tuple[tuple[type[StarAIError], str], ...] = (
 class Distributor:
     """One distributor; any number of them may serve a network."""
 
-    def __init__(self, member: Member, confirmer: Confirmer) -> None:
-        """Serve as ``member``; what was done goes to the registry through ``confirmer``."""
+    def __init__(
+        self, member: Member, confirmer: Confirmer, *, measures_nodes: bool = False
+    ) -> None:
+        """Serve as ``member``; what was done goes to the registry through ``confirmer``.
+
+        With ``measures_nodes``, nodes are asked now and then how fast they are, and whether right.
+        """
         self._member = member
         self._confirmer = confirmer
         self._boot = member.clock.now_ms()
@@ -69,6 +75,7 @@ class Distributor:
             self._offering.lose,
             on_draining=self._offering.drain,
         )
+        self._admission = Admission(member, self._offering, self._nodes) if measures_nodes else None
         self._carrier = Carrier(
             member,
             self._offering,
@@ -94,6 +101,8 @@ class Distributor:
             task_group() as group,
         ):
             group.start_soon(self._confirmer.run)
+            if self._admission is not None:
+                group.start_soon(self._admission.run)
             await group.start(self._serving.run)
             group.start_soon(keep_beating, member.wire, Role.DISTRIBUTOR, self._beat)
             event(_LOG, "distributor_ready", party=short(member.identity.party))

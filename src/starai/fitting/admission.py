@@ -16,6 +16,8 @@ import msgspec
 
 #: Long enough that reading the prompt can be told from the journey, and short for a slow device.
 PROMPT_TOKENS: Final = 256
+#: A question of next to nothing: what it takes is the journey.
+SMALL_PROMPT_TOKENS: Final = 4
 ANSWER_TOKENS: Final = 32
 #: Ids of the prompt: ordinary tokens in any vocabulary, special ones mostly lie outside.
 _FIRST_ID, _NUM_IDS = 32, 192
@@ -24,29 +26,44 @@ SLACK: Final = 1.5
 #: Two greedy answers agree when they begin with so many equal tokens: kernels round differently,
 #: so honest ones part sooner or later, but not at once.
 AGREE_TOKENS: Final = 4
-#: An answer that came in one piece took at least this long.
-_TINY_S: Final = 1e-3
+#: What the wire and two busy processes add to a time, or take from it.
+JITTER_S: Final = 0.005
+#: The least time that anything takes.
+_TINY_S: Final = 1e-4
+#: Of the time to the first token this share at least counts as reading.
+_JOURNEY_SHARE: Final = 0.5
 
 
 class Timing(msgspec.Struct, frozen=True):
     """When the parts of an answer came, in seconds since the offer.
 
-    ``accepted_s`` is the first sign of life, ``first_s`` the first tokens, of which there were
-    ``num_first``, ``last_s`` the last of ``num_tokens``.
+    ``first_s`` is when the first ``num_first`` tokens came, ``last_s`` the last of ``num_tokens``.
     """
 
-    accepted_s: float
     first_s: float
     last_s: float
     num_first: int
     num_tokens: int
 
 
-class Measured(msgspec.Struct, frozen=True):
-    """Tokens a second as the asker saw them."""
+class Rate(msgspec.Struct, frozen=True):
+    """Tokens a second as the asker saw them, and what they may have been at most."""
 
-    prefill_tps: float
-    decode_tps: float
+    tps: float
+    most_tps: float
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """How fast a node read its prompt and wrote its answer."""
+
+    prefill: Rate
+    decode: Rate
+
+    def better(self, other: Measured) -> Measured:
+        """The better of two measurements, rate by rate: what was reached once can be reached."""
+        return Measured(
+            max(self.prefill, other.prefill, key=_tps), max(self.decode, other.decode, key=_tps)
+        )
 
 
 def prompt_of(seed: bytes, num_tokens: int = PROMPT_TOKENS) -> list[int]:
@@ -55,29 +72,37 @@ def prompt_of(seed: bytes, num_tokens: int = PROMPT_TOKENS) -> list[int]:
     return [_FIRST_ID + byte * _NUM_IDS // 256 for byte in stream]
 
 
-def measured(timing: Timing, num_prompt: int) -> Measured:
-    """What a timed answer says of its node.
+def measured(timing: Timing, num_prompt: int, journey_s: float = 0.0) -> Measured:
+    """What a timed answer to a prompt of ``num_prompt`` tokens says of its node.
 
-    From acceptance to the first token the prompt was read; the journey is in neither. Tokens that
-    came together with the first were not waited for, and do not count.
+    ``journey_s`` is what a question of next to nothing took; half of the time at most is put down
+    to it, because a node may dawdle there. Tokens that came together with the first were not waited
+    for, and do not count.
     """
-    reading_s = max(timing.first_s - timing.accepted_s, _TINY_S)
+    reading_s = max(timing.first_s - journey_s, _JOURNEY_SHARE * timing.first_s)
     later = timing.num_tokens - timing.num_first
     if later:
-        decode_tps = later / max(timing.last_s - timing.first_s, _TINY_S)
+        decode = _rate(later, timing.last_s - timing.first_s)
     else:
-        decode_tps = timing.num_tokens / reading_s
-    return Measured(num_prompt / reading_s, decode_tps)
+        decode = _rate(timing.num_tokens, reading_s)
+    return Measured(_rate(num_prompt, reading_s), decode)
 
 
-def believed(claimed_tps: float, measured_tps: float) -> float:
-    """The speed to reckon with: the claim if it is near what was measured, else the measurement.
+def believed(claimed_tps: float, seen: Rate) -> float:
+    """The speed to reckon with: the claim if what was seen allows it, else what was seen.
 
     A node that claims nothing (0) gets what was measured.
     """
-    if 0 < claimed_tps <= SLACK * measured_tps:
-        return claimed_tps
-    return measured_tps
+    return claimed_tps if 0 < claimed_tps <= SLACK * seen.most_tps else seen.tps
+
+
+def _tps(rate: Rate) -> float:
+    return rate.tps
+
+
+def _rate(num_tokens: int, took_s: float) -> Rate:
+    least_s = max(took_s - JITTER_S, _TINY_S)
+    return Rate(num_tokens / max(took_s, _TINY_S), num_tokens / least_s)
 
 
 def agree(one: Sequence[int], other: Sequence[int]) -> bool:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,8 @@ from starai.wire.keeping import write_secret
 
 #: Importing torch takes seconds, and a GPU that wakes up some more.
 _GPU_S: Final = 60.0
+#: How often, and how many times, it is looked whether another node has measured this device.
+_LOOK_S, _LOOKS = 0.05, 60
 #: The engine's own bits of a weight, by its option.
 _BITS: Final = {8: 8.01, 4: 4.5}
 #: Below this many weights the engine computes in 32-bit floats (`starai.engines.text.loading`).
@@ -75,10 +78,13 @@ def fitness(
     """
     device = profile(home.models)
     known = None if again else _kept(home, device)
+    if known is None and not again and keep:
+        known = _by_neighbour(home, device)
     if known is None:
         known = Fitness(device, measure(threads or num_threads(), clock), _gpu_rates(device))
         if keep:
             write_secret(_path(home), msgspec.json.encode(known))
+            _mark(home).unlink(missing_ok=True)
     return msgspec.structs.replace(known, device=device)
 
 
@@ -107,6 +113,29 @@ def _kept(home: Home, device: Device) -> Fitness | None:
     except (OSError, msgspec.DecodeError):
         return None
     return known if fingerprint(known.device) == fingerprint(device) else None
+
+
+def _mark(home: Home) -> Path:
+    return home.path / "device.measuring"
+
+
+def _by_neighbour(home: Home, device: Device) -> Fitness | None:
+    """What another node of this home finds out at this very moment: two at once would both be slow.
+
+    None, and this node's turn, when there is no other or it takes too long.
+    """
+    home.path.mkdir(parents=True, exist_ok=True)
+    for _ in range(_LOOKS):
+        try:
+            _mark(home).touch(exist_ok=False)
+        except FileExistsError:
+            time.sleep(_LOOK_S)
+        else:
+            return _kept(home, device)  # it may have been done between two looks
+        known = _kept(home, device)
+        if known is not None:
+            return known
+    return None
 
 
 def _gpu_rates(device: Device) -> dict[str, Rates]:

@@ -125,7 +125,7 @@ async def serve_distributor(home: Home, name: str = DISTRIBUTOR) -> None:
         membership(home, name) as member,
         confirming(home, name, member, Side.DISTRIBUTOR) as confirmer,
     ):
-        await Distributor(member, confirmer).run()
+        await Distributor(member, confirmer, measures_nodes=True).run()
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ from hypothesis import given, strategies as st
 from starai.fitting.admission import (
     AGREE_TOKENS,
     SLACK,
+    Rate,
     Timing,
     agree,
     believed,
@@ -34,23 +35,46 @@ def test_a_prompt_is_its_seed_s(one: bytes, other: bytes, length: int) -> None:
 
 def test_speed_is_what_the_asker_saw() -> None:
     """The journey counts for neither rate, nor tokens that came with the first."""
-    timing = Timing(accepted_s=0.2, first_s=0.7, last_s=1.7, num_first=2, num_tokens=22)
-    seen = measured(timing, 100)
-    assert seen.prefill_tps == pytest.approx(200)
-    assert seen.decode_tps == pytest.approx(20)
-    at_once = measured(Timing(0.0, 0.5, 0.5, 10, 10), 100)
-    assert at_once.decode_tps == pytest.approx(20)
+    timing = Timing(first_s=0.7, last_s=1.7, num_first=2, num_tokens=22)
+    seen = measured(timing, 100, journey_s=0.2)
+    assert seen.prefill.tps == pytest.approx(200)
+    assert seen.decode.tps == pytest.approx(20)
+    at_once = measured(Timing(0.5, 0.5, 10, 10), 100)
+    assert at_once.decode.tps == pytest.approx(20)
 
 
-@given(RATES, st.floats(0.1, 1e6))
-def test_no_claim_stands_above_what_was_seen(claimed: float, seen: float) -> None:
+def test_the_better_of_two_measurements_counts() -> None:
+    """Rate by rate: a neighbour's work may have slowed one of them down."""
+    one, two = measured(Timing(1.0, 2.0, 1, 11), 100), measured(Timing(0.5, 4.5, 1, 11), 100)
+    best = one.better(two)
+    assert best == two.better(one)
+    assert (best.prefill, best.decode) == (two.prefill, one.decode)
+
+
+def test_dawdling_on_the_way_gains_little() -> None:
+    """Whoever answers the small question late doubles its apparent speed at most."""
+    timing = Timing(first_s=1.0, last_s=2.0, num_first=1, num_tokens=11)
+    assert measured(timing, 100, journey_s=0.99).prefill.tps == pytest.approx(200)
+
+
+@given(RATES, st.floats(0.1, 1e6), st.floats(1.0, 2.0))
+def test_no_claim_stands_above_what_was_seen(claimed: float, tps: float, doubt: float) -> None:
     """At most the slack is gained by lying; modest claims stand; silence gets the measurement."""
+    seen = Rate(tps, tps * doubt)
     told = believed(claimed, seen)
-    assert told <= SLACK * seen
-    if 0 < claimed <= seen:
+    assert told <= SLACK * seen.most_tps
+    if 0 < claimed <= tps:
         assert told == claimed
-    if claimed == 0:
-        assert told == seen
+    if claimed == 0 or claimed > SLACK * seen.most_tps:
+        assert told == tps
+
+
+def test_what_is_too_quick_to_time_proves_nothing_against_a_node() -> None:
+    """An answer within the wire's own jitter allows any claim."""
+    quick = measured(Timing(0.002, 0.004, 1, 32), 256, journey_s=0.001)
+    assert believed(1e6, quick.prefill) == 1e6
+    slow = measured(Timing(0.5, 3.6, 1, 32), 256)
+    assert believed(1e6, slow.decode) == pytest.approx(10)
 
 
 def test_answers_agree_that_begin_alike() -> None:
