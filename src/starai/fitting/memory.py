@@ -9,8 +9,8 @@ from starai.models.library import LibraryModel, Quantisation, weight_bytes
 
 _MIB: Final = 1 << 20
 #: What a program takes before it has a model: a GPU's context and libraries, Python and torch.
-_PROGRAM_BYTES: Final = {"cpu": 400 * _MIB}
-_GPU_PROGRAM_BYTES: Final = 700 * _MIB
+PROGRAM_BYTES: Final = 700 * _MIB
+_CPU_PROGRAM_BYTES: Final = 400 * _MIB
 #: Activations, copies while loading, fragmentation: a share of the weights.
 _WORKING: Final = 0.03
 
@@ -20,5 +20,5 @@ def need(
 ) -> Need:
     """Memory for ``sequences`` answers at once of up to ``context`` tokens each."""
     weights = weight_bytes(model, kind)
-    program = _PROGRAM_BYTES.get(pool, _GPU_PROGRAM_BYTES)
+    program = _CPU_PROGRAM_BYTES if pool == "cpu" else PROGRAM_BYTES
     return Need(weights, sequences * model.kv_bytes(context), program + int(_WORKING * weights))

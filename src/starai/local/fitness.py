@@ -18,10 +18,10 @@ from starai.devices import Device, Rates, fingerprint, profile
 from starai.devices.measuring import measure
 from starai.devices.presets import look_up
 from starai.engines.base import EngineSpec
-from starai.fitting import Plan, Pool, Prediction, Work, fit, pools, predict
+from starai.fitting import Pool, Prediction, Work, pools, predict
+from starai.fitting.memory import PROGRAM_BYTES
 from starai.local.home import Home
 from starai.models.catalog import open_model
-from starai.models.library import library
 from starai.protocol.presence import FITS_MAX
 from starai.wire.keeping import write_secret
 
@@ -47,14 +47,15 @@ class Fitness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Where models may run."""
         return pools(self.device, self.cpu, self.gpus)
 
-    def plan(self) -> Plan:
-        """What it should serve."""
-        return fit(self.pools, library())
-
-    @property
-    def fits(self) -> tuple[str, ...]:
-        """Models that it could serve, by their names on the hub, the best first."""
-        return tuple(choice.model.hub for choice in self.plan().choices)[:FITS_MAX]
+    def fits(self, store: Path) -> tuple[str, ...]:
+        """Pulled models that there is memory for, ``ORG/NAME``: what could be served at once."""
+        room = self.pools[0].memory_bytes
+        found = [
+            f"{folder.parent.name}/{folder.name}"
+            for folder in sorted(store.glob("*/*"))
+            if 0 < _weight_bytes(folder) <= room - PROGRAM_BYTES
+        ]
+        return tuple(found)[:FITS_MAX]
 
     def expect(self, spec: EngineSpec) -> Prediction:
         """How fast our engine would run its model here."""
@@ -100,6 +101,14 @@ def num_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _weight_bytes(folder: Path) -> int:
+    """Size of a model's files; its root would take minutes to compute."""
+    try:
+        return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    except OSError:
+        return 0
 
 
 def _path(home: Home) -> Path:

@@ -163,7 +163,7 @@ class _Supplier:
                 self._tell_admitted()
             self._telling.stage(Stage.LOADING, self._options.model)
             group.start_soon(self._tell_life, member, runner)
-            fits = known.fits if known is not None else ()
+            fits = known.fits(self._home.models) if known is not None else ()
             await Node(member, runner, confirmer, self._label, yielding, fits).run()
 
     async def _tell_life(self, member: Member, runner: Runner) -> None:

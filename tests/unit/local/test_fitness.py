@@ -81,10 +81,17 @@ async def test_engines_of_others_are_not_predicted(tmp_path: Path) -> None:
     assert not (tmp_path / "device.json").exists()
 
 
-def test_a_beat_names_what_fits() -> None:
-    """Names on the hub, best first, and nothing on a device that is too small."""
-    assert of(32).fits[0].count("/") == 1
-    assert of(0).fits == ()
+def test_a_beat_names_pulled_models_that_fit(tmp_path: Path) -> None:
+    """What is on this disk and would have room in memory; nothing else can be loaded at once."""
+    for name, size in (("org/small", 1 << 20), ("org/large", 3 << 30), ("org/empty", 0)):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        with (folder / "model.safetensors").open("wb") as file:
+            file.truncate(size)
+    assert of(4).fits(tmp_path) == ("org/small",)
+    assert of(16).fits(tmp_path) == ("org/large", "org/small")
+    assert of(0).fits(tmp_path) == ()
+    assert of(16).fits(tmp_path / "nowhere") == ()
 
 
 def test_gpus_that_cannot_be_measured_are_looked_up() -> None:
