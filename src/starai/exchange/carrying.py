@@ -9,6 +9,7 @@ whoever is first with a token goes on. Who the next callee is, a `Route` decides
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -24,11 +25,13 @@ from starai.core.errors import (
     Overloaded,
     StarAIError,
     Unavailable,
+    UnsupportedField,
 )
 from starai.core.limits import ATTEMPT_NUMBERS, ATTEMPTS_MAX
+from starai.core.logging import event
 from starai.core.waking import loop_time
 from starai.exchange.attempt import Attempt, Due, Target
-from starai.exchange.base import AttemptFailed, FailureKind, Settled
+from starai.exchange.base import AttemptFailed, FailureKind, Settled, short
 from starai.exchange.hedging import Hedging
 from starai.exchange.mailboxes import Bell
 from starai.exchange.member import Member
@@ -39,6 +42,8 @@ from starai.protocol import tokens
 from starai.protocol.generation import Generation, Part
 from starai.protocol.identity import PartyId
 from starai.protocol.tasks import RefusalCode
+
+_LOG = logging.getLogger(__name__)
 
 #: Ends of an attempt that speak against nobody and count as no failure.
 _NO_FAILURE = (FailureKind.HANDED_OVER, FailureKind.OUTRUN, FailureKind.LEFT)
@@ -136,6 +141,8 @@ class Carried:
         self._heir: Target | None = None
         self._hedge_s: float | None = None
         self._began_s: float | None = None
+        #: When the last attempt was given up, until somebody goes on.
+        self._gave_up_s: float | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -187,8 +194,17 @@ class Carried:
                 await self._first_token(attempt)
             self._failures = 0
             self._accepted += part.ids
+            self._resumed(attempt)
         if part.finish is not None:
             await self._end(attempt, None)
+
+    def _resumed(self, attempt: Attempt) -> None:
+        """Say how long nobody went on after somebody was given up."""
+        if self._gave_up_s is not None:
+            gap_ms = round(1000 * (loop_time() - self._gave_up_s), 1)
+            self._gave_up_s = None
+            task, callee = self._journey.task_id.hex(), short(attempt.target.callee)
+            event(_LOG, "answer_resumed", task=task, callee=callee, gap_ms=gap_ms)
 
     async def _first_token(self, winner: Attempt) -> None:
         """The race for the first token is over, if there was one."""
@@ -261,6 +277,16 @@ class Carried:
         """End a failed attempt; raise when another makes no sense."""
         if failure.refusal != RefusalCode.UNKNOWN_SESSION:
             self._failed.append(attempt.target.callee)
+        self._gave_up_s = loop_time()
+        event(
+            _LOG,
+            "attempt_given_up",
+            task=self._journey.task_id.hex(),
+            callee=short(attempt.target.callee),
+            why=failure.refusal or failure.kind.value,
+            quiet_ms=round(1000 * attempt.quiet_s(failure.kind, self._gave_up_s)),
+            accepted=tokens.count(bytes(self._accepted)),
+        )
         await self._end(attempt, failure)
         if not self._attempts:
             self._judge(failure)
@@ -269,7 +295,7 @@ class Carried:
         if failure.kind not in _NO_FAILURE and failure.refusal != RefusalCode.DRAINING:
             self._failures += 1
         error = _verdict(failure)
-        if not error.retryable and not isinstance(error, ModelNotFound):
+        if not error.retryable and not isinstance(error, ModelNotFound | UnsupportedField):
             raise error from failure
         exhausted = self._failures >= ATTEMPTS_MAX or self._number >= ATTEMPT_NUMBERS
         if exhausted or failure.refusal in self._by.final:
@@ -346,8 +372,9 @@ def _verdict(failure: AttemptFailed) -> StarAIError:
     match failure.refusal:
         case RefusalCode.CONTEXT_TOO_LONG:
             return ContextTooLong("prompt and max_tokens exceed the model's context")
-        case RefusalCode.INVALID_REQUEST:
-            return InvalidRequest("the model cannot do what this request asks for")
+        case RefusalCode.INVALID_REQUEST | RefusalCode.UNSUPPORTED as code:
+            kind = UnsupportedField if code == RefusalCode.UNSUPPORTED else InvalidRequest
+            return kind("the model cannot do what this request asks for")
         case RefusalCode.DEADLINE:
             return DeadlinePassed("the request's deadline passed; ask for fewer tokens")
         case RefusalCode.BUSY:
