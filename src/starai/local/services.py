@@ -1,4 +1,7 @@
-"""The edge of each service's process: opens what it needs from the home folder, and runs it."""
+"""The edge of each service's process: opens what it needs from the home folder, and runs it.
+
+Each imports its own service when it is run: a device that joins does not wait for the gateway.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,9 @@ from pathlib import Path
 from starai.core.clock import SystemClock
 from starai.core.errors import ConfigurationRefused
 from starai.core.randomness import SystemRandomness
-from starai.distributor.service import Distributor
 from starai.engines.base import EngineSpec
 from starai.exchange.confirming import Confirmer
 from starai.exchange.member import Member
-from starai.gateway.config import GatewayConfig
-from starai.gateway.dispatch import Dispatch
-from starai.gateway.key_table import follow_keys
-from starai.gateway.keys import KeyRing
-from starai.gateway.service import serve
 from starai.local.asking import OPERATOR
 from starai.local.home import Home
 from starai.local.membership import CREDENTIAL_LIFETIME_MS, membership
@@ -28,8 +25,6 @@ from starai.node.yielding.base import UNLIMITED, Limits
 from starai.protocol.identity import Identity, PartyId
 from starai.protocol.registry import Side
 from starai.protocol.subjects import Role
-from starai.registry.service import RegistryConfig, run_registry
-from starai.registry.store import open_store
 from starai.wire.keeping import add_revoked, load_or_create_authority
 from starai.wire.outbox import Outbox
 from starai.wire.server import push_account
@@ -71,6 +66,9 @@ async def serve_registry(home: Home) -> None:
         ConfigurationRefused: the database belongs to another network, or is in use.
         StoreFailed: the disk failed.
     """
+    from starai.registry.service import RegistryConfig, run_registry  # noqa: PLC0415 - see above
+    from starai.registry.store import open_store  # noqa: PLC0415 - see above
+
     network, clock, randomness = home.network(), SystemClock(), SystemRandomness()
     authority = load_or_create_authority(home.authority, randomness)
 
@@ -109,6 +107,12 @@ async def serve_registry(home: Home) -> None:
 
 async def serve_gateway(home: Home, host: str, port: int, cors_origins: tuple[str, ...]) -> None:
     """Run a gateway until cancelled."""
+    from starai.gateway.config import GatewayConfig  # noqa: PLC0415 - see above
+    from starai.gateway.dispatch import Dispatch  # noqa: PLC0415 - see above
+    from starai.gateway.key_table import follow_keys  # noqa: PLC0415 - see above
+    from starai.gateway.keys import KeyRing  # noqa: PLC0415 - see above
+    from starai.gateway.service import serve  # noqa: PLC0415 - see above
+
     network = home.network()
     models = tuple(open_model(reference, home.models) for reference in network.models)
     config = GatewayConfig(models=models, host=host, port=port, cors_origins=cors_origins)
@@ -121,6 +125,8 @@ async def serve_gateway(home: Home, host: str, port: int, cors_origins: tuple[st
 
 async def serve_distributor(home: Home, name: str = DISTRIBUTOR) -> None:
     """Run a distributor until cancelled."""
+    from starai.distributor.service import Distributor  # noqa: PLC0415 - see above
+
     async with (
         membership(home, name) as member,
         confirming(home, name, member, Side.DISTRIBUTOR) as confirmer,
@@ -144,19 +150,21 @@ async def confirming(home: Home, name: str, member: Member, side: Side) -> Async
 
 
 def engine_spec(models: Path, options: NodeOptions) -> EngineSpec:
-    """Which engine serves a model: the native one, or the mock for tests and benchmarks.
+    """Which engine serves a model: the native one, a server's, or the mock for tests.
 
     Raises:
         ConfigurationRefused: the native engine is not installed.
         ModelNotFound, ModelFileRefused: the model cannot be served.
     """
     manifest = open_model(options.model, models)
+    extra = _engine_options(options.engine)
     kind = MOCK_NAME if manifest.kind == MOCK_NAME else "text"
+    if options.engine_url:
+        kind, extra = "external", {"url": options.engine_url, **extra}
     if kind == "text" and importlib.util.find_spec("torch") is None:
         raise ConfigurationRefused(
             'the native engine is not installed here: pip install "starai[engine]"'
         )
-    extra = _engine_options(options.engine)
     if kind == MOCK_NAME:
         extra["step_delay_ms"] = options.step_delay_ms
     return EngineSpec(

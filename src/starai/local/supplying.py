@@ -29,6 +29,7 @@ from starai.node.service import Node
 from starai.node.yielding import Yielding
 from starai.node.yielding.priority import lower_node, tamed
 from starai.node.yielding.sensors import sensors_here
+from starai.node.yielding.server import ServerProcesses
 from starai.protocol.identity import Identity
 from starai.protocol.registry import Side
 from starai.protocol.tickets import JoinTicket
@@ -147,7 +148,10 @@ class _Supplier:
         limits = self._options.limits
         if limits.polite:
             lower_node()
-        yielding = Yielding(limits, self.clock, sensors_here)
+        server = ServerProcesses(self._options.engine_url, self.clock)
+        yielding = Yielding(
+            limits, self.clock, lambda pids: sensors_here(lambda: (*pids(), *server()))
+        )
         spec = self._spec()
         self._telling.stage(Stage.MEASURING, "what this device can do")
         known = await fitness_of_node(self._home, spec, self.clock)
