@@ -31,6 +31,7 @@ from starai.exchange.ladder import Fault
 from starai.exchange.member import Member
 from starai.exchange.offering import Offering
 from starai.exchange.pacing import Paces
+from starai.exchange.pleading import Hearing
 from starai.exchange.presence import Presence, keep_beating
 from starai.exchange.routing import WAITING_MAX, Routing
 from starai.exchange.serving import Refused, ServedTask, Serving
@@ -76,6 +77,7 @@ class Distributor:
             on_draining=self._offering.drain,
         )
         self._admission = Admission(member, self._offering, self._nodes) if measures_nodes else None
+        self._hearing = Hearing(member, self._nodes.ladder, self._nodes.roster.changed)
         self._carrier = Carrier(
             member,
             self._offering,
@@ -98,6 +100,7 @@ class Distributor:
             self._nodes.presence.watching(),
             self._gateways.watching(),
             self._offering.running(),
+            self._hearing.running(),
             task_group() as group,
         ):
             group.start_soon(self._confirmer.run)
