@@ -31,14 +31,22 @@ from starai.wire.server import push_account
 
 #: The names of the services that `starai up` runs, in parties/ and logs/.
 REGISTRY, DISTRIBUTOR, GATEWAY = "registry", "distributor", "gateway"
-#: Who gets a credential from the network's own keys; everybody else joins with a token.
-LOCAL_PARTIES = {
-    REGISTRY: Role.REGISTRY,
-    DISTRIBUTOR: Role.DISTRIBUTOR,
-    GATEWAY: Role.GATEWAY,
-    OPERATOR: Role.OPERATOR,
-}
 HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
+
+
+def numbered(name: str, number: int) -> tuple[str, ...]:
+    """What several services of a kind are called: ``gateway``, ``gateway-2``, and so on."""
+    return (name, *(f"{name}-{one}" for one in range(2, number + 1)))
+
+
+def local_parties(gateways: int, distributors: int) -> dict[str, Role]:
+    """Who gets a credential from the network's own keys; everybody else joins with a token."""
+    return {
+        REGISTRY: Role.REGISTRY,
+        OPERATOR: Role.OPERATOR,
+        **dict.fromkeys(numbered(DISTRIBUTOR, distributors), Role.DISTRIBUTOR),
+        **dict.fromkeys(numbered(GATEWAY, gateways), Role.GATEWAY),
+    }
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ async def serve_registry(home: Home) -> None:
         ca=network.ca,
         parties={
             Identity.from_seed(home.party(name).seed).party: role
-            for name, role in LOCAL_PARTIES.items()
+            for name, role in local_parties(network.gateways, network.distributors).items()
         },
     )
     async with (
@@ -105,7 +113,9 @@ async def serve_registry(home: Home) -> None:
         )
 
 
-async def serve_gateway(home: Home, host: str, port: int, cors_origins: tuple[str, ...]) -> None:
+async def serve_gateway(
+    home: Home, host: str, port: int, cors_origins: tuple[str, ...], name: str = GATEWAY
+) -> None:
     """Run a gateway until cancelled."""
     from starai.gateway.config import GatewayConfig  # noqa: PLC0415 - see above
     from starai.gateway.dispatch import Dispatch  # noqa: PLC0415 - see above
@@ -117,7 +127,7 @@ async def serve_gateway(home: Home, host: str, port: int, cors_origins: tuple[st
     models = tuple(open_model(reference, home.models) for reference in network.models)
     config = GatewayConfig(models=models, host=host, port=port, cors_origins=cors_origins)
     clock, randomness = SystemClock(), SystemRandomness()
-    async with membership(home, GATEWAY) as member:
+    async with membership(home, name) as member:
         dispatch, keys = Dispatch(member), KeyRing()
         async with dispatch.running(), follow_keys(member, keys):
             await serve(config, dispatch, keys, clock, randomness)
