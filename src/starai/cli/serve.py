@@ -57,9 +57,10 @@ def distributor(home: Home, name: str, token: str) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=PORT, default=8000, show_default=True, help="Port to listen on.")
 @click.option("--cors-origin", multiple=True, default=("*",), help="Origins that browsers may use.")
-def gateway(home: Home, host: str, port: int, cors_origin: tuple[str, ...]) -> None:
-    """Run the gateway: OpenAI's API over HTTP."""
-    run_service(lambda: services.serve_gateway(home, host, port, cors_origin))
+@click.option("--name", default=services.GATEWAY, show_default=True, help="Its name here.")
+def gateway(home: Home, host: str, port: int, cors_origin: tuple[str, ...], name: str) -> None:
+    """Run a gateway: OpenAI's API over HTTP."""
+    run_service(lambda: services.serve_gateway(home, host, port, cors_origin, name))
 
 
 def run_service(body: Callable[[], Awaitable[None]], *, log_level: str = "INFO") -> None:

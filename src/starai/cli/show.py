@@ -51,10 +51,11 @@ def status(home: Home, as_json: bool) -> None:
     if as_json:
         show_json([_plain(beat) for beat in beats])
         return
+    names = home.party_names()
     rows = [
         (
             beat.role,
-            beat.label or short(beat.party),
+            beat.label or names.get(beat.party) or short(beat.party),
             _state(beat),
             clock_time(beat.boot),
             beat.running,

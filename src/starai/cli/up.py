@@ -84,6 +84,20 @@ _DOOR = ("public", "public_websocket_port", "tls_cert", "tls_key", "tls_ca")
     help="NATS servers of one cluster: with three, any one may die.",
 )
 @click.option(
+    "--gateways",
+    type=click.IntRange(1, 16),
+    default=1,
+    show_default=True,
+    help="Gateways, each on a port of its own: --port and those after it.",
+)
+@click.option(
+    "--distributors",
+    type=click.IntRange(1, 16),
+    default=1,
+    show_default=True,
+    help="Distributors: with two, either may die.",
+)
+@click.option(
     "--public",
     metavar="HOST[:PORT]",
     default="",
@@ -150,6 +164,7 @@ async def _run(settings: UpSettings, as_json: bool, quiet: bool) -> None:
 def _facts(running: Running) -> str:
     facts = {
         "url": running.url,
+        "urls": running.urls,
         "api_key": running.api_key,
         "model": running.model,
         "pids": running.pids(),
@@ -166,7 +181,7 @@ def _guide(running: Running, home: Home) -> str:
     return f"""
 StarAI is up.
 
-  URL      {url}/v1
+  URL      {"  ".join(f"{one}/v1" for one in running.urls)}
   API key  {key}
   Model    {model}
 
@@ -228,7 +243,12 @@ async def _show_life(running: Running, progress: Status | None) -> None:
         nodes, gateways = asked.beats(Role.NODE), asked.beats(Role.GATEWAY)
         seen.append(sum(beat.tokens for beat in nodes))
         speed = max(0, seen[-1] - seen[0]) / max(1, len(seen) - 1) * 2
+        several = "".join(
+            f"{number} {role.value}s · "
+            for role in (Role.GATEWAY, Role.DISTRIBUTOR)
+            if (number := len(asked.beats(role))) > 1
+        )
         progress.update(
-            f"{len(nodes)} node(s) · {sum(beat.running for beat in gateways)} running, "
+            f"{several}{len(nodes)} node(s) · {sum(beat.running for beat in gateways)} running, "
             f"{sum(beat.done for beat in gateways)} answered · {speed:.0f} tokens/s"
         )

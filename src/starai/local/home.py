@@ -23,7 +23,7 @@ from typing import TypeVar
 import msgspec
 
 from starai.core.errors import ConfigurationRefused
-from starai.protocol.identity import Identity
+from starai.protocol.identity import Identity, PartyId
 from starai.wire.keeping import write_secret
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -34,7 +34,8 @@ class NetworkFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``nats_url`` and ``more_urls`` are where this machine connects, best first; ``ca`` is the
     certificate (DER) that the network's own authority shows there, if it has one. ``public_urls``
-    is what an operator's tickets say instead: where devices elsewhere connect.
+    is what an operator's tickets say instead: where devices elsewhere connect. ``gateways`` and
+    ``distributors`` say how many of them this machine runs.
     """
 
     name: str
@@ -46,6 +47,8 @@ class NetworkFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     more_urls: tuple[str, ...] = ()
     public_urls: tuple[str, ...] = ()
     ca: bytes = b""
+    gateways: int = 1
+    distributors: int = 1
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -133,6 +136,11 @@ class Home:
     def has_party(self, name: str) -> bool:
         """Whether there is such a party here."""
         return self._party_path(name).exists()
+
+    def party_names(self) -> dict[PartyId, str]:
+        """What the parties whose keys are kept here are called."""
+        names = sorted(path.stem for path in self._party_path("").parent.glob("*.json"))
+        return {Identity.from_seed(self.party(name).seed).party: name for name in names}
 
     def save_network(self, file: NetworkFile) -> None:
         """Keep where the network is."""

@@ -34,10 +34,11 @@ from starai.local.processes import Processes, Service, processes
 from starai.local.services import (
     DISTRIBUTOR,
     GATEWAY,
-    LOCAL_PARTIES,
     REGISTRY,
     NodeOptions,
     engine_spec,
+    local_parties,
+    numbered,
 )
 from starai.models.catalog import open_model
 from starai.protocol.subjects import Role
@@ -52,12 +53,15 @@ LOOK_S = 0.05
 #: A service that dies this often while the network starts will not come up.
 GIVE_UP_RESTARTS = 3
 TOKEN_LIFETIME_MS = 3_600_000
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PORT_MAX = 65_535
 
 
 @dataclass(frozen=True)
 class UpSettings:
-    """What to start. ``model`` is a reference of `starai.models.catalog.open_model`."""
+    """What to start. ``model`` is a reference of `starai.models.catalog.open_model`.
+
+    Each gateway listens on a port of its own, from ``port`` on.
+    """
 
     home: Home
     host: str = "127.0.0.1"
@@ -71,24 +75,31 @@ class UpSettings:
     engine: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ("*",)
     nats_servers: int = 1
+    gateways: int = 1
+    distributors: int = 1
     public: PublicDoor | None = None
 
 
 @dataclass(frozen=True)
 class Running:
-    """A network that runs: what to print, and whom to ask.
+    """A network that runs: what to print, and whom to ask; ``url`` is the first of ``urls``.
 
     ``public_urls`` is where devices elsewhere connect, and ``ca`` the certificate (DER) of the
     network's own authority that they are shown there; empty without `UpSettings.public`.
     """
 
-    url: str
+    urls: tuple[str, ...]
     api_key: str
     model: str
     pids: Callable[[], dict[str, int]]
     operator: Operator
     public_urls: tuple[str, ...] = ()
     ca: bytes = b""
+
+    @property
+    def url(self) -> str:
+        """Where the first gateway listens."""
+        return self.urls[0]
 
 
 @asynccontextmanager
@@ -105,7 +116,8 @@ async def network_up(
     model = open_model(settings.model, home.models)
     engine_spec(home.models, NodeOptions(settings.model))  # refused now rather than in a log
     with _sole_owner(home):
-        _check_port_free(settings.host, settings.port)
+        for port in _ports(settings):
+            _check_port_free(settings.host, port)
         say("starting NATS")
         plan = plan_servers(
             home.authority,
@@ -121,11 +133,13 @@ async def network_up(
             await running.start(_service(home, REGISTRY, "serve", REGISTRY))
             async with operator(home) as asked:
                 await _until_registry_answers(asked, running, home)
-                say(f"starting the gateway, the distributor and {settings.nodes} node(s)")
+                say(f"starting gateways, distributors and {settings.nodes} node(s)")
                 await _start_services(settings, running, asked, clock)
-                url = _url(settings)
+                urls = tuple(_url(settings.host, port) for port in _ports(settings))
+                url = urls[0]
                 say(f"loading {model.name}")
-                await _until_ready(url, running, home)
+                for one in urls:
+                    await _until_ready(one, running, home)
                 key = await _api_key(home, url, asked)
                 home.save_client(ClientFile(f"{url}/v1", key))
 
@@ -133,7 +147,7 @@ async def network_up(
                     known = {name: running.pid(name) for name in running.names}
                     return {"starai": os.getpid(), **_nats_pids(plan, nats), **known}
 
-                yield Running(url, key, model.name, pids, asked, plan.public_urls, plan.ca)
+                yield Running(urls, key, model.name, pids, asked, plan.public_urls, plan.ca)
                 say("stopping")
 
 
@@ -155,7 +169,7 @@ def _write_network(
     home = settings.home
     first, *more = (server.url for server in nats[: plan.num_local])
     authority = load_or_create_authority(home.authority, randomness)
-    for name, role in LOCAL_PARTIES.items():
+    for name, role in local_parties(settings.gateways, settings.distributors).items():
         create_party(home, name, role, authority.account, clock, randomness)
     home.save_network(
         NetworkFile(
@@ -163,11 +177,13 @@ def _write_network(
             account=authority.account.nkey,
             nats_url=first,
             block_ms=LOCAL_BLOCK_MS,
-            gateway_url=_url(settings),
+            gateway_url=_url(settings.host, settings.port),
             models=(_absolute(settings.model, home),),
             more_urls=tuple(more),
             public_urls=plan.public_urls,
             ca=plan.ca,
+            gateways=settings.gateways,
+            distributors=settings.distributors,
         )
     )
 
@@ -183,15 +199,13 @@ async def _start_services(
             await running.start(_node(settings, name, token))
         else:
             await running.start(_node(settings, name, ""))
-    await running.start(_service(home, DISTRIBUTOR, "serve", DISTRIBUTOR))
+    for name in numbered(DISTRIBUTOR, settings.distributors):
+        await running.start(_service(home, name, "serve", DISTRIBUTOR, "--name", name))
     origins = [part for origin in settings.cors_origins for part in ("--cors-origin", origin)]
-    await running.start(
-        _service(
-            home,
-            GATEWAY,
-            *("serve", GATEWAY, "--host", settings.host, "--port", str(settings.port), *origins),
-        )
-    )
+    names = numbered(GATEWAY, settings.gateways)
+    for name, port in zip(names, _ports(settings), strict=True):
+        where = ("--host", settings.host, "--port", str(port), *origins)
+        await running.start(_service(home, name, "serve", GATEWAY, "--name", name, *where))
 
 
 def _service(home: Home, name: str, *command: str, secret: dict[str, str] | None = None) -> Service:
@@ -258,11 +272,25 @@ async def _until_ready(url: str, running: Processes, home: Home) -> None:
     raise Unavailable(f"no node is ready to serve; see the logs in {home.log(GATEWAY).parent}")
 
 
-def _url(settings: UpSettings) -> str:
-    host = settings.host
+def _ports(settings: UpSettings) -> range:
+    """The gateways' ports.
+
+    Raises:
+        ConfigurationRefused: there are not as many above the first.
+    """
+    ports = range(settings.port, settings.port + settings.gateways)
+    if ports[-1] > PORT_MAX:
+        raise ConfigurationRefused(
+            f"{settings.gateways} gateways from port {settings.port} on need ports above "
+            f"{PORT_MAX}; choose a lower --port"
+        )
+    return ports
+
+
+def _url(host: str, port: int) -> str:
     if host in ("0.0.0.0", "::"):  # noqa: S104 - recognised, not bound
         host = "127.0.0.1"
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _absolute(reference: str, home: Home) -> str:
