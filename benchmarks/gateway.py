@@ -1,9 +1,9 @@
-"""What a request costs in the gateway, beside a bare ASGI echo and LiteLLM's proxy, in one run.
+"""What a request costs in the gateway, beside a bare ASGI echo and three peers, in one run.
 
 ``make bench`` or ``python benchmarks/gateway.py --rounds 3 --seconds 4``; the method is in
 benchmarks/README.md. StarAI runs whole (`starai up --model mock`): gateway, distributor, registry,
-node and NATS, with keys, seals and records on. LiteLLM runs in an environment of its own, built
-under build/peers at the first run. Writes a dated file into benchmarks/results.
+node and NATS, with keys, seals and records on. LiteLLM, SMG and vLLM Router run in environments of
+their own, built under build/peers at the first run. Writes a dated file into benchmarks/results.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PEERS = ROOT / "build" / "peers"
 LITELLM = "litellm[proxy]==1.106.2"
+SMG = "smg==1.13.0"
+VLLM_ROUTER = "vllm-router==0.1.17"
+ALL = ("echo", "starai", "litellm", "smg", "vllm-router")
 START_LIMIT_S = 120.0
 #: Each row is (name, connections, stream).
 LOADS = (("c1", 1, False), ("c16", 16, False), ("s1", 1, True), ("s16", 16, True))
@@ -129,15 +132,21 @@ def echo(logs: Path) -> contextlib.AbstractContextManager[Peer]:
     )
 
 
-def litellm(logs: Path, upstream: int) -> contextlib.AbstractContextManager[Peer]:
-    """LiteLLM's proxy with one worker, no database, no key; as its documentation says to run it."""
-    folder = PEERS / "litellm"
-    program = folder / "bin" / "litellm"
-    if not program.exists():
-        print(f"installing {LITELLM} into {folder.relative_to(ROOT)}")
+def installed(package: str, program: str) -> Path:
+    """A peer's program, in an environment of its own that is made at the first run."""
+    folder = PEERS / program
+    found = folder / "bin" / program
+    if not found.exists():
+        print(f"installing {package} into {folder.relative_to(ROOT)}")
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-qq", "--no-compile"]
-        subprocess.run([*pip, LITELLM], check=True)
+        subprocess.run([*pip, package], check=True)
+    return found
+
+
+def litellm(logs: Path, upstream: int) -> contextlib.AbstractContextManager[Peer]:
+    """LiteLLM's proxy with one worker, no database, no key; as its documentation says to run it."""
+    program = installed(LITELLM, "litellm")
     config = logs / "litellm.json"
     params = {"model": "openai/mock", "api_base": f"http://127.0.0.1:{upstream}/v1", "api_key": "x"}
     model = {"model_name": "mock", "litellm_params": params}
@@ -149,6 +158,17 @@ def litellm(logs: Path, upstream: int) -> contextlib.AbstractContextManager[Peer
         LITELLM_MODE="PRODUCTION", LITELLM_LOG="ERROR", LITELLM_LOCAL_MODEL_COST_MAP="True",
         LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY="true",
     )  # fmt: skip
+
+
+def router(
+    logs: Path, upstream: int, package: str, name: str, *verb: str
+) -> contextlib.AbstractContextManager[Peer]:
+    """A router in Rust that passes requests on: round robin over one worker, no keys."""
+    program, port = installed(package, package.partition("=")[0]), free_port()
+    command = [str(program), *verb, "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--worker-urls", f"http://127.0.0.1:{upstream}", "--policy", "round_robin"]
+    command += ["--prometheus-port", str(free_port()), "--log-level", "error"]
+    return simple(f"{name} {package.rpartition('=')[2]}", command, port, logs)
 
 
 def facts(log: Path) -> dict[str, object] | None:
@@ -231,8 +251,8 @@ HEAD = """# What a request costs in the gateway
 
 CPU-ms are user and system time per request at 16 connections; "all" counts every process of
 the peer. StarAI's includes distributor, node, registry and NATS, with keys, seals and records
-on; LiteLLM forwards to the mock upstream. Latency is what is added over the mock upstream asked
-directly, at the median.
+on; the peers forward to the mock upstream and do none of that. Latency is what is added over the
+mock upstream asked directly, at the median.
 
 | | CPU-ms | all | CPU-ms, 20-token stream | all | requests/s | streams/s |
 |---|---|---|---|---|---|---|
@@ -287,7 +307,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--only", default="echo,starai,litellm", help="peers, comma-separated")
+    parser.add_argument(
+        "--only", default="echo,starai,litellm,smg,vllm-router", help="peers, comma-separated"
+    )
     parser.add_argument("--no-write", action="store_true", help="print the report only")
     options = parser.parse_args()
     wanted = options.only.split(",")
@@ -300,6 +322,12 @@ def main() -> None:
             peers.append(stack.enter_context(starai(logs)))
         if "litellm" in wanted:
             peers.append(stack.enter_context(litellm(logs, peers[0].port)))
+        if "smg" in wanted:
+            smg = router(logs, peers[0].port, SMG, "SMG", "launch")
+            peers.append(stack.enter_context(smg))
+        if "vllm-router" in wanted:
+            other = router(logs, peers[0].port, VLLM_ROUTER, "vLLM Router")
+            peers.append(stack.enter_context(other))
         found = measure(peers, options.rounds, options.seconds)
         text = report(peers, found, f"{options.rounds} rounds of {options.seconds:g} s a load.")
     print(text)

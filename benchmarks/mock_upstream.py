@@ -58,6 +58,10 @@ def events(tokens: int) -> list[bytes]:
     return [*lines, b"data: [DONE]\n\n"]
 
 
+_LIST = b'{"object":"list","data":[{"id":"mock","object":"model","created":1,"owned_by":"mock"}]}'
+MODELS = _head("application/json", len(_LIST)) + _LIST
+
+
 class Mock(asyncio.Protocol):
     """One connection."""
 
@@ -86,6 +90,9 @@ class Mock(asyncio.Protocol):
                 return
             body = self.buffer[split + 4 : split + 4 + length]
             self.buffer = self.buffer[split + 4 + length :]
+            if head.startswith(b"get "):
+                self.transport.write(MODELS)  # routers ask what there is, and whether we live
+                continue
             self.answer(b'"stream":true' in body.replace(b" ", b""))
 
     def answer(self, stream: bool) -> None:
