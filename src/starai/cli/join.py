@@ -52,6 +52,7 @@ _SUPPLIER = (
         help="CPU threads; 0: decide by itself.",
     ),
     click.option("--label", default="", help="What people see beside the node's key."),
+    click.option("--region", default="", help="Where the device is, coarsely: eu-west, us, jp."),
     engine_url_option,
     engine_option,
     yielding_options,

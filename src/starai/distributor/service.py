@@ -23,6 +23,7 @@ from starai.core.errors import (
 )
 from starai.core.logging import event
 from starai.distributor.admission import Admission
+from starai.distributor.placing import Placing
 from starai.exchange.base import SIGN_OF_LIFE_S, Settled, short, task_record
 from starai.exchange.carrying import Carried, Carrier, Journey, attempts_within
 from starai.exchange.confirming import Confirmer
@@ -31,6 +32,7 @@ from starai.exchange.ladder import Fault
 from starai.exchange.member import Member
 from starai.exchange.offering import Offering
 from starai.exchange.pacing import Paces
+from starai.exchange.pinging import answering_pings
 from starai.exchange.pleading import Hearing
 from starai.exchange.presence import Presence, keep_beating
 from starai.exchange.routing import WAITING_MAX, Routing
@@ -90,6 +92,7 @@ class Distributor:
         self._gateways = Presence(
             member.wire, Role.GATEWAY, member.clock, on_gone=self._serving.abandon
         )
+        self._placing = Placing(member, self._nodes, self._gateways)
 
     async def run(
         self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
@@ -101,6 +104,8 @@ class Distributor:
             self._gateways.watching(),
             self._offering.running(),
             self._hearing.running(),
+            self._placing.running(),
+            answering_pings(member),
             task_group() as group,
         ):
             group.start_soon(self._confirmer.run)

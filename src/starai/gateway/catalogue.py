@@ -86,6 +86,7 @@ class Catalogue:
         if model is not None:
             return model
         if name in self._models:
+            self._port.missed(name, self._models[name].root)
             raise Unavailable(
                 f"No node serves the model `{name}` right now; try again shortly.",
                 param="model",

@@ -13,8 +13,10 @@ from starai.core.concurrency import task_group
 from starai.exchange.carrying import Carried, Carrier, Journey
 from starai.exchange.member import Member
 from starai.exchange.offering import Offering
+from starai.exchange.pinging import Pinger, answering_pings
 from starai.exchange.presence import keep_beating
 from starai.exchange.routing import Routing
+from starai.exchange.wanting import Wanted
 from starai.protocol.generation import Part
 from starai.protocol.ports import Submission
 from starai.protocol.presence import Beat, ServedModel
@@ -37,7 +39,11 @@ class Dispatch:
         self._models: tuple[ServedModel, ...] = ()
         self._looked_s = float("-inf")
         self._offering = Offering(member)
-        self._routing = Routing(member, Role.DISTRIBUTOR, self._offering.lose)
+        self._pinger = Pinger(member)
+        self._wanted = Wanted(member.clock)
+        self._routing = Routing(
+            member, Role.DISTRIBUTOR, self._offering.lose, rtt_ms=self._pinger.rtt_ms
+        )
         # A distributor says "busy" after it has waited for all nodes itself: asking on would
         # multiply the load when there is too much of it.
         self._carrier = Carrier(member, self._offering, self._routing, final=(RefusalCode.BUSY,))
@@ -48,6 +54,8 @@ class Dispatch:
         async with (
             self._routing.presence.watching(),
             self._offering.running(),
+            self._pinger.running(),
+            answering_pings(self._member),
             task_group() as group,
         ):
             group.start_soon(keep_beating, self._member.wire, Role.GATEWAY, self._beat)
@@ -67,6 +75,10 @@ class Dispatch:
             self._models = tuple(by_name[name] for name in sorted(by_name))
             self._looked_s = now_s
         return self._models
+
+    def missed(self, name: str, model_root: bytes) -> None:
+        """See `TaskPort.missed`: beats tell the distributors."""
+        self._wanted.missed(name, model_root)
 
     def submit(self, submission: Submission) -> Submitted:
         """Have an answer generated; see `TaskPort.submit`."""
@@ -96,6 +108,8 @@ class Dispatch:
             queued=0,
             done=self._done,
             tokens=0,
+            models=self._wanted.models(),
+            rtts=self._pinger.nearest(),
         )
 
 

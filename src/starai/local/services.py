@@ -54,7 +54,8 @@ class NodeOptions:
     """What a node serves. ``threads`` 0: as many as the engine likes.
 
     ``engine`` has the engine's own options, each as ``name=value``; ``engine_url`` a server that
-    runs the model already. ``limits`` is what the device's owner allows.
+    runs the model already. ``limits`` is what the device's owner allows, ``region`` what he says of
+    where it is.
     """
 
     model: str
@@ -65,6 +66,7 @@ class NodeOptions:
     engine: tuple[str, ...] = ()
     engine_url: str = ""
     limits: Limits = UNLIMITED
+    region: str = ""
 
 
 async def serve_registry(home: Home) -> None:

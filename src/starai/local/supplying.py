@@ -24,6 +24,7 @@ from starai.local.home import Home
 from starai.local.joining import applicant_of, expired_credential, is_admitted, join
 from starai.local.membership import membership
 from starai.local.services import NodeOptions, confirming, engine_spec
+from starai.node.moving import Moving
 from starai.node.runner import Runner
 from starai.node.service import Node
 from starai.node.yielding import Yielding
@@ -168,7 +169,17 @@ class _Supplier:
             self._telling.stage(Stage.LOADING, self._options.model)
             group.start_soon(self._tell_life, member, runner)
             fits = known.fits(self._home.models) if known is not None else ()
-            await Node(member, runner, confirmer, self._label, yielding, fits).run()
+            moving = Moving(runner, self.clock, fits, self._spec_of)
+            node = Node(
+                *(member, runner, confirmer, self._label, yielding),
+                moving=moving,
+                region=self._options.region,
+            )
+            await node.run()
+
+    def _spec_of(self, model: str) -> EngineSpec:
+        """How another model would be served here."""
+        return engine_spec(self._home.models, replace(self._options, model=model))
 
     async def _tell_life(self, member: Member, runner: Runner) -> None:
         while runner.info is None:  # noqa: ASYNC110 - an engine tells nobody else

@@ -40,6 +40,10 @@ _LOG = logging.getLogger(__name__)
 EMITTED_MAX = 8192
 #: Tokens of one part of an answer: with 20 rivals each they take 40 KB, a sealed part has 64.
 PART_TOKENS_MAX = 128
+#: For so many slots, one task may wait until one is free: a distributor that places it has heard
+#: of the others' tasks by beats only. More would be better off elsewhere, and so after this time.
+SLOTS_A_WAITER = 4
+WAIT_FOR_SLOT_S = 2.0
 #: No event from a worker that has work for this long means that it hangs: it is replaced.
 HANG_S = 20.0
 #: Windows has one way to end a process, by another name.
@@ -106,6 +110,10 @@ class Runner:
         self._may_load.set()
         self._life = anyio.CancelScope()
         self._mail: dict[bytes, Mailbox[Emitted | None]] = {}
+        #: What was served before `change`, until the new one runs.
+        self._former: EngineSpec | None = None
+        #: Tasks that wait for a slot, each with what tells it that one is free.
+        self._line: list[anyio.Event] = []
         self._last_event_s = 0.0
         self.prefill = Speed(expected.prefill_tps if expected else 0.0)
         self.decode = Speed(expected.decode_tps if expected else 0.0)
@@ -120,6 +128,11 @@ class Runner:
     def num_running(self) -> int:
         """Tasks on the engine."""
         return len(self._mail) - (_PROBE_KEY in self._mail)
+
+    @property
+    def num_waiting(self) -> int:
+        """Tasks that wait for a slot of the engine."""
+        return len(self._line)
 
     def pids(self) -> Sequence[int]:
         """This process and, while there is one, the engine's."""
@@ -140,6 +153,15 @@ class Runner:
     def load(self) -> None:
         """Start the engine again after `unload`."""
         self._may_load.set()
+
+    def change(self, spec: EngineSpec) -> None:
+        """Serve another model from now on; what runs is refused as if drained.
+
+        When the new one cannot be opened, the former is served again.
+        """
+        self._former, self._spec = self._spec, spec
+        self.prefill, self.decode = Speed(), Speed()
+        self._life.cancel()
 
     async def run(self) -> None:
         """Keep a worker running until cancelled."""
@@ -165,11 +187,14 @@ class Runner:
         try:
             async with engine_process(self._spec, on_spawned=self._on_spawned) as worker:
                 await worker.pace(self._share)
-                self._worker = worker
+                self._worker, self._former = worker, None
                 event(_LOG, "engine_ready", model=worker.info.name, pid=worker.pid)
                 await self._pump(worker)
-        except (ConfigurationRefused, ModelFileRefused, ModelNotFound):
-            raise  # another start would be refused for the same reason
+        except (ConfigurationRefused, ModelFileRefused, ModelNotFound) as error:
+            if self._former is None:
+                raise  # another start would be refused for the same reason
+            event(_LOG, "engine_refused", logging.ERROR, code=error.code, why=error.message)
+            self._spec, self._former = self._former, None
         except StarAIError as error:
             event(_LOG, "engine_ended", logging.ERROR, code=error.code, why=error.message)
         finally:
@@ -218,8 +243,7 @@ class Runner:
             raise Refused(RefusalCode.BUSY, retry_after_ms=1000)
         if task.header.model_root != worker.info.model_root:
             raise Refused(RefusalCode.UNKNOWN_MODEL)
-        if self.num_running >= worker.info.slots:
-            raise Refused(RefusalCode.BUSY, retry_after_ms=500)
+        await self._slot(worker)
         key = _engine_key(task.header)
         if not self._mail:
             self._last_event_s = self._clock.monotonic_s()  # it was silent because it was idle
@@ -233,9 +257,37 @@ class Runner:
             raise Refused(RefusalCode.ENGINE_FAILED) from error
         finally:
             del self._mail[key]
+            self._next_turn()
             if not task.finished and self._worker is worker:
                 with anyio.CancelScope(shield=True), contextlib.suppress(EngineDied):
                     await worker.cancel(key)
+
+    async def _slot(self, worker: EngineWorker) -> None:
+        """Wait for a free slot, if few others do: several distributors saw the same one free."""
+        if self.num_running < worker.info.slots and not self._line:
+            return
+        if len(self._line) >= worker.info.slots // SLOTS_A_WAITER:
+            raise Refused(RefusalCode.BUSY, retry_after_ms=500)
+        turn = anyio.Event()
+        self._line.append(turn)
+        try:
+            with anyio.move_on_after(WAIT_FOR_SLOT_S):
+                await turn.wait()
+        except BaseException:
+            if turn.is_set():  # it was its turn as it gave up: the next one's then
+                self._line.remove(turn)
+                self._next_turn()
+            raise
+        finally:
+            if turn in self._line:
+                self._line.remove(turn)
+        if not turn.is_set() or self._worker is not worker:
+            raise Refused(RefusalCode.BUSY, retry_after_ms=500)
+
+    def _next_turn(self) -> None:
+        turn = next((one for one in self._line if not one.is_set()), None)
+        if turn is not None:
+            turn.set()
 
     async def _end_probe(self, worker: EngineWorker) -> None:
         """A task is a better proof, and needs the slot."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AsyncExitStack
 
 import anyio
 
@@ -13,9 +14,11 @@ from starai.exchange.base import Settled, short, task_record
 from starai.exchange.confirming import Confirmer
 from starai.exchange.mailboxes import Bell
 from starai.exchange.member import Member
+from starai.exchange.pinging import Pinger
 from starai.exchange.presence import Presence, keep_beating
 from starai.exchange.serving import Refused, ServedTask, Serving
 from starai.node.leaving import leave
+from starai.node.moving import Moving
 from starai.node.readiness import Readiness
 from starai.node.runner import Runner
 from starai.node.yielding import Yielding
@@ -42,19 +45,23 @@ class Node:
         confirmer: Confirmer,
         label: str = "",
         yielding: Yielding | None = None,
-        fits: tuple[str, ...] = (),
+        *,
+        moving: Moving | None = None,
+        region: str = "",
     ) -> None:
         """Serve as ``member`` with the engine of ``runner``; ``label`` is for people to read.
 
-        ``yielding`` says when the device's owner needs it for himself, ``fits`` what the device
-        could serve instead.
+        ``yielding`` says when the device's owner needs it for himself, ``moving`` what the device
+        could serve instead. ``region`` is what the owner says of where it is.
         """
         self._member = member
         self._runner = runner
         self._confirmer = confirmer
         self._label = label
         self._yielding = yielding
-        self._fits = fits
+        self._moving = moving
+        self._region = region
+        self._pinger = Pinger(member)
         self._boot = member.clock.now_ms()
         self._draining = False
         self._leaving = anyio.Event()
@@ -76,8 +83,13 @@ class Node:
         async with (
             self._distributors.watching(),
             member.wire.subscribe(control(member.identity.party), self._on_control),
+            self._pinger.running(),
+            AsyncExitStack() as stack,
             task_group() as group,
         ):
+            if self._moving is not None:
+                hearing = self._moving.hearing(member.wire, member.identity.party)
+                await stack.enter_async_context(hearing)
             group.start_soon(self._confirmer.run)
             group.start_soon(self._runner.run)
             group.start_soon(self._readiness.run)
@@ -145,12 +157,14 @@ class Node:
             sent_ms=member.clock.now_ms(),
             draining=self._draining or (self._yielding is not None and self._yielding.hands_over),
             running=runner.num_running,
-            queued=0,
+            queued=runner.num_waiting,
             done=self._done,
             tokens=runner.num_tokens,
             prekey=self._serving.prekey,
             models=served,
             label=self._label,
             paused=self._paused,
-            fits=self._fits,
+            region=self._region,
+            rtts=self._pinger.nearest(),
+            fits=self._moving.loadable if self._moving is not None else (),
         )

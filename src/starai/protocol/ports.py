@@ -93,6 +93,10 @@ class TaskPort(Protocol):
         """What can be served right now, one entry a model name, by name."""
         ...
 
+    def missed(self, name: str, model_root: bytes) -> None:
+        """Hear that a model was asked for which nobody serves; somebody may then load it."""
+        ...
+
     def submit(self, submission: Submission) -> AbstractAsyncContextManager[AsyncIterator[Part]]:
         """Have an answer generated; iterate its parts inside the context.
 

@@ -92,6 +92,7 @@ class ScriptedTasks:
         self.served = tuple(models) if models is not None else serve_all([open_model(MOCK_NAME)])
         self.submissions: list[Submission] = []
         self.cancelled: list[bytes] = []
+        self.missing: list[str] = []
         self.finished: list[bytes] = []
 
     @property
@@ -102,6 +103,10 @@ class ScriptedTasks:
     def models(self) -> tuple[ServedModel, ...]:
         """What is served, by name."""
         return self.served
+
+    def missed(self, name: str, model_root: bytes) -> None:
+        """Remember which model was asked for in vain."""
+        self.missing.append(name)
 
     @asynccontextmanager
     async def submit(self, submission: Submission) -> AsyncIterator[AsyncIterator[Part]]:
