@@ -158,10 +158,10 @@ def main() -> None:
         "",
         "A stage's figure is when it began. Up to `connecting` Python starts and imports; then",
         "come TLS, login and the registry's answer; `measuring` looks at the device, once in a",
-        "home's life; from `loading` to `serving` the engine's process starts (the embedded model's",
-        "imports torch) and reads the model; then a beat (every 0.5 s) tells the distributor, and the",
-        "client's next try gets through. The CPU seconds are those of the device's own processes,",
-        "over its whole life: what a machine without neighbours would take at most.",
+        "home's life; from `loading` to `serving` the engine's process starts (for the embedded",
+        "model it imports torch) and reads the model; then a beat (every 0.5 s) tells the",
+        "distributor, and the client's next try gets through. The CPU seconds are those of the",
+        "device's own processes over its whole life.",
         "",
     ]
     RESULTS.mkdir(exist_ok=True)
