@@ -310,6 +310,14 @@ def test_a_server_that_is_not_there_is_unavailable():
         pass
 
 
+@pytest.mark.parametrize("speaks", ["vllm", "openai"])
+def test_a_server_that_still_loads_is_unavailable(speaks):
+    """HTTP 503 is no answer to what it is: asked again later."""
+    server = EngineServer(speaks, healthy=False)
+    with serving(server), pytest.raises(Unavailable, match="not ready"), opened(server):
+        pass
+
+
 def test_a_lost_server_ends_the_engine(monkeypatch):
     """When the server is gone for good, stepping says so, also without work."""
     monkeypatch.setattr(module, "_ALIVE_S", 0.05)

@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 from starai.core.clock import SystemClock
 from starai.node.yielding.server import ServerProcesses, listening_inodes
 
-TABLE = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt uid timeout inode
+TABLE = """  sl  local_address rem_address st tx_queue rx_queue tr tm->when retrnsmt uid inode
    0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 4242 1
    1: 0100007F:1F90 0100007F:D431 01 00000000:00000000 00:00000000 00000000  1000        0 4343 1
    2: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4444 1

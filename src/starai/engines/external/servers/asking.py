@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from starai.core.errors import ConfigurationRefused
+from starai.core.errors import ConfigurationRefused, Unavailable
 from starai.core.limits import SAMPLER_CANDIDATES
 from starai.engines.external.base import NotThis, Wanted
 from starai.engines.external.connection import Connection, Refused
@@ -16,6 +16,8 @@ from starai.protocol.generation import Finish
 
 #: OpenAI's words for the end of an answer.
 FINISHES: Final = {"stop": Finish.STOP, "length": Finish.LENGTH}
+#: Too many requests, and the ways in which servers say that they load, restart or fail.
+_NOT_NOW: Final = (429, 500, 502, 503, 504)
 #: What a tokenizer is compared by: letters, digits, blanks, other scripts, code.
 SAMPLE: Final = "Once upon a time, 3.14 ≈ π; naïve déjà-vu\n\n\tdef f(x): return x  # 你好"
 
@@ -24,7 +26,9 @@ async def ask_or_not(connection: Connection, path: str, body: object = None) -> 
     """An answer by which a kind of server is recognised.
 
     Raises:
+        ConfigurationRefused: it wants a key.
         NotThis: the server does not know the question.
+        Unavailable: it is there, and still loading, or failing.
     """
     try:
         return await connection.ask(path, body)
@@ -32,6 +36,10 @@ async def ask_or_not(connection: Connection, path: str, body: object = None) -> 
         if refusal.status in (401, 403):
             raise ConfigurationRefused(
                 f"{connection.url} wants a key: set STARAI_ENGINE_KEY"
+            ) from refusal
+        if refusal.status in _NOT_NOW:
+            raise Unavailable(
+                f"{connection.url} is not ready: HTTP {refusal.status}", retry_after_s=2.0
             ) from refusal
         raise NotThis from refusal
 
