@@ -19,6 +19,9 @@ import uvloop
 class Client(asyncio.Protocol):
     """One connection that asks until the time is up."""
 
+    #: Whether to leave in the middle of every answer; its owner connects anew.
+    hang_up = False
+
     def __init__(self, request: bytes, until: float, done: asyncio.Future[None]) -> None:
         """Take the ready-made bytes of a request."""
         self.request = request
@@ -62,6 +65,8 @@ class Client(asyncio.Protocol):
             good = head.startswith(b"http/1.1 200") and b"[DONE]" in self.buffer
         if whole:
             self.finish(good)
+        elif self.hang_up and self.first:
+            self.transport.abort()
 
     def finish(self, good: bool) -> None:
         """Note the latency and go on."""
@@ -73,7 +78,7 @@ class Client(asyncio.Protocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         """End; a connection that was cut counts as a failure."""
-        if time.perf_counter() < self.until:
+        if time.perf_counter() < self.until and not self.hang_up:
             self.failed += 1
         if not self.done.done():
             self.done.set_result(None)
@@ -98,10 +103,26 @@ async def run(options: argparse.Namespace) -> dict[str, float]:
     loop = asyncio.get_running_loop()
     until = time.perf_counter() + options.seconds
     clients = [Client(request, until, loop.create_future()) for _ in range(options.connections)]
+    hung_up = 0
+    leavers = clients[::2] if options.hang_up else []
+
+    async def leave(client: Client) -> None:
+        """Connect, ask, leave in the middle, until the time is up."""
+        nonlocal hung_up
+        client.hang_up = True
+        while time.perf_counter() < until:
+            client.done = loop.create_future()
+            await loop.create_connection(lambda: client, "127.0.0.1", options.port)
+            await client.done
+            hung_up += 1
+
     for client in clients:
-        await loop.create_connection(lambda c=client: c, "127.0.0.1", options.port)
+        if client not in leavers:
+            await loop.create_connection(lambda c=client: c, "127.0.0.1", options.port)
+    tasks = [loop.create_task(leave(client)) for client in leavers]
     # An answer that never comes must not hang the benchmark.
-    await asyncio.wait([c.done for c in clients], timeout=options.seconds + 30)
+    staying = [client.done for client in clients if client not in leavers]
+    await asyncio.wait([*staying, *tasks], timeout=options.seconds + 30)
     latencies = sorted(latency for client in clients for latency in client.latencies)
     firsts = [first for client in clients for first in client.firsts]
     if not latencies:
@@ -109,6 +130,7 @@ async def run(options: argparse.Namespace) -> dict[str, float]:
     return {
         "requests": len(latencies),
         "failed": sum(client.failed for client in clients),
+        "hung_up": hung_up,
         "rps": len(latencies) / options.seconds,
         "p50_ms": statistics.median(latencies) * 1000,
         "p99_ms": latencies[int(len(latencies) * 0.99)] * 1000,
@@ -124,4 +146,5 @@ if __name__ == "__main__":
     parser.add_argument("--connections", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--hang-up", action="store_true", help="every second client leaves early")
     print(json.dumps(uvloop.run(run(parser.parse_args()))))
