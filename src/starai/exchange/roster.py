@@ -80,6 +80,9 @@ class Roster:
         self.believe: Callable[[PartyId, ServedModel], ServedModel] = lambda _party, model: model
         self._parties: dict[PartyId, _Party] = {}
         self._pools: dict[bytes, Pool] = {}
+        # Moved in their pools before somebody looks there, and not for every task that comes and
+        # goes in between; a dict, for its order.
+        self._changed: dict[PartyId, None] = {}
         self._next_place = 0
 
     def __len__(self) -> int:
@@ -92,6 +95,7 @@ class Roster:
 
     def pool(self, model_root: bytes) -> Pool | None:
         """The candidates for a model, those that cannot take a task included."""
+        self._settle()
         return self._pools.get(model_root)
 
     def models(self) -> tuple[ServedModel, ...]:
@@ -145,11 +149,16 @@ class Roster:
 
     def changed(self, party: PartyId) -> None:
         """Something about a party is different: its tasks, or its place on the ladder."""
-        known = self._parties.get(party)
-        if known is not None:
-            now_s = self._clock.monotonic_s()
-            for model in known.beat.models[:TOLD_AT_ONCE_MAX]:
-                self._put(known, model, now_s)
+        self._changed[party] = None
+
+    def _settle(self) -> None:
+        now_s = self._clock.monotonic_s()
+        for party in self._changed:
+            known = self._parties.get(party)
+            if known is not None:
+                for model in known.beat.models[:TOLD_AT_ONCE_MAX]:
+                    self._put(known, model, now_s)
+        self._changed.clear()
 
     def hold(
         self,
@@ -161,6 +170,7 @@ class Roster:
         even_resting: bool = False,
     ) -> Target | None:
         """Hold a place on who is best and free now; None when nobody is."""
+        self._settle()
         pool, now_s = self._pools.get(model_root), self._clock.monotonic_s()
         while pool is not None:
             chosen = pool.choose(
