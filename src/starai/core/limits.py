@@ -31,7 +31,7 @@ EMBEDDING_INPUTS_MAX: Final = 2048
 #: Parts of an answer that wait in memory for their reader before it counts as too slow.
 ANSWER_PARTS_BUFFERED_MAX: Final = 4096
 #: Failed attempts at one task without a token between them before the client is told.
-ATTEMPTS_MAX: Final = 4
+ATTEMPTS_MAX: Final = 6
 #: Attempts at one task in all, those that went on well for a while included.
 ATTEMPT_NUMBERS: Final = 64
 #: How long a request may take in all.

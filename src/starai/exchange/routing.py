@@ -139,7 +139,7 @@ class Routing:
         task = self._task(journey, failed)
         # An answer that was broken off goes to the front: somebody is in the middle of it.
         if failed or not self._queue.waiting(journey.model_root):
-            target = self._hold(task, failed)
+            target = self._hold(task, failed, even_resting=bool(failed))
             if target is not None:
                 self._charge(task)
                 return target
@@ -219,7 +219,9 @@ class Routing:
                 task = ticket.item
                 waited_s = now_s - task.since_s
                 excluded = task.failed if waited_s < SAME_AGAIN_S else ()
-                target = self._hold(task, excluded, even_resting=waited_s >= LAST_RESORT_S)
+                # An answer in the middle rather goes on with one that rests than pauses.
+                even_resting = bool(task.failed) or waited_s >= LAST_RESORT_S
+                target = self._hold(task, excluded, even_resting=even_resting)
                 if target is not None:
                     self._queue.leave(ticket)
                     self._charge(task)

@@ -176,7 +176,7 @@ class _Supplier:
                 region=self._options.region,
             )
             await node.run()
-
+            group.cancel_scope.cancel()  # it was told to leave
     def _spec_of(self, model: str) -> EngineSpec:
         """How another model would be served here."""
         return engine_spec(self._home.models, replace(self._options, model=model))

@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from starai.core.errors import Overloaded, Unavailable
+from starai.core.limits import ATTEMPTS_MAX
 from starai.core.randomness import SeededRandomness
 from starai.exchange.attempt import Target
 from starai.exchange.base import AttemptFailed, FailureKind, Settled, task_record
@@ -392,4 +393,4 @@ async def test_attempts_are_limited() -> None:
         with pytest.raises(Overloaded) as failed:
             await carry_all(made, route)
         assert failed.value.retry_after_s == 1.5
-        assert len(route.endings) == 4
+        assert len(route.endings) == ATTEMPTS_MAX
