@@ -11,7 +11,6 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Final
 
 import anyio
@@ -21,6 +20,7 @@ from anyio.streams.tls import TLSAttribute, TLSStream
 from starai.core.clock import Clock
 from starai.core.errors import (
     DeadlinePassed,
+    MalformedFrame,
     PartyRefused,
     SealBroken,
     StarAIError,
@@ -28,7 +28,9 @@ from starai.core.errors import (
 )
 from starai.core.randomness import Randomness
 from starai.protocol.credentials import Credential, read_credential
+from starai.protocol.frames import decode, encode, peek
 from starai.protocol.identity import Identity
+from starai.protocol.registry import Admitted, Renew
 from starai.protocol.subjects import registry
 from starai.wire.certificates import validity_ms
 from starai.wire.dialing import Address, NatsSettings, parse_address
@@ -42,7 +44,7 @@ from starai.wire.hops import (
     explain_refusal,
 )
 from starai.wire.link import LINE_BYTES_MAX
-from starai.wire.nats import connect_nats
+from starai.wire.nats import NatsWire, connect_nats
 from starai.wire.websocket import (
     HEAD_BYTES_MAX,
     UpgradeRefused,
@@ -316,7 +318,6 @@ class _Walk:
                 await self._need_stream().send(upgrade_request(to.host, to.port, "/", nonce))
             raw = await self._read_until(b"\r\n\r\n", HEAD_BYTES_MAX, Hop.WEBSOCKET)
             head = read_head(raw)
-            self._note_date(head.headers.get("date", ""))
             check_upgrade(head, nonce)
         except UpgradeRefused as refused:
             raise HopFailed(Hop.WEBSOCKET, str(refused), _PROXY_ADVICE) from refused
@@ -344,12 +345,7 @@ class _Walk:
         )
         try:
             async with connect_nats(settings, randomness=applicant.randomness) as wire:
-                try:
-                    question = registry(applicant.verb, identity.party)
-                    # Not a message of ours: the registry says so, and changes nothing.
-                    await wire.request(question, b"?", timeout_s=HOP_TIMEOUT_S)
-                except (Unavailable, DeadlinePassed):
-                    self._registry_silent = True
+                await self._question(wire, identity)
         except PartyRefused as refused:
             raise explain_refusal(known, applicant.clock.now_ms()) from refused
         except Unavailable as error:
@@ -361,6 +357,21 @@ class _Walk:
             ) from error
         return Hop.LOGIN, f"let in as {identity.party[:12]}…"
 
+    async def _question(self, wire: NatsWire, identity: Identity) -> None:
+        """See whether the registry answers, and what time it has, if it tells a party of ours."""
+        # A newcomer asks what is no message: the registry says so, and no use of a token is lost.
+        asks = encode(Renew(identity.party)) if self._applicant.verb == "renew" else b"?"
+        subject = registry(self._applicant.verb, identity.party)
+        try:
+            answer = await wire.request(subject, asks, timeout_s=HOP_TIMEOUT_S)
+            if peek(answer) is Admitted:
+                fresh = decode(answer, Admitted).credential
+                self._server_ms = read_credential(fresh, self._applicant.account, 0).issued_ms
+        except (Unavailable, DeadlinePassed):
+            self._registry_silent = True
+        except (MalformedFrame, SealBroken, PartyRefused):
+            pass  # it did answer
+
     def _credential(self) -> Credential:
         try:
             # At time 0 nothing has expired: its dates are judged beside the server's answer.
@@ -369,14 +380,16 @@ class _Walk:
             raise HopFailed(Hop.LOGIN, "this is no token of that network", ASK_AGAIN) from error
 
     async def compare_clocks(self) -> _Found:
-        """See what the credential, and a web server's date, say about this device's clock."""
+        """See what the credential, and the registry's time, say about this device's clock."""
         if self._applicant.identity is None:
             return None
         here_ms = self._applicant.clock.now_ms()
         wrong = compare_clocks(self._credential(), here_ms, self._server_ms)
         if wrong is not None:
             raise wrong
-        return Hop.CLOCK, "no contradiction to the network's"
+        if self._server_ms is None:
+            return Hop.CLOCK, "no contradiction to the network's"
+        return Hop.CLOCK, "agrees with the registry's"
 
     async def ask_registry(self) -> _Found:
         """See whether the registry answered."""
@@ -408,9 +421,3 @@ class _Walk:
                 said = "the port is open, but nothing is said there"
                 raise HopFailed(hop, said, _SILENT_ADVICE) from error
         return heard.partition(mark)[0]
-
-    def _note_date(self, date: str) -> None:
-        try:
-            self._server_ms = int(parsedate_to_datetime(date).timestamp() * 1000)
-        except ValueError:
-            self._server_ms = None

@@ -13,8 +13,10 @@ import pytest
 from starai.core.clock import SystemClock
 from starai.core.errors import ConfigurationRefused, PartyRefused, Unavailable
 from starai.core.randomness import SystemRandomness
+from starai.protocol.frames import encode
 from starai.protocol.identity import Identity
 from starai.protocol.ports import Delivery
+from starai.protocol.registry import Admitted
 from starai.protocol.subjects import Role
 from starai.wire import diagnosis
 from starai.wire.certificates import load_or_create_ca, trust
@@ -67,14 +69,14 @@ def applicant(
 
 
 @asynccontextmanager
-async def registry(server: NatsServer) -> AsyncIterator[NatsWire]:
+async def registry(server: NatsServer, says: bytes = b"no message") -> AsyncIterator[NatsWire]:
     """Somebody who answers what the registry is asked."""
     identity = Identity.create(CHANCE)
     jwt = server.authority.user_jwt(identity.party, Role.REGISTRY, HOUR_MS, SystemClock().now_ms())
     async with connect_nats(NatsSettings((server.url,), identity, lambda: jwt)) as wire:
 
         def answer(delivery: Delivery) -> None:
-            wire.publish_soon(delivery.reply, b"no message")
+            wire.publish_soon(delivery.reply, says)
 
         async with wire.subscribe("starai.registry.>", answer):
             yield wire
@@ -227,6 +229,29 @@ async def test_a_wrong_clock_is_named_as_such(nats: NatsServer, off_h: int, side
     refused = applicant(Authority.create(CHANCE), clock_ms=-30 * HOUR_MS)
     hop, found = last(await probe(nats.url, refused))
     assert (hop, "behind" in found) == (Hop.CLOCK, True)
+
+
+@pytest.mark.parametrize(("off_ms", "ok"), [(0, True), (10 * 60_000, False), (-600_000, False)])
+async def test_a_member_learns_the_registrys_own_time(
+    nats: NatsServer, off_ms: int, ok: bool
+) -> None:
+    """Ten minutes off is nothing that a credential would show; the registry's answer does."""
+    who = applicant(nats.authority)
+    identity = who.identity
+    assert identity is not None
+    now_ms = SystemClock().now_ms()
+    mine = nats.authority.user_jwt(identity.party, Role.NODE, 2 * HOUR_MS, now_ms - HOUR_MS)
+    fresh = nats.authority.user_jwt(identity.party, Role.NODE, HOUR_MS, now_ms)
+    answer = encode(Admitted(fresh, now_ms + HOUR_MS, "n", nats.authority.account.nkey, 1000))
+    member = replace(who, credential=mine, verb="renew", clock=Shifted(off_ms))
+    async with registry(nats, answer):
+        steps = await probe(nats.url, member)
+    assert steps[-1].ok is ok
+    if not ok:
+        assert steps[-1].hop is Hop.CLOCK
+        assert "10 minutes" in steps[-1].found or "9 minutes" in steps[-1].found
+    else:
+        assert steps[-2].found == "agrees with the registry's"
 
 
 async def test_a_silent_registry(nats: NatsServer) -> None:
