@@ -56,6 +56,7 @@ class Placing:
     async def _run(self) -> None:
         while True:
             await anyio.sleep(LOOK_S)
+            self._nodes.roster.num_peers = max(0, len(self._others) - 1)
             # All of them follow what is wanted, so that another one can take over at once.
             now_s = self._member.clock.monotonic_s()
             move = self._placement.decide(self._waiting(), self._servers(), now_s)

@@ -42,7 +42,17 @@ TOLD_AT_ONCE_MAX: Final = 32
 class _Party:
     """What is known of one party between its beats."""
 
-    __slots__ = ("beat", "free_at_s", "good", "others", "places", "rested", "since_s", "unsound_s")
+    __slots__ = (
+        "beat",
+        "free_at_s",
+        "good",
+        "others",
+        "places",
+        "rested",
+        "since_s",
+        "unheard",
+        "unsound_s",
+    )
 
     def __init__(self, beat: Beat, now_s: float) -> None:
         self.beat = beat
@@ -50,6 +60,8 @@ class _Party:
         #: Own tasks, and how many others have there as its last beat tells.
         self.places: set[int] = set()
         self.others = 0
+        #: Own tasks that are younger than its last beat.
+        self.unheard = 0
         self.free_at_s = 0.0
         self.rested = False
         self.good: Prekey | None = None
@@ -70,6 +82,8 @@ class Roster:
         rtt_ms: Callable[[PartyId], float | None],
     ) -> None:
         """Rank parties of ``role`` as seen by ``me``; ``rtt_ms`` has own measurements."""
+        #: How many others place tasks on the same parties.
+        self.num_peers = 0
         self._role = role
         self._me = me
         self._clock = clock
@@ -134,6 +148,7 @@ class Roster:
         gone = {one.model_root for one in known.beat.models} - {m.model_root for m in beat.models}
         known.beat = beat
         # Own tasks are counted to the moment; only what others have there is hearsay.
+        known.unheard = 0
         known.others = max(0, beat.running + beat.queued - len(known.places))
         for model_root in gone:
             self._leave_pool(model_root, beat.party)
@@ -187,6 +202,7 @@ class Roster:
                 continue
             self._next_place += 1
             known.places.add(self._next_place)
+            known.unheard += 1
             if chosen.prefill_tps:
                 hit = cached.get(chosen.party, 0.0)
                 known.free_at_s = max(now_s, known.free_at_s) + reading_s(demand, chosen, hit)
@@ -229,6 +245,7 @@ class Roster:
             decode_tps=model.decode_tps,
             rtt_ms=self._distance_ms(beat),
             failures=ladder.failures(beat.party, now_s),
+            unseen=known.unheard * self.num_peers,
             free_at_s=known.free_at_s if known.free_at_s > now_s else 0.0,
             share=share_at(now_s - known.since_s),
             quantisation=model.quantisation,

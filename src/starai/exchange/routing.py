@@ -213,8 +213,8 @@ class Routing:
 
     def _grant(self, model_root: bytes) -> None:
         """Give places to those who wait for a model, as long as there are any for the first."""
-        now_s = self._clock.monotonic_s()
-        while self._queue.waiting(model_root):
+        now_s, pool = self._clock.monotonic_s(), self.roster.pool(model_root)
+        while pool is not None and pool.num_open + pool.num_resting:
             for ticket in islice(self._queue.order(model_root, now_s), LOOK_AHEAD):
                 task = ticket.item
                 waited_s = now_s - task.since_s

@@ -36,10 +36,12 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
 
     ``running`` counts its tasks, ``slots`` how many it runs at once, ``failures`` its recent
     failures (decayed, not whole), ``rtt_ms`` the round trip to it, ``cold_ms`` what it takes to
-    load the model. ``free_at_s`` is when it will have read the prompts that it was given, on the
-    caller's monotonic clock; ``share`` (up to 1) how much of its place in the network a new or
-    recovered node has taken (`starai.matching.finish_time.share_at`). A ``resting`` one is asked
-    only when there is no other; a ``banned`` one never.
+    load the model. ``unseen`` counts tasks that it probably has besides: each of ours since its
+    last beat speaks for one of each other distributor's. ``free_at_s`` is when it will have read
+    the prompts that it was given, on the caller's monotonic clock; ``share`` (up to 1) how much of
+    its place in the network a new or recovered node has taken
+    (`starai.matching.finish_time.share_at`). A ``resting`` one is asked only when there is no
+    other; a ``banned`` one never.
     """
 
     party: str
@@ -51,6 +53,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     rtt_ms: float = 0.0
     failures: float = 0.0
     cold_ms: float = 0.0
+    unseen: int = 0
     free_at_s: float = 0.0
     share: float = 1.0
     quantisation: str = ""

@@ -39,8 +39,9 @@ def finish_ms(
         reading / (candidate.prefill_tps or ASSUMED_PREFILL_TPS)
         + demand.answer_tokens / (candidate.decode_tps or ASSUMED_DECODE_TPS)
     )
-    if candidate.running:
-        load = candidate.running / (candidate.slots * candidate.share)
+    busy = candidate.running + candidate.unseen
+    if busy:
+        load = busy / (candidate.slots * candidate.share)
         work_ms *= 1.0 + BATCH_SLOWDOWN * load
     wait_s = candidate.free_at_s - now_s
     if wait_s > 0.0:

@@ -51,6 +51,7 @@ def test_a_full_batch_slows_everyone_in_it() -> None:
     """The slowdown grows with the share of the slots in use."""
     assert ms(running=2) == pytest.approx(4000 * (1 + BATCH_SLOWDOWN / 2))
     assert ms(running=3) > ms(running=2)
+    assert ms(running=1, unseen=1) == ms(running=2)
 
 
 def test_failures_multiply() -> None:

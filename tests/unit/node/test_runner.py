@@ -328,3 +328,42 @@ async def test_each_worker_is_tamed_before_it_does_anything() -> None:
                 await anyio.sleep(0.01)
         assert tamed == [runner.pids()[1]]
         group.cancel_scope.cancel()
+
+
+async def test_a_few_tasks_wait_for_a_slot_in_order_and_more_are_refused() -> None:
+    """Two distributors that saw the same free slot are both served, one after the other."""
+    async with scene(slots=4, delay_ms=2) as made, anyio.create_task_group() as group:
+        await made.ready()
+        done: list[int] = []
+
+        async def run(number: int, task: ServedTask) -> None:
+            await made.runner.answer(task)
+            done.append(number)
+
+        for number in range(5):
+            group.start_soon(run, number, made.task())
+        await anyio.sleep(0.02)
+        assert (made.runner.num_running, made.runner.num_waiting) == (4, 1)
+        assert (await refusal_of(made, made.task())).code == RefusalCode.BUSY
+        with anyio.fail_after(10):
+            while len(done) < 5:
+                await anyio.sleep(0.01)
+        assert done[-1] == 4
+        assert (made.runner.num_running, made.runner.num_waiting) == (0, 0)
+
+
+async def test_who_waits_in_vain_is_refused_and_who_leaves_is_no_gap(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A wait for a slot has an end, and a cancelled one does not keep the next from its turn."""
+    monkeypatch.setattr(module, "WAIT_FOR_SLOT_S", 0.2)
+    async with scene(slots=4, delay_ms=20) as made, anyio.create_task_group() as group:
+        await made.ready()
+        for _ in range(4):
+            group.start_soon(made.runner.answer, made.task())
+        await anyio.sleep(0.05)
+        with anyio.move_on_after(0.05):
+            await made.runner.answer(made.task())
+        assert made.runner.num_waiting == 0
+        assert (await refusal_of(made, made.task())).code == RefusalCode.BUSY
+        assert made.runner.num_waiting == 0
