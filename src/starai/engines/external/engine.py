@@ -86,11 +86,12 @@ class ExternalEngine:
             stack.callback(watch.cancel)
             self._stack = stack.pop_all()
         exact = found.takes_ids and found.gives_ids
+        contexts = (manifest.context_length, found.context_length, int(options.context))
         self.info = EngineInfo(
             manifest.name,
             manifest.root,
             manifest.vocab_size,
-            min(manifest.context_length, found.context_length or manifest.context_length),
+            min(context for context in contexts if context),
             min(spec.slots, found.slots or spec.slots),
             sampler="own" if exact else "text",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
 
@@ -12,13 +13,15 @@ from starai.core.errors import ConfigurationRefused
 class ExternalOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options of the external engine.
 
-    ``url`` is the server's address, ``kind`` its kind (a name of `servers`, or ``auto``), and
-    ``served`` the model's name there, if it serves several.
+    ``url`` is the server's address, ``kind`` its kind (a name of `servers`, or ``auto``),
+    ``served`` the model's name there, if it serves several, and ``context`` how many tokens it
+    takes, if it does not say (0: what it says, or what the model can).
     """
 
     url: str
     kind: str = "auto"
     served: str = ""
+    context: Annotated[float, msgspec.Meta(ge=0)] = 0
 
     @classmethod
     def read(cls, options: Mapping[str, float | str]) -> ExternalOptions:

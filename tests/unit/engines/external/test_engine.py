@@ -37,7 +37,9 @@ ALL = tuple(SERVERS)
 
 
 @contextmanager
-def opened(server: EngineServer, slots: int = 4, **options: str) -> Iterator[ExternalEngine]:
+def opened(
+    server: EngineServer, slots: int = 4, **options: float | str
+) -> Iterator[ExternalEngine]:
     spec = EngineSpec("external", "mock", slots=slots, options={"url": server.url, **options})
     engine = open_engine(spec)
     assert isinstance(engine, ExternalEngine)
@@ -293,6 +295,8 @@ def test_a_kind_can_be_named_and_must_be_right():
     with serving(EngineServer("ollama")) as server:
         with opened(server, kind="ollama") as engine:
             assert engine.info.name == "mock"
+        with opened(server, context=100.0) as engine:
+            assert engine.info.context_length == 100
         for options, words in (
             ({"kind": "vllm"}, "not vLLM"),
             ({"kind": "nonsense"}, "auto or one of"),
