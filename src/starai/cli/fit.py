@@ -10,10 +10,13 @@ import msgspec
 from starai.cli.options import AT_LEAST_ONE, home_option, json_option
 from starai.cli.tables import show_json, show_table
 from starai.core.clock import SystemClock
+from starai.core.errors import ConfigurationRefused
 from starai.devices.presets import find_preset
-from starai.fitting import Choice, Plan, Wishes, fit as fit_rule, need, pools
+from starai.engines.base import EngineSpec
+from starai.fitting import Choice, Plan, Wishes, fit as fit_rule, from_slice, need, pools
 from starai.local.fitness import Fitness, fitness
 from starai.local.home import Home
+from starai.models.catalog import MOCK_NAME, open_model
 from starai.models.library import QUANTISATIONS, LibraryModel, library as all_models, weight_bytes
 
 _GIB = 1 << 30
@@ -135,6 +138,46 @@ def library(*, as_json: bool, modality: str | None) -> None:
         told = (model.name, size, model.context, weights, _gib(needed.total), what)
         rows.append((*told, model.licence, model.hub))
     show_table("Library", columns, rows, "")
+
+
+@click.command(name="try")
+@home_option
+@json_option
+@click.argument("model")
+@click.option(
+    "--bits",
+    type=click.Choice(["16", "8", "4"]),
+    default="16",
+    show_default=True,
+    help="Of the weights: 16 as they are, 8 and 4 quantised while loading.",
+)
+def try_model(home: Home, *, as_json: bool, model: str, bits: str) -> None:
+    """How fast MODEL would be on this device, from a few of its layers that are run here.
+
+    MODEL is what `starai up --model` takes. Only some layers are loaded, so that a model can be
+    tried for which there is hardly memory. `starai engine bench` runs all of it.
+    """
+    manifest = open_model(model, home.models)
+    if manifest.kind == MOCK_NAME:
+        raise ConfigurationRefused("the model 'mock' has no layers: choose another")
+    try:
+        from starai.engines.text.slicing import time_slice  # noqa: PLC0415 - torch is heavy
+    except ModuleNotFoundError as error:
+        raise ConfigurationRefused(f"this needs {error.name}: install starai[engine]") from error
+    known = _this(home, again=False, keep=False)
+    told = known.expect(EngineSpec("text", model, str(home.models), options={"bits": int(bits)}))
+    part = time_slice(manifest, SystemClock(), int(bits))
+    head_bytes = part.table_weights * int(bits) // 8
+    times = (part.token, part.prompt, part.prompt_tokens)
+    timed = from_slice(part.num_layers, *times, head_bytes, known.pools[0])
+    if as_json:
+        show_json({"by_layers": timed, "by_memory_and_arithmetic": told, "slice": part})
+        return
+    rows = [
+        ("by some of its layers", f"{timed.decode_tps:.1f}", f"{timed.prefill_tps:.0f}"),
+        ("by memory and arithmetic", f"{told.decode_tps:.1f}", f"{told.prefill_tps:.0f}"),
+    ]
+    show_table(f"{manifest.name} on this device", ("", "tok/s", "prompt tok/s"), rows, "")
 
 
 def _this(home: Home, *, again: bool, keep: bool) -> Fitness:

@@ -8,7 +8,7 @@ import anyio
 import click
 
 from starai.cli.background import install_service, uninstall_service
-from starai.cli.fit import fit, profile
+from starai.cli.fit import fit, profile, try_model
 from starai.cli.join import supplier_options
 from starai.cli.options import home_option
 from starai.cli.serve import run_service
@@ -69,5 +69,8 @@ def revoke(home: Home, name: str) -> None:
     click.echo(f"{name} is out of the network, and no token brings its key back.")
 
 
-for _command in (fit, profile, why, appeal, reset, leave, install_service, uninstall_service):
+for _command in (
+    *(fit, profile, try_model, why, appeal, reset, leave),
+    *(install_service, uninstall_service),
+):
     node.add_command(_command)

@@ -4,7 +4,7 @@ from starai.fitting.base import Choice, Need, Plan, Pool, Prediction, Wishes, Wo
 from starai.fitting.choosing import fit
 from starai.fitting.memory import need
 from starai.fitting.pools import pools
-from starai.fitting.speed import FACTORS, Factors, predict, work_of
+from starai.fitting.speed import FACTORS, Factors, from_slice, predict, work_of
 
 __all__ = [
     "FACTORS",
@@ -17,6 +17,7 @@ __all__ = [
     "Wishes",
     "Work",
     "fit",
+    "from_slice",
     "need",
     "pools",
     "predict",

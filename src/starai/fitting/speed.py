@@ -87,3 +87,27 @@ def predict(
     # However short, a prompt costs one reading of the weights.
     prefill_s = max(prefill_s, token_s / max(length, 1))
     return Prediction(1.0 / prefill_s, 1.0 / token_s if work.answers else 0.0)
+
+
+def from_slice(
+    layers: int,
+    token: tuple[float, float],
+    prompt: tuple[float, float],
+    prompt_tokens: int,
+    head_bytes: int,
+    pool: Pool,
+) -> Prediction:
+    """Tokens a second of a model of which a few layers were timed.
+
+    Args:
+        layers: of the whole model.
+        token: seconds of one token's pass whatever the layers, and of each layer.
+        prompt: the same of a prompt.
+        prompt_tokens: its length.
+        head_bytes: of the output layer, which was not timed: a token reads it.
+        pool: where all of this runs.
+    """
+    head_s = head_bytes / (pool.read_bytes_per_s * FACTORS[pool.kind].memory)
+    token_s = token[0] + layers * token[1] + head_s
+    prompt_s = prompt[0] + layers * prompt[1] + head_s
+    return Prediction(prompt_tokens / prompt_s, 1.0 / token_s)

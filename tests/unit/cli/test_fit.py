@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner, Result
 
 from starai.cli.main import cli
@@ -51,6 +52,18 @@ def test_this_device_is_measured_once(tmp_path: Path) -> None:
     (tmp_path / "device.json").write_text("{")
     assert run(tmp_path, "node", "profile").exit_code == 0
     assert "GB/s" in run(tmp_path, "node", "profile", "--again").output
+
+
+def test_a_model_is_tried_by_a_few_of_its_layers(tmp_path: Path) -> None:
+    """Layers that are timed and a roofline that is computed say something of the same order."""
+    pytest.importorskip("torch")
+    told = json.loads(run(tmp_path, "node", "try", "embedded", "--json").output)
+    timed, reckoned = told["by_layers"], told["by_memory_and_arithmetic"]
+    assert told["slice"]["num_layers"] == 7
+    assert timed["decode_tps"] > 1
+    assert timed["prefill_tps"] > 1
+    assert reckoned["decode_tps"] > timed["decode_tps"] / 50
+    assert run(tmp_path, "node", "try", "mock").exit_code == 1
 
 
 def test_the_library_is_listed(tmp_path: Path) -> None:

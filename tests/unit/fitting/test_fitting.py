@@ -21,6 +21,7 @@ from starai.fitting import (
     Wishes,
     Work,
     fit,
+    from_slice,
     need,
     pools,
     predict,
@@ -186,6 +187,14 @@ def test_a_prompt_is_faster_than_an_answer() -> None:
     assert (
         predict(Work(10**9, 10**9, answers=False), Pool("x", "cpu", 0, 2e10, 2e11)).decode_tps == 0
     )
+
+
+def test_a_few_layers_speak_for_all() -> None:
+    """A pass costs what it costs at all, each layer, and the output layer's reading."""
+    pool = Pool("x", "cpu", GIB, 1e9 / FACTORS["cpu"].memory, 1e12)
+    told = from_slice(40, (0.002, 0.001), (0.01, 0.02), 256, 58 * 10**6, pool)
+    assert told.decode_tps == pytest.approx(1 / (0.002 + 0.040 + 0.058))
+    assert told.prefill_tps == pytest.approx(256 / (0.01 + 0.8 + 0.058))
 
 
 @given(st.floats(0.1, 1e4), st.floats(0.1, 1e4))
