@@ -9,6 +9,9 @@ import anyio
 import pytest
 
 from starai.core.limits import BEAT_INTERVAL_S, BEAT_LEASE_S
+from starai.exchange import presence as module
+from starai.exchange.guarding import SHUT_S
+from starai.exchange.ladder import Fault
 from starai.exchange.member import Member
 from starai.exchange.presence import Presence, keep_beating
 from starai.protocol.frames import encode
@@ -42,8 +45,13 @@ class Watch:
         self.node = parties.join(Role.NODE)
         self.other = parties.join(Role.NODE)
         self.gone: list[PartyId] = []
+        self.faults: list[tuple[PartyId, Fault]] = []
         self.presence = Presence(
-            self.watcher.wire, Role.NODE, self.watcher.clock, on_gone=self.gone.append
+            self.watcher.wire,
+            Role.NODE,
+            self.watcher.clock,
+            on_gone=self.gone.append,
+            on_fault=lambda party, fault: self.faults.append((party, fault)),
         )
 
     async def say(self, message: Beat, sender: Member | None = None) -> None:
@@ -142,3 +150,29 @@ async def test_nobody_beats_for_another() -> None:
         subject = beat(Role.NODE, made.node.identity.party)
         made.presence._on_delivery(Delivery(subject, b"rubbish"))
         assert made.here == set()
+
+
+async def test_a_beat_in_anothers_name_is_held_against_its_sender() -> None:
+    """The wire says who sent it; whom it names is not there because of it."""
+    async with watch() as made:
+        await made.say(make_beat(made.other), sender=made.node)
+        assert made.faults == [(made.node.identity.party, Fault.IMPERSONATION)]
+        assert made.here == set()
+
+
+async def test_a_flood_of_beats_is_not_even_read_and_others_are_heard() -> None:
+    """Its sender is shut out for a while, and counts as gone; later it is heard again."""
+    async with watch() as made:
+        subject = beat(Role.NODE, made.node.identity.party)
+        for seq in range(2 * module.BEATS_BURST):
+            await made.node.wire.publish(subject, encode(make_beat(made.node, seq + 1)))
+        await anyio.sleep(0.1)
+        assert made.faults == [(made.node.identity.party, Fault.FLOOD)]
+        seen = made.presence.get(made.node.identity.party)
+        assert seen is not None
+        assert seen.seq <= module.BEATS_BURST
+        await made.say(make_beat(made.other), sender=made.other)
+        assert made.other.identity.party in made.here
+        await anyio.sleep(SHUT_S)
+        await made.say(make_beat(made.node, 10_000))
+        assert made.here == {made.node.identity.party}

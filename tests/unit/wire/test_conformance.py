@@ -347,6 +347,9 @@ async def test_a_node_speaks_only_for_itself(world: World) -> None:
             subjects.registry("confirm", other.party),
             subjects.registry("join", node.party),
             subjects.inbox(distributor.party) + ".1",
+            subjects.plea(Role.NODE, other.party),
+            subjects.plea(Role.OPERATOR, node.party),
+            subjects.standing(other.party, distributor.party),
         ]
         for subject in forbidden:
             await node.publish(subject, b"I am someone else")
