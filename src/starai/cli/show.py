@@ -29,7 +29,7 @@ async def _ask(home: Home, what: str, arguments: dict[str, object]) -> Any:
 
 
 def _state(beat: Beat) -> str:
-    return "draining" if beat.draining else beat.paused or "up"
+    return beat.paused or ("draining" if beat.draining else "up")
 
 
 def _plain(beat: Beat) -> dict[str, object]:
