@@ -49,8 +49,8 @@ WAIT_FOR_NODE_S = 8.0
 SAME_AGAIN_S = 0.5
 #: A task may go to a party that rests (see `Ladder.is_last_resort`) after it waited this long.
 LAST_RESORT_S = 1.0
-#: How often the waiting look again although nothing was heard.
-LOOK_AGAIN_S = 0.25
+#: How often the waiting look again although nothing was heard, beside at those moments.
+LOOK_AGAIN_S = 2.0
 #: How many of a line are tried for a free place, when those before them cannot use it.
 LOOK_AHEAD = 8
 
@@ -203,9 +203,16 @@ class Routing:
             self._grant(task.journey.model_root)
             if task.target is None and task.error is None:
                 task.news = anyio.Event()
-                with anyio.move_on_after(LOOK_AGAIN_S):
+                with anyio.move_on_after(self._pause_s(task)):
                     await task.news.wait()
         return task.target
+
+    def _pause_s(self, task: _Task) -> float:
+        """How long until time alone may change something for a task; beats wake it sooner."""
+        waited_s = self._clock.monotonic_s() - task.since_s
+        moments = (SAME_AGAIN_S, LAST_RESORT_S, WAIT_FOR_NODE_S, WAIT_FOR_SLOT_S)
+        left_s = min((at_s - waited_s for at_s in moments if at_s > waited_s), default=0.0)
+        return min(left_s + 0.001, LOOK_AGAIN_S)
 
     def _grant_all(self, beat: Beat) -> None:
         for model in beat.models:
