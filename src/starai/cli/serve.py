@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import anyio
 import click
@@ -16,6 +17,9 @@ from starai.local.home import Home
 from starai.local.joining import is_admitted, join
 from starai.local.processes import as_child
 from starai.protocol.tickets import JoinTicket
+
+#: A file of a certificate or of its key.
+PEM = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 @click.group()
@@ -58,9 +62,28 @@ def distributor(home: Home, name: str, token: str) -> None:
 @click.option("--port", type=PORT, default=8000, show_default=True, help="Port to listen on.")
 @click.option("--cors-origin", multiple=True, default=("*",), help="Origins that browsers may use.")
 @click.option("--name", default=services.GATEWAY, show_default=True, help="Its name here.")
-def gateway(home: Home, host: str, port: int, cors_origin: tuple[str, ...], name: str) -> None:
-    """Run a gateway: OpenAI's API over HTTP."""
-    run_service(lambda: services.serve_gateway(home, host, port, cors_origin, name))
+@click.option("--tls-cert", type=PEM, help="Speak TLS with the certificate (and chain) in FILE.")
+@click.option("--tls-key", type=PEM, help="FILE with the certificate's key, if it is apart.")
+def gateway(
+    *,
+    home: Home,
+    host: str,
+    port: int,
+    cors_origin: tuple[str, ...],
+    name: str,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+) -> None:
+    """Run a gateway: OpenAI's API over HTTP, or HTTPS with --tls-cert."""
+    if tls_key is not None and tls_cert is None:
+        raise click.UsageError("--tls-key needs --tls-cert beside it.")
+
+    async def serve_it() -> None:
+        await services.serve_gateway(
+            home, host, port, cors_origin, name, tls_cert=tls_cert, tls_key=tls_key
+        )
+
+    run_service(serve_it)
 
 
 def run_service(body: Callable[[], Awaitable[None]], *, log_level: str = "INFO") -> None:

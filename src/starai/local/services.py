@@ -116,9 +116,16 @@ async def serve_registry(home: Home) -> None:
 
 
 async def serve_gateway(
-    home: Home, host: str, port: int, cors_origins: tuple[str, ...], name: str = GATEWAY
+    home: Home,
+    host: str,
+    port: int,
+    cors_origins: tuple[str, ...],
+    name: str = GATEWAY,
+    *,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
 ) -> None:
-    """Run a gateway until cancelled."""
+    """Run a gateway until cancelled; with a certificate it speaks TLS."""
     from starai.gateway.config import GatewayConfig  # noqa: PLC0415 - see above
     from starai.gateway.dispatch import Dispatch  # noqa: PLC0415 - see above
     from starai.gateway.key_table import follow_keys  # noqa: PLC0415 - see above
@@ -127,7 +134,14 @@ async def serve_gateway(
 
     network = home.network()
     models = tuple(open_model(reference, home.models) for reference in network.models)
-    config = GatewayConfig(models=models, host=host, port=port, cors_origins=cors_origins)
+    config = GatewayConfig(
+        models=models,
+        host=host,
+        port=port,
+        cors_origins=cors_origins,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+    )
     clock, randomness = SystemClock(), SystemRandomness()
     async with membership(home, name) as member:
         dispatch, keys = Dispatch(member), KeyRing()
