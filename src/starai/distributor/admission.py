@@ -38,7 +38,7 @@ from starai.fitting.admission import (
 from starai.protocol import tokens
 from starai.protocol.generation import Generation, Sampling
 from starai.protocol.identity import PartyId
-from starai.protocol.presence import Beat, ServedModel
+from starai.protocol.presence import UNKNOWN_QUANTISATION, Beat, ServedModel
 from starai.protocol.subjects import Role
 
 _LOG = logging.getLogger(__name__)
@@ -148,6 +148,8 @@ class Admission:
 
     def _peers(self, beat: Beat, model: ServedModel) -> list[tuple[Beat, ServedModel]]:
         """Others that should give the same answer, those found right before first."""
+        if model.quantisation == UNKNOWN_QUANTISATION:
+            return []
         same = [
             (other, served)
             for other, served in self._nodes.roster.serving()

@@ -32,6 +32,7 @@ from starai.fitting import Prediction
 from starai.fitting.correcting import corrected
 from starai.protocol import tokens
 from starai.protocol.generation import Generation, Sampling, TokenLogprobs
+from starai.protocol.presence import UNKNOWN_QUANTISATION
 from starai.protocol.tasks import RefusalCode, TaskHeader
 
 _LOG = logging.getLogger(__name__)
@@ -123,6 +124,14 @@ class Runner:
     def info(self) -> EngineInfo | None:
         """What the engine serves; None while it starts."""
         return self._worker.info if self._worker else None
+
+    @property
+    def quantisation(self) -> str:
+        """How the weights are kept, in `ServedModel.quantisation`'s words."""
+        if self._spec.kind == "external":
+            return UNKNOWN_QUANTISATION
+        bits = int(float(self._spec.options.get("bits", 16)))
+        return "" if bits == 16 else f"int{bits}"
 
     @property
     def num_running(self) -> int:

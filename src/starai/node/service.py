@@ -145,6 +145,7 @@ class Node:
                     slots=info.slots,
                     prefill_tps=runner.prefill.tps,
                     decode_tps=runner.decode.tps,
+                    quantisation=runner.quantisation,
                     sampler=info.sampler,
                 ),
             )

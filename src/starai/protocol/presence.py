@@ -16,6 +16,9 @@ MODELS_MAX: Final = 256
 RTTS_MAX: Final = 32
 #: Models that a beat names as what the device could serve instead of what it serves.
 FITS_MAX: Final = 32
+#: `ServedModel.quantisation` of a program that does not say how it keeps its weights, nor draws by
+#: our sampler: its tokens cannot be compared with others'.
+UNKNOWN_QUANTISATION: Final = "unknown"
 #: Slots that a party can claim, alone or for all behind it.
 SLOTS_MAX: Final = (1 << 32) - 1
 

@@ -20,7 +20,7 @@ from starai.exchange.serving import Refused, ServedTask, Serving
 from starai.protocol import tokens
 from starai.protocol.generation import Finish
 from starai.protocol.identity import PartyId
-from starai.protocol.presence import Beat, ServedModel
+from starai.protocol.presence import UNKNOWN_QUANTISATION, Beat, ServedModel
 from starai.protocol.subjects import Role
 from starai.protocol.tasks import RefusalCode
 from starai.testing.parties import Parties
@@ -69,7 +69,9 @@ class Scene:
         self.asked: dict[PartyId, int] = {}
         self.running: dict[PartyId, int] = {}
 
-    async def add(self, handler: Handler, *, claims: tuple[float, float], boot: int = 1) -> Member:
+    async def add(
+        self, handler: Handler, *, claims: tuple[float, float], quantisation: str = ""
+    ) -> Member:
         member = self.parties.join(Role.NODE)
         party = member.identity.party
 
@@ -82,10 +84,10 @@ class Scene:
 
         serving = Serving(member, Role.NODE, (Role.DISTRIBUTOR,), count, settle)
         await self.group.start(serving.run)
-        model = ServedModel("m", ROOT, 4096, 4, *claims)
+        model = ServedModel("m", ROOT, 4096, 4, *claims, quantisation)
 
         def beat(seq: int) -> Beat:
-            told = (party, "node", boot, seq, 1, False, self.running.get(party, 0), 0, 0, 0)
+            told = (party, "node", 1, seq, 1, False, self.running.get(party, 0), 0, 0, 0)
             return Beat(*told, serving.prekey, (model,))
 
         self.group.start_soon(keep_beating, member.wire, Role.NODE, beat)
@@ -154,6 +156,20 @@ async def test_a_node_that_invents_tokens_is_found_by_the_majority() -> None:
         assert not any(made.faults(node) for node in honest)
         now_s = made.parties.clock.monotonic_s()
         assert made.nodes.ladder.standing(liar.identity.party, now_s).rung == "quarantined"
+
+
+@pytest.mark.parametrize("quantisation", ["int8", UNKNOWN_QUANTISATION])
+async def test_only_like_is_compared_with_like(quantisation: str) -> None:
+    """Weights that are kept otherwise give other tokens, and a foreign sampler any: no fault."""
+    async with scene() as made:
+        for _ in range(2):
+            await made.add(answering(), claims=(512.0, 10.0))
+        other = await made.add(
+            answering(lies=True), claims=(512.0, 10.0), quantisation=quantisation
+        )
+        await anyio.sleep(60)
+        assert made.asked[other.identity.party] == 2
+        assert made.faults(other) == {}
 
 
 async def test_nobody_pays_and_nothing_is_on_record() -> None:

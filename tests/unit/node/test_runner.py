@@ -243,6 +243,16 @@ def test_speed_is_smoothed_and_ignores_nonsense() -> None:
     assert speed.tps == pytest.approx(100 + 100 / 3)
 
 
+@pytest.mark.parametrize(
+    ("kind", "bits", "said"),
+    [("text", 16, ""), ("text", 8.0, "int8"), ("text", 4, "int4"), ("external", 16, "unknown")],
+)
+async def test_how_weights_are_kept_is_told(kind: str, bits: float, said: str) -> None:
+    """Answers are compared among nodes that keep their weights alike."""
+    spec = EngineSpec(kind, "mock", options={"bits": bits})
+    assert Runner(spec, SystemClock()).quantisation == said
+
+
 def test_tasks_correct_a_predicted_speed() -> None:
     """A prediction stands until it is measured; then little of it is left after five tasks."""
     speed = Speed(1000.0)
