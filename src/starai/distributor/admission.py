@@ -98,11 +98,12 @@ class Admission:
         """Measure whoever is due, until cancelled."""
         while True:
             await anyio.sleep(LOOK_S)
-            found = next(self._due(), None)
+            found = min(self._due(), key=lambda one: one[0], default=None)
             if found is not None:
-                await self._examine(*found)
+                await self._examine(*found[1])
 
-    def _due(self) -> Iterator[tuple[Beat, ServedModel]]:
+    def _due(self) -> Iterator[tuple[float, tuple[Beat, ServedModel]]]:
+        """Idle nodes whose turn it is, with since when; nodes never measured go first."""
         now_s = self._member.clock.monotonic_s()
         serving = list(self._nodes.roster.serving())
         there = {beat.party for beat, _ in serving}
@@ -113,9 +114,9 @@ class Admission:
                 continue
             since_s = self._idle_since_s.setdefault(beat.party, now_s)
             known = self._known.get((beat.party, model.model_root))
-            is_new = known is None or known.boot != beat.boot
-            if now_s - since_s >= IDLE_S and (is_new or now_s >= (known.due_s if known else 0)):
-                yield beat, model
+            due_s = known.due_s if known is not None and known.boot == beat.boot else -1.0
+            if now_s - since_s >= IDLE_S and now_s >= due_s:
+                yield due_s, (beat, model)
 
     async def _examine(self, beat: Beat, model: ServedModel) -> None:
         seed = self._member.randomness.take(32)
