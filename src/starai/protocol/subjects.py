@@ -122,70 +122,13 @@ class Permissions(msgspec.Struct, frozen=True):
 def permissions(role: Role, party: PartyId) -> Permissions:
     """The subjects that a role opens to a party, and no others."""
     own_inbox = f"{inbox(party)}.>"
-    ask = tuple(registry(verb, party) for verb in ("confirm", "renew", "query"))
     match role:
         case Role.NODE:
-            return Permissions(
-                publish=(
-                    f"starai.answer.{party}.*",
-                    beat(role, party),
-                    control(party),
-                    ping(party),
-                    plea(role, party),
-                    *ask[:2],
-                ),
-                subscribe=(
-                    offer(role, party),
-                    control(party),
-                    place(party),
-                    pongs(party),
-                    beats(Role.DISTRIBUTOR),
-                    standing(party, "*"),
-                    own_inbox,
-                ),
-            )
+            return _node(party, own_inbox)
         case Role.DISTRIBUTOR:
-            return Permissions(
-                publish=(
-                    "starai.offer.node.*",
-                    f"starai.answer.{party}.*",
-                    beat(role, party),
-                    place("*"),
-                    pong("*", party),
-                    standing("*", party),
-                    *ask[:2],
-                ),
-                subscribe=(
-                    offer(role, party),
-                    answers_for(party),
-                    PINGS,
-                    PLEAS,
-                    beats(Role.NODE),
-                    beats(Role.DISTRIBUTOR),
-                    beats(Role.GATEWAY),
-                    own_inbox,
-                ),
-            )
+            return _distributor(party, own_inbox)
         case Role.GATEWAY:
-            return Permissions(
-                publish=(
-                    "starai.offer.distributor.*",
-                    beat(role, party),
-                    registry("keys", party),
-                    ping(party),
-                    pong("*", party),
-                    *ask[1:],
-                ),
-                subscribe=(
-                    answers_for(party),
-                    PINGS,
-                    pongs(party),
-                    beats(Role.DISTRIBUTOR),
-                    beats(Role.NODE),
-                    KEYS_CHANGED,
-                    own_inbox,
-                ),
-            )
+            return _gateway(party, own_inbox)
         case Role.REGISTRY:
             return Permissions(
                 publish=("_INBOX.>", KEYS_CHANGED, beat(role, party)),
@@ -193,8 +136,84 @@ def permissions(role: Role, party: PartyId) -> Permissions:
             )
         case Role.OPERATOR:
             return Permissions(
-                publish=("starai.control.node.*", plea(role, party), *ask[1:]),
+                publish=(
+                    "starai.control.node.*",
+                    plea(role, party),
+                    registry("renew", party),
+                    registry("query", party),
+                ),
                 subscribe=("starai.beat.>", standing(party, "*"), own_inbox),
             )
         case Role.JOINER:
             return Permissions(publish=(registry("join", party),), subscribe=(own_inbox,))
+
+
+def _node(party: PartyId, own_inbox: str) -> Permissions:
+    return Permissions(
+        publish=(
+            f"starai.answer.{party}.*",
+            beat(Role.NODE, party),
+            control(party),
+            ping(party),
+            plea(Role.NODE, party),
+            registry("confirm", party),
+            registry("renew", party),
+        ),
+        subscribe=(
+            offer(Role.NODE, party),
+            control(party),
+            place(party),
+            pongs(party),
+            beats(Role.DISTRIBUTOR),
+            standing(party, "*"),
+            own_inbox,
+        ),
+    )
+
+
+def _distributor(party: PartyId, own_inbox: str) -> Permissions:
+    return Permissions(
+        publish=(
+            "starai.offer.node.*",
+            f"starai.answer.{party}.*",
+            beat(Role.DISTRIBUTOR, party),
+            place("*"),
+            pong("*", party),
+            standing("*", party),
+            registry("confirm", party),
+            registry("renew", party),
+        ),
+        subscribe=(
+            offer(Role.DISTRIBUTOR, party),
+            answers_for(party),
+            PINGS,
+            PLEAS,
+            beats(Role.NODE),
+            beats(Role.DISTRIBUTOR),
+            beats(Role.GATEWAY),
+            own_inbox,
+        ),
+    )
+
+
+def _gateway(party: PartyId, own_inbox: str) -> Permissions:
+    return Permissions(
+        publish=(
+            "starai.offer.distributor.*",
+            beat(Role.GATEWAY, party),
+            registry("keys", party),
+            registry("renew", party),
+            registry("query", party),
+            ping(party),
+            pong("*", party),
+        ),
+        subscribe=(
+            answers_for(party),
+            PINGS,
+            pongs(party),
+            beats(Role.DISTRIBUTOR),
+            beats(Role.NODE),
+            KEYS_CHANGED,
+            own_inbox,
+        ),
+    )
