@@ -42,7 +42,7 @@ class Due(enum.Enum):
 class Attempt:
     """An offer under way. Times are seconds of the event loop."""
 
-    __slots__ = ("_heard_s", "_look_s", "_pace", "_token_s", "began_s", "stream", "target")
+    __slots__ = ("_heard_s", "_look_s", "_pace", "_token_s", "began_s", "has_token", "stream", "target")
 
     def __init__(self, target: Target, stream: AnswerStream, pace: Pace | None) -> None:
         """Just begun; without a ``pace``, signs of life are enough."""
@@ -51,6 +51,8 @@ class Attempt:
         self.began_s = self._heard_s = self._token_s = loop_time()
         self._pace = pace
         self._look_s = 0.0
+        #: Whether it has brought a token.
+        self.has_token = False
 
     def poll(self) -> Part | None:
         """The next part, if it has come.
@@ -62,7 +64,7 @@ class Attempt:
         if part is not None:
             self._heard_s = loop_time()
             if part.ids:
-                self._token_s = self._heard_s
+                self._token_s, self.has_token = self._heard_s, True
                 if self._pace is not None:
                     self._pace.token(self._heard_s)
         return part

@@ -25,6 +25,8 @@ class FailureKind(enum.Enum):
     SILENT = "silent"
     #: Signs of life, but no token for much longer than it took before.
     STALLED = "stalled"
+    #: Signs of life, but no first token for much longer than its prompts took.
+    LATE = "late"
     #: A chunk whose seal, number or size is wrong.
     MALFORMED = "malformed"
     #: Bytes that are no message.

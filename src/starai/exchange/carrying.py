@@ -245,7 +245,8 @@ class Carried:
             case Due.SILENT:
                 await self._give_up(attempt, AttemptFailed(FailureKind.SILENT))
             case Due.STALLED:
-                await self._hand_over(attempt, FailureKind.STALLED, now_s)
+                kind = FailureKind.STALLED if attempt.has_token else FailureKind.LATE
+                await self._hand_over(attempt, kind, now_s)
             case Due.RELIEVED:
                 await self._hand_over(attempt, FailureKind.HANDED_OVER, now_s)
             case None:
@@ -309,10 +310,11 @@ class Carried:
         self._attempts.remove(attempt)
         by, stream = self._by, attempt.stream
         try:
-            settled = stream.settle(by.member.clock.now_ms())
-            if settled.is_owed and by.on_settled is not None:
-                with anyio.CancelScope(shield=True):
-                    await by.on_settled(settled)
+            if by.on_settled is not None:
+                settled = stream.settle(by.member.clock.now_ms())
+                if settled.is_owed:
+                    with anyio.CancelScope(shield=True):
+                        await by.on_settled(settled)
         finally:
             by.offering.end(stream)
             by.route.ended(attempt.target, self._journey, failure)
@@ -334,9 +336,12 @@ class Carried:
 
     async def _offer(self, target: Target) -> None:
         by, journey = self._by, self._journey
-        generation = msgspec.structs.replace(
-            journey.generation, accepted=bytes(self._accepted), salt=by.member.randomness.take(16)
-        )
+        generation = journey.generation
+        if self._number:  # the first offer is of what came, under its own salt
+            salt = by.member.randomness.take(16)
+            generation = msgspec.structs.replace(
+                generation, accepted=bytes(self._accepted), salt=salt
+            )
         ask = Ask(
             task_id=journey.task_id,
             attempt=journey.first_attempt + self._number,

@@ -68,6 +68,7 @@ _INTEGRITY: Final = frozenset(
 _FAULT_OF: Final = {
     FailureKind.SILENT: Fault.SILENT,
     FailureKind.STALLED: Fault.STALLED,
+    FailureKind.LATE: Fault.STALLED,
     FailureKind.GONE: Fault.GONE,
     FailureKind.DAMAGED: Fault.DAMAGED,
     FailureKind.OVERFLOW: Fault.TOO_FAST,
