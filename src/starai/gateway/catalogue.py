@@ -12,6 +12,7 @@ from starai.core.errors import ModelNotFound, Unavailable
 from starai.models.codec import TextCodec, open_codec
 from starai.models.manifest import ModelManifest, SamplingDefaults
 from starai.protocol.ports import TaskPort
+from starai.protocol.presence import ServedModel
 
 #: Names in an error message; more would bury the message.
 _NAMES_LISTED_MAX: Final = 20
@@ -49,6 +50,9 @@ class Catalogue:
             ModelFileRefused: a tokenizer cannot be used.
         """
         self._port = port
+        #: What was offered when it was last looked through, and what of it can be asked.
+        self._offers: tuple[ServedModel, ...] = ()
+        self._served: dict[str, TextModel] = {}
         self._models = {
             manifest.name: TextModel(
                 name=manifest.name,
@@ -64,14 +68,18 @@ class Catalogue:
 
     def served(self) -> dict[str, TextModel]:
         """The models that can be asked right now, by name."""
+        offers = self._port.models()
+        if offers is self._offers:
+            return self._served
         found: dict[str, TextModel] = {}
-        for offer in self._port.models():
+        for offer in offers:
             known = self._models.get(offer.name)
             if known is None or known.root != offer.model_root:
                 continue
             if offer.context_length < known.context_length:
                 known = msgspec.structs.replace(known, context_length=offer.context_length)
             found[offer.name] = known
+        self._offers, self._served = offers, found
         return found
 
     def find(self, name: str) -> TextModel:
