@@ -42,7 +42,16 @@ class Due(enum.Enum):
 class Attempt:
     """An offer under way. Times are seconds of the event loop."""
 
-    __slots__ = ("_heard_s", "_look_s", "_pace", "_token_s", "began_s", "has_token", "stream", "target")
+    __slots__ = (
+        "_heard_s",
+        "_look_s",
+        "_pace",
+        "_token_s",
+        "began_s",
+        "has_token",
+        "stream",
+        "target",
+    )
 
     def __init__(self, target: Target, stream: AnswerStream, pace: Pace | None) -> None:
         """Just begun; without a ``pace``, signs of life are enough."""

@@ -10,8 +10,8 @@ Faults of *availability* (silence, a stall, a crash, damaged bytes) cost priorit
 fade within a minute, at worst the party is quarantined, which means that it is asked last, and
 by one task at a time once a growing while is over (the half-open breaker of M. Nygard, "Release
 It!", 2007). Faults of *integrity* (what no accident makes) quarantine at once, fade in hours, and
-the third leads to where nothing is given any more. Each step keeps its reason. Time is an argument, in monotonic seconds;
-nothing here does I/O, and nothing is remembered beyond the process.
+the third leads to where nothing is given any more. Each step keeps its reason. Time is an argument,
+in monotonic seconds; nothing here does I/O, and nothing is remembered beyond the process.
 """
 
 from __future__ import annotations
