@@ -168,6 +168,8 @@ class Carried:
 
     async def leave(self) -> None:
         """End whatever is under way: the reader is done, or gone."""
+        if not self._attempts and self._heir is None:
+            return  # nearly always: the answer came to its end
         left = AttemptFailed(FailureKind.LEFT)
         for attempt in (*self._attempts,):
             await self._end(attempt, left)
@@ -355,16 +357,14 @@ class Carried:
             price_id=journey.price_id,
         )
         self._number += 1
-        failure: AttemptFailed | None = AttemptFailed(FailureKind.LEFT)
         try:
             stream = await by.offering.begin(ask, self._bell)
-            failure = None
-        except AttemptFailed as error:
-            failure = error
+        except AttemptFailed as failure:
+            by.route.ended(target, journey, failure)
             raise
-        finally:
-            if failure is not None:
-                by.route.ended(target, journey, failure)
+        except BaseException:
+            by.route.ended(target, journey, AttemptFailed(FailureKind.LEFT))
+            raise
         num_read = self._num_prompt + tokens.count(generation.accepted)
         now_s = loop_time()
         pace = by.paces.begin(target.callee, num_read, now_s) if by.paces else None
