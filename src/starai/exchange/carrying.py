@@ -194,7 +194,9 @@ class Carried:
         if part.ids or part.finish is not None:
             if self._began_s is not None:
                 await self._first_token(attempt)
+            # Who failed before this may do better now; what it was worth then, the route knows.
             self._failures = 0
+            self._failed.clear()
             self._accepted += part.ids
             self._resumed(attempt)
         if part.finish is not None:
