@@ -169,7 +169,7 @@ def try_model(home: Home, *, as_json: bool, model: str, bits: str) -> None:
     part = time_slice(manifest, SystemClock(), int(bits))
     head_bytes = part.table_weights * int(bits) // 8
     times = (part.token, part.prompt, part.prompt_tokens)
-    timed = from_slice(part.num_layers, *times, head_bytes, known.pools[0])
+    timed = from_slice(part.num_layers, *times, head_bytes, known.own_pool)
     if as_json:
         show_json({"by_layers": timed, "by_memory_and_arithmetic": told, "slice": part})
         return

@@ -47,9 +47,15 @@ class Fitness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Where models may run."""
         return pools(self.device, self.cpu, self.gpus)
 
+    @property
+    def own_pool(self) -> Pool:
+        """Where our own engine runs: a GPU that torch could use here, else the processor."""
+        usable = {name: rates for name, rates in self.gpus.items() if rates.measured}
+        return pools(self.device, self.cpu, usable)[0]
+
     def fits(self, store: Path) -> tuple[str, ...]:
         """Pulled models that there is memory for, ``ORG/NAME``: what could be served at once."""
-        room = self.pools[0].memory_bytes
+        room = self.own_pool.memory_bytes
         found = [
             f"{folder.parent.name}/{folder.name}"
             for folder in sorted(store.glob("*/*"))
@@ -62,7 +68,7 @@ class Fitness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         weights = open_model(spec.model, Path(spec.store)).num_parameters
         usual = 32.0 if weights < _SMALL else 16.0
         bits = _BITS.get(int(spec.options.get("bits", 16)), usual)
-        return predict(Work(int(weights * bits / 8), weights), self.pools[0])
+        return predict(Work(int(weights * bits / 8), weights), self.own_pool)
 
 
 def fitness(

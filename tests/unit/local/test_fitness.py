@@ -99,8 +99,11 @@ def test_gpus_that_cannot_be_measured_are_looked_up() -> None:
     known, unknown = Gpu("intel", "Intel Arc B580", 12 << 30), Gpu("intel", "Arc 1", 1 << 30)
     rates = module._gpu_rates(Device("linux", gpus=(known, unknown)))
     assert rates == {known.name: Rates(456e9, 116e12, measured=False)}
-    (pool,) = Fitness(Device("linux", gpus=(known, unknown)), CPU, rates).pools
-    assert (pool.kind, pool.measured) == ("intel", False)
+    found = Fitness(Device("linux", gpus=(known, unknown)), CPU, rates)
+    assert [(pool.kind, pool.measured) for pool in found.pools] == [("intel", False)]
+    assert found.own_pool.kind == "cpu"
+    seen = msgspec.structs.replace(found, gpus={known.name: Rates(4e11, 1e14)})
+    assert seen.own_pool.kind == "intel"
 
 
 @pytest.mark.slow
