@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from starai.core.randomness import SystemRandomness
 from starai.local import services
 from starai.local.home import Home
 from starai.local.joining import is_admitted, join
-from starai.local.processes import as_child
+from starai.local.processes import TOLD_TO_STOP, as_child, is_child
 from starai.protocol.tickets import JoinTicket
 
 #: A file of a certificate or of its key.
@@ -90,8 +91,13 @@ def run_service(body: Callable[[], Awaitable[None]], *, log_level: str = "INFO")
     """Run a service until SIGTERM, or until whoever started it is gone."""
     setup(log_level)
 
+    left = anyio.Event()
+
     async def run() -> None:
         async with as_child():
             await body()
+            left.set()
 
     anyio.run(run, backend_options={"use_uvloop": services.HAS_UVLOOP})
+    if is_child() and not left.is_set():
+        sys.exit(TOLD_TO_STOP)  # by whom, its parent knows: if not by itself, it starts it again

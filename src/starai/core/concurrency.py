@@ -1,8 +1,8 @@
-"""A task group that raises what went wrong, not a group around it."""
+"""A task group that raises what went wrong, not a group around it; and being stopped gently."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -24,3 +24,34 @@ async def task_group() -> AsyncIterator[TaskGroup]:
             raise
         lone = group.exceptions[0]
         raise lone from lone.__cause__
+
+
+async def stopped_gently(
+    run: Callable[[], Awaitable[None]], stop: Callable[[], bool], grace_s: float
+) -> None:
+    """Run something; when this is cancelled, let it come to its end by itself.
+
+    ``stop`` asks it to, and says whether it can; what has not ended ``grace_s`` seconds later is
+    cancelled. Without this a service's connection and its beats would end together with it, and
+    nobody could see the rest of what it does.
+    """
+    ended = anyio.Event()
+    scope = anyio.CancelScope(shield=True)
+
+    async def shielded() -> None:
+        try:
+            with scope:
+                await run()
+        finally:
+            ended.set()
+
+    async with task_group() as tasks:
+        tasks.start_soon(shielded)
+        try:
+            await ended.wait()
+        finally:
+            if not ended.is_set():
+                with anyio.move_on_after(grace_s, shield=True):
+                    if stop():
+                        await ended.wait()
+                scope.cancel()

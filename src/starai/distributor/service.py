@@ -29,6 +29,8 @@ from starai.exchange.carrying import Carried, Carrier, Journey, attempts_within
 from starai.exchange.confirming import Confirmer
 from starai.exchange.hedging import Hedging
 from starai.exchange.ladder import Fault
+from starai.exchange.leaving import STOPPED, leave
+from starai.exchange.mailboxes import Bell
 from starai.exchange.member import Member
 from starai.exchange.offering import Offering
 from starai.exchange.pacing import Paces
@@ -71,6 +73,8 @@ class Distributor:
         self._boot = member.clock.now_ms()
         self._done = 0
         self._tokens = 0
+        self._leaving = anyio.Event()
+        self._news = Bell()
         self._offering = Offering(member, on_fault=self._blame)
         self._nodes = Routing(
             member,
@@ -97,7 +101,7 @@ class Distributor:
     async def run(
         self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve until cancelled."""
+        """Serve until cancelled, or until told to leave."""
         member = self._member
         async with (
             self._nodes.presence.watching(),
@@ -112,9 +116,17 @@ class Distributor:
             if self._admission is not None:
                 group.start_soon(self._admission.run)
             await group.start(self._serving.run)
-            group.start_soon(keep_beating, member.wire, Role.DISTRIBUTOR, self._beat)
+            group.start_soon(keep_beating, member.wire, Role.DISTRIBUTOR, self._beat, self._news)
             event(_LOG, "distributor_ready", party=short(member.identity.party))
             task_status.started()
+            await self._leaving.wait()
+            await leave(self._serving, self._confirmer, STOPPED)
+            group.cancel_scope.cancel()
+
+    def leave(self) -> None:
+        """Let others go on with what runs, end what nobody else can carry, and end `run`."""
+        self._leaving.set()
+        self._news.ring()
 
     async def _carry(self, task: ServedTask) -> None:
         """One task's whole way: offer it, hand on each part, and again elsewhere on failure."""
@@ -188,7 +200,7 @@ class Distributor:
             boot=self._boot,
             seq=seq,
             sent_ms=member.clock.now_ms(),
-            draining=False,
+            draining=self._leaving.is_set(),
             running=self._serving.num_running,
             queued=self._nodes.num_waiting,
             done=self._done,

@@ -42,7 +42,11 @@ class Dispatch:
         self._pinger = Pinger(member)
         self._wanted = Wanted(member.clock)
         self._routing = Routing(
-            member, Role.DISTRIBUTOR, self._offering.lose, rtt_ms=self._pinger.rtt_ms
+            member,
+            Role.DISTRIBUTOR,
+            self._offering.lose,
+            on_draining=self._offering.drain,
+            rtt_ms=self._pinger.rtt_ms,
         )
         # A distributor says "busy" after it has waited for all nodes itself: asking on would
         # multiply the load when there is too much of it.

@@ -38,6 +38,8 @@ SETTLED_S = 20.0
 LOG_BYTES_MAX = 16 << 20
 #: Set for the children of `processes`: their standard input is a pipe from their parent.
 CHILD_MARK = "STARAI_CHILD"
+#: How a child ends that was told to stop, by its parent or by somebody else; 0 is for good.
+TOLD_TO_STOP = 128 + signal.SIGTERM
 #: What runs a service, given its arguments.
 PROGRAM = (sys.executable, "-m", "starai.cli")
 
@@ -125,7 +127,8 @@ class Processes:
             if code == 0:  # it left of its own accord, as it was told to
                 event(_LOG, "service_left", service=child.service.name)
                 return
-            event(_LOG, "service_died", logging.ERROR, service=child.service.name, code=code)
+            level = logging.INFO if code == TOLD_TO_STOP else logging.ERROR
+            event(_LOG, "service_ended", level, service=child.service.name, code=code)
             settled = self._clock.monotonic_s() - began_s > SETTLED_S
             wait_s = RESTART_FIRST_S if settled else min(wait_s * 2, RESTART_LAST_S)
             with anyio.move_on_after(wait_s):
@@ -171,6 +174,11 @@ async def _spawn(program: Sequence[str], service: Service) -> Process:
         )
 
 
+def is_child() -> bool:
+    """Whether this process is one that `processes` started."""
+    return bool(os.environ.get(CHILD_MARK))
+
+
 @asynccontextmanager
 async def as_child() -> AsyncIterator[anyio.CancelScope]:
     """Run a service's body: cancelled on SIGTERM, or, for a child, when its parent is gone.
@@ -178,13 +186,13 @@ async def as_child() -> AsyncIterator[anyio.CancelScope]:
     A child leaves SIGINT to its parent, which turns one Ctrl-C into an orderly stop of all.
     """
     stops = [signal.SIGTERM]
-    if os.environ.get(CHILD_MARK):
+    if is_child():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     else:
         stops.append(signal.SIGINT)
     async with task_group() as group:
         group.start_soon(cancel_on_signal, group.cancel_scope, stops)
-        if os.environ.get(CHILD_MARK):
+        if is_child():
             threading.Thread(target=_terminate_at_end_of_input, daemon=True).start()
         yield group.cancel_scope
         group.cancel_scope.cancel()

@@ -11,11 +11,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
+
 from starai.core.clock import SystemClock
+from starai.core.concurrency import stopped_gently
 from starai.core.errors import ConfigurationRefused
 from starai.core.randomness import SystemRandomness
 from starai.engines.base import EngineSpec
 from starai.exchange.confirming import Confirmer
+from starai.exchange.leaving import STOPPED
 from starai.exchange.member import Member
 from starai.local.asking import OPERATOR
 from starai.local.home import Home
@@ -31,6 +35,8 @@ from starai.wire.server import push_account
 
 #: The names of the services that `starai up` runs, in parties/ and logs/.
 REGISTRY, DISTRIBUTOR, GATEWAY = "registry", "distributor", "gateway"
+#: A service that is told to stop has this much longer than what it waits for in turn.
+OVERTIME_S = 1.0
 HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
 
 
@@ -125,7 +131,7 @@ async def serve_gateway(
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
 ) -> None:
-    """Run a gateway until cancelled; with a certificate it speaks TLS."""
+    """Run a gateway until cancelled, and then what runs to its end; with a certificate by TLS."""
     from starai.gateway.config import GatewayConfig  # noqa: PLC0415 - see above
     from starai.gateway.dispatch import Dispatch  # noqa: PLC0415 - see above
     from starai.gateway.key_table import follow_keys  # noqa: PLC0415 - see above
@@ -143,21 +149,42 @@ async def serve_gateway(
         tls_key=tls_key,
     )
     clock, randomness = SystemClock(), SystemRandomness()
-    async with membership(home, name) as member:
-        dispatch, keys = Dispatch(member), KeyRing()
-        async with dispatch.running(), follow_keys(member, keys):
-            await serve(config, dispatch, keys, clock, randomness)
+    listening = anyio.CancelScope()
+
+    async def run() -> None:
+        async with membership(home, name) as member:
+            dispatch, keys = Dispatch(member), KeyRing()
+            async with dispatch.running(), follow_keys(member, keys):
+                with listening:
+                    await serve(config, dispatch, keys, clock, randomness)
+
+    def stop() -> bool:
+        listening.cancel()
+        return True
+
+    await stopped_gently(run, stop, config.stop_grace_s + OVERTIME_S)
 
 
 async def serve_distributor(home: Home, name: str = DISTRIBUTOR) -> None:
-    """Run a distributor until cancelled."""
+    """Run a distributor until cancelled; then others go on with what it carries."""
     from starai.distributor.service import Distributor  # noqa: PLC0415 - see above
 
-    async with (
-        membership(home, name) as member,
-        confirming(home, name, member, Side.DISTRIBUTOR) as confirmer,
-    ):
-        await Distributor(member, confirmer, measures_nodes=True).run()
+    serving: list[Distributor] = []
+
+    async def run() -> None:
+        async with (
+            membership(home, name) as member,
+            confirming(home, name, member, Side.DISTRIBUTOR) as confirmer,
+        ):
+            serving.append(Distributor(member, confirmer, measures_nodes=True))
+            await serving[0].run()
+
+    def stop() -> bool:
+        for one in serving:
+            one.leave()
+        return bool(serving)
+
+    await stopped_gently(run, stop, STOPPED.sum_s + OVERTIME_S)
 
 
 @asynccontextmanager

@@ -14,16 +14,17 @@ import anyio
 import msgspec
 
 from starai.core.clock import Clock, SystemClock
-from starai.core.concurrency import task_group
+from starai.core.concurrency import stopped_gently, task_group
 from starai.core.errors import ConfigurationRefused, PartyRefused, StarAIError, Unavailable
 from starai.core.randomness import SystemRandomness
 from starai.engines.base import EngineSpec
+from starai.exchange.leaving import STOPPED
 from starai.exchange.member import Member
 from starai.local.fitness import fitness_of_node
 from starai.local.home import Home
 from starai.local.joining import applicant_of, expired_credential, is_admitted, join
 from starai.local.membership import membership
-from starai.local.services import NodeOptions, confirming, engine_spec
+from starai.local.services import OVERTIME_S, NodeOptions, confirming, engine_spec
 from starai.node.moving import Moving
 from starai.node.runner import Runner
 from starai.node.service import Node
@@ -119,6 +120,7 @@ class _Supplier:
         self._randomness = SystemRandomness()
         self._is_in = False
         self._told = False
+        self._node: Node | None = None
 
     async def join(self, token: str, url: str) -> None:
         """Become a party of the network."""
@@ -137,9 +139,9 @@ class _Supplier:
         self._tell_admitted(f"; {joined.answer_ms:.0f} ms to the registry, and the clock agrees")
 
     async def serve(self) -> None:
-        """Serve until cancelled."""
+        """Serve until cancelled; then others go on with what runs here."""
         try:
-            await self._serve()
+            await stopped_gently(self._serve, self._leave, STOPPED.sum_s + OVERTIME_S)
         except (PartyRefused, Unavailable) as error:
             if self._is_in:
                 raise
@@ -170,13 +172,19 @@ class _Supplier:
             group.start_soon(self._tell_life, member, runner)
             fits = known.fits(self._home.models) if known is not None else ()
             moving = Moving(runner, self.clock, fits, self._spec_of)
-            node = Node(
+            self._node = Node(
                 *(member, runner, confirmer, self._label, yielding),
                 moving=moving,
                 region=self._options.region,
             )
-            await node.run()
+            await self._node.run()
             group.cancel_scope.cancel()  # it was told to leave
+
+    def _leave(self) -> bool:
+        if self._node is not None:
+            self._node.leave(STOPPED)
+        return self._node is not None
+
     def _spec_of(self, model: str) -> EngineSpec:
         """How another model would be served here."""
         return engine_spec(self._home.models, replace(self._options, model=model))

@@ -12,12 +12,12 @@ from starai.core.errors import MalformedFrame
 from starai.core.logging import event
 from starai.exchange.base import Settled, short, task_record
 from starai.exchange.confirming import Confirmer
+from starai.exchange.leaving import ORDERED, Patience, leave
 from starai.exchange.mailboxes import Bell
 from starai.exchange.member import Member
 from starai.exchange.pinging import Pinger
 from starai.exchange.presence import Presence, keep_beating
 from starai.exchange.serving import Refused, ServedTask, Serving
-from starai.node.leaving import leave
 from starai.node.moving import Moving
 from starai.node.readiness import Readiness
 from starai.node.runner import Runner
@@ -65,6 +65,7 @@ class Node:
         self._boot = member.clock.now_ms()
         self._draining = False
         self._leaving = anyio.Event()
+        self._patience = ORDERED
         self._news = Bell()
         self._readiness = Readiness(runner)
         self._done = 0
@@ -100,8 +101,15 @@ class Node:
             event(_LOG, "node_ready", party=short(member.identity.party))
             task_status.started()
             await self._leaving.wait()
-            await leave(self._serving, self._confirmer)
+            await leave(self._serving, self._confirmer, self._patience)
             group.cancel_scope.cancel()
+
+    def leave(self, patience: Patience = ORDERED) -> None:
+        """Take no new tasks, have others go on with those that run, and end `run`."""
+        self._patience = patience
+        self._draining = True
+        self._leaving.set()
+        self._news.ring()
 
     async def _answer(self, task: ServedTask) -> None:
         if self._draining or self._paused:
@@ -121,7 +129,7 @@ class Node:
         if order in ("drain", "resume", "leave"):
             self._draining = order != "resume" or self._leaving.is_set()
             if order == "leave":
-                self._leaving.set()
+                self.leave()
             self._news.ring()
             event(_LOG, "node_control", order=order, running=self._serving.num_running)
 
@@ -166,6 +174,7 @@ class Node:
             label=self._label,
             paused=self._paused,
             region=self._region,
+            unread=runner.num_unread,
             rtts=self._pinger.nearest(),
             fits=self._moving.loadable if self._moving is not None else (),
         )
