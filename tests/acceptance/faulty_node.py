@@ -25,6 +25,7 @@ from starai.node.service import Node
 from starai.protocol.frames import peek
 from starai.protocol.registry import Side
 from starai.protocol.tasks import Answer
+from starai.protocol.tickets import JoinTicket
 
 
 class BentWire:
@@ -47,7 +48,9 @@ class BentWire:
 
 async def main(home: Home, name: str, model: str, after: int) -> None:
     clock = SystemClock()
-    await join(home, name, os.environ["STARAI_TOKEN"], name, clock, SystemRandomness())
+    await join(
+        home, name, JoinTicket.parse(os.environ["STARAI_TOKEN"]), name, clock, SystemRandomness()
+    )
     runner = Runner(engine_spec(home.models, NodeOptions(model, threads=1)), clock)
     runner.prefill.tps = runner.decode.tps = 1e6  # it boasts, so that it is chosen first
     async with (

@@ -23,6 +23,7 @@ from starai.protocol.credentials import read_credential
 from starai.protocol.identity import Identity
 from starai.protocol.registry import Side
 from starai.protocol.subjects import Role
+from starai.protocol.tickets import JoinTicket
 from starai.registry.service import RegistryConfig, run_registry
 from starai.registry.store import open_store
 from starai.testing.records import BLOCK_MS, record
@@ -74,7 +75,7 @@ async def test_from_ticket_to_revocation(tmp_path: Path) -> None:
     boss_home, device = tmp_path / "boss", Home(tmp_path / "device")
     async with _network(boss_home) as asked:
         ticket = await asked.create_token(Role.NODE, 1, 3_600_000, "attic")
-        await join(device, "node", ticket, "attic", _CLOCK, _CHANCE)
+        await join(device, "node", JoinTicket.parse(ticket), "attic", _CLOCK, _CHANCE)
         file, network = device.party("node"), device.network()
         newcomer = Identity.from_seed(file.seed)
         read_credential(file.credential, network.account, _CLOCK.now_ms())
@@ -98,7 +99,7 @@ async def test_from_ticket_to_revocation(tmp_path: Path) -> None:
                 pass
         again = await asked.create_token(Role.NODE, 1, 3_600_000, "attic")
         with pytest.raises(PartyRefused, match="revoked"):
-            await join(device, "node", again, "attic", _CLOCK, _CHANCE)
+            await join(device, "node", JoinTicket.parse(again), "attic", _CLOCK, _CHANCE)
         assert (await asked.ask("check"))["problems"] == []
 
 
