@@ -22,6 +22,7 @@ from starai.local.services import NodeOptions, engine_spec
 from starai.models.catalog import open_model
 from starai.node.runner import Runner
 from starai.node.service import Node
+from starai.node.yielding import Limits, Reading, Yielding
 from starai.protocol import tokens
 from starai.protocol.generation import Generation, Part, Sampling
 from starai.protocol.ports import Submission
@@ -34,6 +35,19 @@ from starai.wire.outbox import Outbox
 pytestmark = pytest.mark.anyio
 
 
+class Owner:
+    """What a device's owner does: what a sensor would see of it."""
+
+    interval_s = 0.25
+    blocking = False
+
+    def __init__(self) -> None:
+        self.doing = Reading(num_cores=2, others_cores=0.0)
+
+    def read(self) -> Reading:
+        return self.doing
+
+
 class Road:
     """One gateway, one distributor and some nodes with mock engines."""
 
@@ -42,6 +56,7 @@ class Road:
         self.stack = stack
         self.folder = folder
         self.runners: list[Runner] = []
+        self.owners: list[Owner] = []
         self.outboxes: dict[str, Outbox] = {}
         self.dispatch = Dispatch(parties.join(Role.GATEWAY))
 
@@ -64,7 +79,10 @@ class Road:
             options = NodeOptions("mock", step_delay_ms=step_delay_ms)
             runner = Runner(engine_spec(self.folder, options), member.clock)
             self.runners.append(runner)
-            await group.start(Node(member, runner, confirmer).run)
+            owner = Owner()
+            self.owners.append(owner)
+            yielding = Yielding(Limits(), member.clock, lambda _pids, seen=owner: [seen])
+            await group.start(Node(member, runner, confirmer, yielding=yielding).run)
         await self.stack.enter_async_context(self.dispatch.running())
         with anyio.fail_after(20):
             while sum(model.slots for model in self.dispatch.models()) < 8 * num_nodes:
@@ -191,3 +209,28 @@ async def test_an_embedding_travels_the_whole_road(tmp_path: Path) -> None:
             for side in ("NODE", "DISTRIBUTOR"):
                 while not await made.outboxes[side].pending(f"confirm.{side.lower()}", 10):
                     await anyio.sleep(0.05)
+
+
+async def test_an_owner_who_begins_to_work_loses_no_answer(tmp_path: Path) -> None:
+    """Beside the owner's work a node takes nothing, and its answer goes on elsewhere, unchanged."""
+    async with road(tmp_path, num_nodes=2, step_delay_ms=60) as made:
+        generation = msgspec.structs.replace(made.submission().generation, max_tokens=40)
+        submission = made.submission(generation=generation)
+        undisturbed = await read(made, submission)
+        ids: list[int] = []
+        busy: int | None = None
+        again = msgspec.structs.replace(submission, task_id=os.urandom(16))
+        async with made.dispatch.submit(again) as stream:
+            async for part in stream:
+                ids += tokens.unpack(part.ids)
+                if busy is None and ids:
+                    busy = next(n for n, one in enumerate(made.runners) if one.num_running)
+                    made.owners[busy].doing = Reading(num_cores=2, others_cores=2.0)
+        assert busy is not None
+        assert ids == undisturbed
+        done = [runner.num_tokens for runner in made.runners]
+        assert made.runners[busy].num_running == 0
+        # The other one carried the end of it, and takes what comes now.
+        short = msgspec.structs.replace(generation, max_tokens=3)
+        await read(made, made.submission(generation=short))
+        assert made.runners[1 - busy].num_tokens == done[1 - busy] + 3
