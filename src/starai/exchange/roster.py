@@ -149,6 +149,8 @@ class Roster:
         known.beat = beat
         # Own tasks are counted to the moment; only what others have there is hearsay.
         known.unheard = 0
+        speeds = [model.prefill_tps for model in beat.models if model.prefill_tps]
+        known.free_at_s = now_s + beat.unread / max(speeds) if speeds else 0.0
         known.others = max(0, beat.running + beat.queued - len(known.places))
         for model_root in gone:
             self._leave_pool(model_root, beat.party)
@@ -205,7 +207,9 @@ class Roster:
             known.unheard += 1
             if chosen.prefill_tps:
                 hit = cached.get(chosen.party, 0.0)
-                known.free_at_s = max(now_s, known.free_at_s) + reading_s(demand, chosen, hit)
+                # The others have probably done the same since its last beat, which tells of none.
+                reading = reading_s(demand, chosen, hit) * (1 + self.num_peers)
+                known.free_at_s = max(now_s, known.free_at_s) + reading
             self._ladder.began(party, now_s)
             self.changed(party)
             return Target(party, self._role, prekey, self._next_place)
@@ -216,8 +220,8 @@ class Roster:
         known = self._parties.get(target.callee)
         if known is not None:
             known.places.discard(target.place)
-            if not known.places:
-                known.free_at_s = 0.0  # who has nothing of ours has nothing of ours to read
+            if not known.places and not known.others:
+                known.free_at_s = 0.0  # who has no tasks has nothing to read
             self.changed(target.callee)
 
     def _put(self, known: _Party, model: ServedModel, now_s: float) -> None:

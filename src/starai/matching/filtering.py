@@ -60,7 +60,10 @@ def unfit(demand: Demand, candidate: Candidate) -> Reason | None:
 
 def in_region(region: str, allowed: Iterable[str]) -> bool:
     """Whether ``region`` is one of the allowed or lies inside one: ``eu-west`` is in ``eu``."""
-    return any(region == one or region.startswith(f"{one}-") for one in allowed)
+    for one in allowed:
+        if region.startswith(one) and region[len(one) : len(one) + 1] in ("", "-"):
+            return True
+    return False
 
 
 def reasons(

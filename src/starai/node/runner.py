@@ -119,6 +119,8 @@ class Runner:
         self.prefill = Speed(expected.prefill_tps if expected else 0.0)
         self.decode = Speed(expected.decode_tps if expected else 0.0)
         self.num_tokens = 0
+        #: Tokens of prompts whose first token has not come yet.
+        self.num_unread = 0
 
     @property
     def info(self) -> EngineInfo | None:
@@ -308,13 +310,19 @@ class Runner:
     async def _stream(self, task: ServedTask, mailbox: Mailbox[Emitted | None]) -> None:
         admitted_s = self._clock.monotonic_s()
         first_s = 0.0
-        while not task.finished:
-            # An engine that is faster than the wire fills one chunk with several steps.
-            await self._send(task, [await mailbox.get(), *mailbox.take_ready()])
+        num_prompt = tokens.count(task.generation.prompt + task.generation.accepted)
+        self.num_unread += num_prompt
+        try:
+            while not task.finished:
+                # An engine that is faster than the wire fills one chunk with several steps.
+                await self._send(task, [await mailbox.get(), *mailbox.take_ready()])
+                if not first_s:
+                    first_s = self._clock.monotonic_s()
+                    self.num_unread -= num_prompt
+                    self.prefill.measured(num_prompt, first_s - admitted_s)
+        finally:
             if not first_s:
-                first_s = self._clock.monotonic_s()
-                num_prompt = tokens.count(task.generation.prompt + task.generation.accepted)
-                self.prefill.measured(num_prompt, first_s - admitted_s)
+                self.num_unread -= num_prompt
         self.decode.measured(task.num_sent - 1, self._clock.monotonic_s() - first_s)
 
     async def _send(self, task: ServedTask, news: Sequence[Emitted | None]) -> None:

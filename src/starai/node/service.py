@@ -174,6 +174,7 @@ class Node:
             label=self._label,
             paused=self._paused,
             region=self._region,
+            unread=runner.num_unread,
             rtts=self._pinger.nearest(),
             fits=self._moving.loadable if self._moving is not None else (),
         )

@@ -59,7 +59,8 @@ class Beat(Message, frozen=True):
 
     ``region`` is what its owner says of where it is (``eu-west``, free text), ``rtts`` what it
     measured. ``paused`` says in a word why it takes no new tasks for now (its owner's work, heat,
-    battery, no readiness); empty when it does. ``fits`` names models it could load instead.
+    battery, no readiness); empty when it does. ``fits`` names models it could load instead,
+    ``unread`` counts the tokens of prompts whose first token is still to come.
     """
 
     party: Party
@@ -79,6 +80,7 @@ class Beat(Message, frozen=True):
     paused: Name = ""
     rtts: Annotated[tuple[RoundTrip, ...], msgspec.Meta(max_length=RTTS_MAX)] = ()
     fits: Annotated[tuple[Name, ...], msgspec.Meta(max_length=FITS_MAX)] = ()
+    unread: Count = 0
 
 
 @travels(11)

@@ -59,6 +59,7 @@ class FakeNode:
         self.draining = False
         self.running = 0
         self.region = ""
+        self.unread = 0
         self.rtts: tuple[RoundTrip, ...] = ()
         self.scope = anyio.CancelScope()
 
@@ -68,6 +69,7 @@ class FakeNode:
             *(self.party, "node", 1, seq, 1, self.draining, self.running),
             *(0, 0, 0, self.prekey, models),
             region=self.region,
+            unread=self.unread,
             rtts=self.rtts,
         )
 
@@ -581,3 +583,14 @@ async def test_a_place_that_was_granted_to_one_who_left_goes_to_the_next() -> No
         await anyio.sleep(1)
         assert got == ["stayer"]
         assert made.routing.roster.num_held == 1
+
+
+async def test_who_has_much_to_read_is_passed_over() -> None:
+    """A beat tells how much of others' prompts a node has still to read before ours."""
+    async with scene() as made:
+        reads = await made.add(decode_tps=11.0, slots=4)
+        free = await made.add(slots=4)
+        assert (await made.choose()).callee == reads.party
+        reads.unread = 5000
+        await anyio.sleep(BEAT_INTERVAL_S)
+        assert (await made.choose()).callee == free.party

@@ -159,7 +159,24 @@ async def test_a_cancelled_task_frees_its_slot() -> None:
         with anyio.move_on_after(0.05):
             await made.runner.answer(made.task())
         assert made.runner.num_running == 0
+        assert made.runner.num_unread == 0
         await made.runner.answer(made.task())
+
+
+async def test_what_is_still_to_be_read_is_counted_until_the_first_token() -> None:
+    """Beats tell it, so that nobody piles long prompts on a node that reads already."""
+    async with scene(slots=2, delay_ms=100) as made, anyio.create_task_group() as group:
+        await made.ready()
+        for _ in range(2):
+            group.start_soon(made.runner.answer, made.task(prompt=tokens.pack([65] * 50)))
+        await anyio.sleep(0.05)
+        assert made.runner.num_unread == 100
+        with anyio.fail_after(5):
+            while made.runner.num_unread:
+                await anyio.sleep(0.01)
+        assert made.runner.num_running == 2
+        group.cancel_scope.cancel()
+    assert made.runner.num_unread == 0
 
 
 async def test_a_crash_of_the_engine_fails_its_tasks_and_nothing_else() -> None:
