@@ -65,15 +65,20 @@ def fit(
     a GPU's too, where the engine can use it, else they are looked up. From them follows a
     prediction for each model of the library. A node's first tasks correct what was predicted.
     """
-    wishes = Wishes(
-        sequences=given["sequences"] or 0, context=given["context"], models=given["at_most"]
-    )
+    disk = 0
     if device:
         preset = find_preset(device)
         rates = {preset.name: preset.rates}
         places = pools(preset.device(), preset.rates, rates)
     else:
-        places = _this(home, again=again, keep=not dry_run).pools
+        known = _this(home, again=again, keep=not dry_run)
+        places, disk = known.pools, known.device.disk_free_bytes
+    wishes = Wishes(
+        sequences=given["sequences"] or 0,
+        context=given["context"],
+        models=given["at_most"],
+        disk_bytes=disk,
+    )
     plan = fit_rule(places, all_models(), wishes)
     if as_json:
         show_json({"choices": [_row(one) for one in plan.choices], "reasons": plan.reasons})

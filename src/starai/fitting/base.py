@@ -85,6 +85,7 @@ class Wishes(msgspec.Struct, frozen=True):
         quantisations: that the engines at hand can run, MXFP4 aside.
         refused_licences: models under these are left out: no money may be made with them.
         models: at most so many beside each other.
+        disk_bytes: where their files must find room together; 0: wherever that is, there is enough.
     """
 
     sequences: int = 0
@@ -95,6 +96,7 @@ class Wishes(msgspec.Struct, frozen=True):
     quantisations: tuple[str, ...] = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M")
     refused_licences: tuple[str, ...] = ("qwen-research",)
     models: int = 3
+    disk_bytes: int = 0
 
 
 class Choice(msgspec.Struct, frozen=True):

@@ -86,6 +86,7 @@ def _rate(
     """
     names = {choice.model.name for choice in chosen}
     classes = {choice.model.modality for choice in chosen}
+    disk = wishes.disk_bytes - sum(choice.need.weights for choice in chosen)
     rated: list[_Rated] = []
     refused: list[tuple[float, str]] = []
     for model in models:
@@ -96,7 +97,7 @@ def _rate(
             continue
         why = ""
         for quantisation in model.quantisations or wishes.quantisations:
-            choice = _try(pool, model, quantisation, wishes)
+            choice = _try(pool, model, quantisation, wishes, disk)
             if isinstance(choice, Choice):
                 is_new = bool(classes) and model.modality not in classes
                 if not is_new or choice.need.total <= _NEW_SHARE * whole:
@@ -111,7 +112,9 @@ def _rate(
     return rated, [text for _, text in above]
 
 
-def _try(pool: Pool, model: LibraryModel, quantisation: str, wishes: Wishes) -> Choice | str:
+def _try(
+    pool: Pool, model: LibraryModel, quantisation: str, wishes: Wishes, disk: int
+) -> Choice | str:
     kind = QUANTISATIONS[quantisation]
     if model.context < wishes.context and model.modality != "embedding":
         return f"is made for {model.context} tokens, under {wishes.context}"
@@ -123,6 +126,8 @@ def _try(pool: Pool, model: LibraryModel, quantisation: str, wishes: Wishes) -> 
             f"needs {_gib(needed.total)} as {quantisation} for {sequences} answers of {context} "
             f"tokens; there are {_gib(pool.memory_bytes)}"
         )
+    if wishes.disk_bytes and needed.weights > disk:
+        return f"as {quantisation} takes {_gib(needed.weights)} of disk; {_gib(disk)} are free"
     prediction = predict(work_of(model, kind), pool)
     if model.modality != "embedding" and prediction.decode_tps < wishes.decode_tps:
         return (

@@ -97,6 +97,15 @@ def test_no_money_is_made_with_models_that_forbid_it() -> None:
     assert fit((pool,), models, Wishes(refused_licences=())).choices
 
 
+def test_files_must_find_room_on_the_disk() -> None:
+    """What is chosen fits on the disk together, and a full disk is said."""
+    pool = Pool("x", "nvidia", 24 * GIB, 1e12, 1e14)
+    plan = fit((pool,), library(), Wishes(disk_bytes=6 * GIB))
+    assert 0 < sum(choice.need.weights for choice in plan.choices) <= 6 * GIB
+    assert any("of disk" in reason for reason in plan.reasons)
+    assert not fit((pool,), library(), Wishes(disk_bytes=1)).choices
+
+
 def test_a_device_that_is_good_for_nothing_is_told_so() -> None:
     """Not enough memory, or too slow: no choice, and the reasons."""
     tiny = Pool("watch", "cpu", 64 << 20, 1e9, 1e9)
