@@ -629,7 +629,7 @@ def measure(
         "",
         f"## {name}, {span_s:.0f} s",
         "",
-        "| load | policy | TTFT p50 / p95 / p99 s | finish p50 / p95 / p99 s | refused | hits | n |",
+        "| load | policy | TTFT p50 / p95 / p99 s | finish p50 / p95 / p99 s | refused | hit | n |",
         "|---|---|---|---|---|---|---|",
     ]
     ratios = []
@@ -727,7 +727,7 @@ def head(seeds: Sequence[int]) -> str:
 average at the end {load}. All but the CPU times is virtual time and does not depend on the machine.
 
 {NODES:,} nodes, {DISTRIBUTORS} distributors, beats every {BEAT_S} s, seeds {told}; the first
-{WARM_UP:.0%} of the requests are not counted. Load 0.8 means arrivals at 0.8 of what all nodes serve
+{WARM_UP:.0%} of requests are not counted. Load 0.8 means arrivals at 0.8 of what all nodes serve
 when full, with this mix of lengths. A trace has a few requests a second: as many copies of it as
 the load needs run at once, each from a moment of its own and with prompts of its own.
 
@@ -741,11 +741,11 @@ an error of 10 %; the last mile takes 4-25 ms; a node keeps {KEPT_TOKENS_A_SLOT:
 **Unequal:** random, round robin and least outstanding send at once and let tasks wait on nodes
 without end; all know which contexts are long enough. Ours sends where a slot seems free, lets the
 rest wait at the distributor, and uses speeds and distances that nodes measure and tell; that is the
-point of it. *Least outstanding per slot* shows how much knowing the slots alone is worth. The run is
+point of it. *Least outstanding per slot* shows what knowing the slots alone is worth. The run is
 shorter than what the slowest devices need for one task, so that means would say nothing; read the
 percentiles. *No echo* expects nothing of other distributors between beats, *no chance* always takes
 the best as it looks from one distributor. *Refused*: offers that a full node sent back, for each
-request; they are made again. *Hits*: prompt tokens that a node had in memory. *n*: requests."""
+request; they are made again. *Hit*: prompt tokens that a node had in memory. *n*: requests."""
 
 
 def main() -> None:
