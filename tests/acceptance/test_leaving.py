@@ -82,7 +82,7 @@ def test_a_node_that_leaves_hands_over_confirms_and_stays_away(pair: Up) -> None
         time.sleep(0.2)
     time.sleep(2)
     assert pair.pid("node", "start", name) == 0, "it was started again"
-    (told,) = logged(pair, name, "node_left")
+    (told,) = logged(pair, name, "left")
     assert told["all_confirmed"]
     states: Counter[str] = Counter()
     while set(states) != {"matched"} and time.monotonic() < limit:
