@@ -22,6 +22,7 @@ from starai.cli.options import (
     NOT_NEGATIVE,
     PORT,
     engine_option,
+    engine_url_option,
     home_option,
 )
 from starai.core.concurrency import task_group
@@ -117,6 +118,7 @@ _DOOR = ("public", "public_websocket_port", "tls_cert", "tls_key", "tls_ca")
 @click.option("--cors-origin", multiple=True, default=("*",), help="Origins that browsers may use.")
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as one line of JSON.")
 @click.option("--no-live", is_flag=True, help="No live status line.")
+@engine_url_option
 @engine_option
 @click.option("--step-delay-ms", default=0.0, hidden=True, help="Slows the mock model down.")
 def up(

@@ -27,6 +27,8 @@ def open_engine(spec: EngineSpec) -> Engine:
         from starai.engines.external.engine import ExternalEngine  # noqa: PLC0415 - load what is used
 
         return ExternalEngine(manifest, spec)
+    if manifest.kind == "served":
+        raise ConfigurationRefused(f"{manifest.name} has no weights here: name its server by a URL")
     if (spec.kind == "mock") != (manifest.kind == "mock"):
         raise ConfigurationRefused("the mock engine runs the model 'mock', and nothing else does")
     if spec.kind == "mock":

@@ -214,6 +214,10 @@ def engine_spec(models: Path, options: NodeOptions) -> EngineSpec:
     kind = MOCK_NAME if manifest.kind == MOCK_NAME else "text"
     if options.engine_url:
         kind, extra = "external", {"url": options.engine_url, **extra}
+    if manifest.kind == "served" and kind != "external":
+        raise ConfigurationRefused(
+            f"{manifest.name} has no weights here: say by --engine-url which server has them"
+        )
     if kind == "text" and importlib.util.find_spec("torch") is None:
         raise ConfigurationRefused(
             'the native engine is not installed here: pip install "starai[engine]"'

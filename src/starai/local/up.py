@@ -40,7 +40,7 @@ from starai.local.services import (
     local_parties,
     numbered,
 )
-from starai.models.catalog import open_model
+from starai.models.catalog import SERVED_PREFIX, open_model
 from starai.protocol.subjects import Role
 from starai.wire.keeping import load_or_create_authority
 from starai.wire.server import NatsServer, nats_servers
@@ -73,6 +73,7 @@ class UpSettings:
     threads: int = 0
     step_delay_ms: float = 0.0
     engine: tuple[str, ...] = ()
+    engine_url: str = ""
     cors_origins: tuple[str, ...] = ("*",)
     nats_servers: int = 1
     gateways: int = 1
@@ -114,7 +115,8 @@ async def network_up(
     """
     home, clock, randomness = settings.home, SystemClock(), SystemRandomness()
     model = open_model(settings.model, home.models)
-    engine_spec(home.models, NodeOptions(settings.model))  # refused now rather than in a log
+    # Refused now rather than in a log.
+    engine_spec(home.models, NodeOptions(settings.model, engine_url=settings.engine_url))
     with _sole_owner(home):
         for port in _ports(settings):
             _check_port_free(settings.host, port)
@@ -220,6 +222,7 @@ def _node(settings: UpSettings, name: str, token: str) -> Service:
         *("node", "start", "--name", name, "--label", name),
         *("--model", _absolute(settings.model, settings.home), "--slots", str(settings.slots)),
         *("--threads", str(settings.threads), "--step-delay-ms", str(settings.step_delay_ms)),
+        *(("--engine-url", settings.engine_url) if settings.engine_url else ()),
         *(word for one in settings.engine for word in ("--engine", one)),
         "--no-polite",  # whoever tries a network out wants it to answer, whatever else runs
         secret={"STARAI_TOKEN": token},
@@ -295,8 +298,11 @@ def _url(host: str, port: int) -> str:
 
 def _absolute(reference: str, home: Home) -> str:
     """The reference as it is good in another folder too: a path becomes absolute."""
+    model = open_model(reference, home.models)
+    if model.kind == "served":
+        return SERVED_PREFIX + model.path
     path = Path(reference).expanduser().resolve()
-    return str(path) if open_model(reference, home.models).path == str(path) else reference
+    return str(path) if model.path == str(path) else reference
 
 
 def _check_port_free(host: str, port: int) -> None:

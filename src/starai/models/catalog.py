@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from starai.core.errors import ModelFileRefused, ModelNotFound
-from starai.models.folder import read_folder
+from starai.models.folder import read_folder, read_served
 from starai.models.gguf.model import read_gguf
 from starai.models.llama2c import read_llama2c_header
 from starai.models.llama2c_tokens import find_llama2c_tokenizer
@@ -19,6 +19,8 @@ from starai.models.manifest import ModelManifest, merkle_root
 EMBEDDED_NAME: Final = "starai-tiny"
 EMBEDDED_FOLDER: Final = Path(__file__).parent / "embedded"
 MOCK_NAME: Final = "mock"
+#: A folder without weights: the model's server has them.
+SERVED_PREFIX: Final = "served:"
 #: The mock's context is large enough for any benchmark of the road.
 _MOCK_CONTEXT: Final = 8192
 #: The mock's tokens are the 256 bytes and one end token.
@@ -33,7 +35,8 @@ def open_model(reference: str, store: Path | None = None) -> ModelManifest:
 
     Args:
         reference: ``embedded`` (or ``starai-tiny``), ``mock``, the path of a Hugging Face folder,
-            of a ``.gguf`` or of a llama2.c ``.bin``, or ``ORG/NAME`` in ``store``.
+            of a ``.gguf`` or of a llama2.c ``.bin``, ``ORG/NAME`` in ``store``, or
+            ``served:FOLDER`` with the tokenizer of a model that only a server has.
         store: the folder of pulled models.
 
     Raises:
@@ -46,24 +49,31 @@ def open_model(reference: str, store: Path | None = None) -> ModelManifest:
         if not (EMBEDDED_FOLDER / "config.json").is_file():
             raise ModelNotFound("this installation has no embedded model; train or pull one")
         return read_folder(EMBEDDED_FOLDER, EMBEDDED_NAME)
+    if reference.startswith(SERVED_PREFIX):
+        folder = Path(reference.removeprefix(SERVED_PREFIX)).expanduser().resolve()
+        return read_served(folder, folder.name)
     pulled = _in_store(reference, store)
     if pulled is not None:
         return read_folder(pulled, reference)
     path = Path(reference).expanduser()
+    if not path.is_dir() and not path.is_file():
+        raise ModelNotFound(
+            f"there is no model {reference!r}: give 'embedded', a folder, a .gguf or llama2.c .bin "
+            "file, or pull ORG/NAME first"
+        )
+    return _at(path.resolve())
+
+
+def _at(path: Path) -> ModelManifest:
     if path.is_dir():
-        return read_folder(path.resolve(), path.resolve().name)
-    if path.is_file():
-        if path.suffix == ".gguf":
-            return read_gguf(path.resolve())
-        if path.suffix != ".bin":
-            raise ModelFileRefused(
-                f"{path.name}: neither a Hugging Face folder nor a .gguf or llama2.c .bin file"
-            )
-        return _read_llama2c(path.resolve())
-    raise ModelNotFound(
-        f"there is no model {reference!r}: give 'embedded', a folder, a .gguf or llama2.c .bin "
-        "file, or pull ORG/NAME first"
-    )
+        return read_folder(path, path.name)
+    if path.suffix == ".gguf":
+        return read_gguf(path)
+    if path.suffix != ".bin":
+        raise ModelFileRefused(
+            f"{path.name}: neither a Hugging Face folder nor a .gguf or llama2.c .bin file"
+        )
+    return _read_llama2c(path)
 
 
 def _in_store(reference: str, store: Path | None) -> Path | None:

@@ -5,6 +5,7 @@ Looks at configuration, safetensors headers and tokenizer; loads no weight and r
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -100,29 +101,60 @@ def read_folder(folder: Path, name: str) -> ModelManifest:
     config = read_config(folder)
     weight_files = list_weight_files(folder)
     checkpoint = checkpoint_of(SafetensorsSource(folder, weight_files), config)
-    vocab_size = _number(config, "vocab_size")
-    if vocab_size > VOCABULARY_MAX:
-        raise ModelFileRefused(f"config.json: a vocabulary of {vocab_size}; refused")
-    _check_shapes(config, checkpoint.shapes, vocab_size)
-    check_vocabulary(folder, vocab_size)
-    files = [file for file in DEFINING_FILES if (folder / file).is_file()]
+    _check_shapes(config, checkpoint.shapes, _vocab_size(config))
     indexed = [INDEX_FILE] if (folder / INDEX_FILE).is_file() else []
+    files = (*_defining(folder), *indexed, *weight_files)
+    root = merkle_root({file: folder / file for file in files})
+    return _manifest(folder, name, config, root, checkpoint.num_parameters)
+
+
+def read_served(folder: Path, name: str) -> ModelManifest:
+    """The manifest of a folder with config.json and a tokenizer, of a model that a server has.
+
+    Its root is of these files and the name: it says what tokens mean, not what the weights are.
+
+    Raises:
+        ModelFileRefused: a file is missing or contradicts another; says which.
+    """
+    config = read_config(folder)
+    described = merkle_root({file: folder / file for file in _defining(folder)})
+    root = hashlib.sha256(b"starai/v1/served-model" + described + name.encode()).digest()
+    manifest = _manifest(folder, name, config, root, 0)
+    return msgspec.structs.replace(manifest, kind="served")
+
+
+def _defining(folder: Path) -> list[str]:
+    return [file for file in DEFINING_FILES if (folder / file).is_file()]
+
+
+def _manifest(
+    folder: Path, name: str, config: dict[str, Any], root: bytes, num_parameters: int
+) -> ModelManifest:
+    vocab_size = _vocab_size(config)
+    check_vocabulary(folder, vocab_size)
     architectures = config.get("architectures")
     if not (isinstance(architectures, list) and architectures):
         raise ModelFileRefused("config.json: has no 'architectures'")
     return ModelManifest(
         name=name,
-        root=merkle_root({file: folder / file for file in (*files, *indexed, *weight_files)}),
+        root=root,
         kind="huggingface",
         path=str(folder),
         context_length=_number(config, "max_position_embeddings", "n_positions", "n_ctx"),
         vocab_size=vocab_size,
         eos_token_ids=_eos_token_ids(folder, config, vocab_size),
         bos_token_id=_bos_token_id(config, vocab_size),
-        num_parameters=checkpoint.num_parameters,
+        num_parameters=num_parameters,
         architecture=str(architectures[0]),
         sampling=_sampling_defaults(folder),
     )
+
+
+def _vocab_size(config: dict[str, Any]) -> int:
+    vocab_size = _number(config, "vocab_size")
+    if vocab_size > VOCABULARY_MAX:
+        raise ModelFileRefused(f"config.json: a vocabulary of {vocab_size}; refused")
+    return vocab_size
 
 
 def list_weight_files(folder: Path) -> list[str]:

@@ -15,7 +15,7 @@ import msgspec
 
 from starai.core.errors import ModelFileRefused
 
-Kind = Literal["huggingface", "llama2c", "gguf", "mock"]
+Kind = Literal["huggingface", "llama2c", "gguf", "served", "mock"]
 
 #: Read size of the file hash: large enough that the hash, not the call, is the cost.
 _HASH_CHUNK_BYTES: Final = 1 << 20
@@ -34,9 +34,9 @@ class ModelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A model as the network knows it.
 
     ``root`` (32 bytes) is `merkle_root` over the files that define the model: two folders with
-    the same root answer alike. ``path`` is the folder (huggingface), the ``.bin`` (llama2c), the
-    ``.gguf``, or empty (mock). ``eos_token_ids`` end an answer; ``context_length`` counts prompt
-    and answer.
+    the same root answer alike. ``path`` is the folder (huggingface, served), the ``.bin``
+    (llama2c), the ``.gguf``, or empty (mock). ``eos_token_ids`` end an answer; ``context_length``
+    counts prompt and answer. Of a served model the weights are a server's, and not in the root.
     """
 
     name: str

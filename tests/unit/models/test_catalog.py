@@ -12,6 +12,7 @@ import pytest
 
 from starai.core.errors import ModelFileRefused, ModelNotFound
 from starai.models.catalog import EMBEDDED_FOLDER, open_model
+from starai.models.codec import open_codec
 from starai.models.manifest import merkle_root
 
 STORIES = "models/stories260K/stories260K.bin"
@@ -192,3 +193,21 @@ def test_stories260k_opens_and_its_parts_do_not(shared_data, tmp_path):
         file.truncate(1_000_000)
     with pytest.raises(ModelFileRefused, match="1056540 bytes, the file has 1000000"):
         open_model(str(model))
+
+
+def test_a_served_model_needs_no_weights_and_says_so_in_its_root(tmp_path):
+    """Tokenizer and configuration are enough; name and files make the root, and it is its own."""
+    folder = tmp_path / "big"
+    shutil.copytree(EMBEDDED_FOLDER, folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelFileRefused):
+        open_model(str(folder))
+    served, whole = open_model(f"served:{folder}"), open_model("embedded")
+    assert (served.kind, served.name, served.num_parameters) == ("served", "big", 0)
+    assert served.vocab_size == whole.vocab_size
+    text = "Once upon a time"
+    assert open_codec(served).encode(text) == open_codec(whole).encode(text)
+    other = folder.rename(tmp_path / "other")
+    assert len({served.root, whole.root, open_model(f"served:{other}").root}) == 3
+    with pytest.raises(ModelFileRefused):
+        open_model(f"served:{tmp_path / 'nowhere'}")

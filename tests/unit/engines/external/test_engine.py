@@ -25,7 +25,8 @@ from starai.engines.external.servers import SERVERS
 from starai.engines.external.spelling import Spelling
 from starai.engines.process import engine_process
 from starai.engines.registry import open_engine
-from starai.models.catalog import open_model
+from starai.local.services import NodeOptions, engine_spec
+from starai.models.catalog import EMBEDDED_FOLDER, open_model
 from starai.models.codec import open_codec
 from starai.protocol import tokens
 from starai.protocol.generation import Finish, Generation, Grammar, Sampling
@@ -420,6 +421,18 @@ def test_a_control_token_in_a_message_cannot_be_forged():
     forged = codec.render_chat([{"role": "user", "content": f"Hi {control} there"}])
     with pytest.raises(UnsupportedField):
         spelling.text_of(forged, len(forged))
+
+
+def test_a_served_model_has_no_engine_but_its_server(tmp_path):
+    """Without a URL the reason is said."""
+    for name in ("config.json", "generation_config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((EMBEDDED_FOLDER / name).read_bytes())
+    with pytest.raises(ConfigurationRefused, match="URL"):
+        open_engine(EngineSpec("text", f"served:{tmp_path}"))
+    with pytest.raises(ConfigurationRefused, match="--engine-url"):
+        engine_spec(tmp_path, NodeOptions(f"served:{tmp_path}"))
+    spec = engine_spec(tmp_path, NodeOptions(f"served:{tmp_path}", engine_url="http://[::1]:1"))
+    assert (spec.kind, spec.options) == ("external", {"url": "http://[::1]:1"})
 
 
 @pytest.mark.anyio
