@@ -203,13 +203,15 @@ class NatsServer:
     def _configuration(self) -> Path:
         return self._folder / "nats.conf"
 
-    @property
-    def _pid_file(self) -> Path:
-        return self._folder / "nats.pid"
-
     async def _prepare(self) -> None:
         """Make room for a server, and write what it needs."""
-        await end_orphan(self._pid_file, self._configuration, STOP_S)
+        folders = [self._folder]
+        if self._folder == self._home:
+            # The first of a network's servers clears up after all of an earlier run: that one may
+            # have had more of them.
+            folders += sorted(self._home.glob("nats-*"))
+        for folder in folders:
+            await end_orphan(folder / "nats.pid", folder / "nats.conf", STOP_S)
         self._settings = self._settings.claimed()
         self._write_configuration()
 

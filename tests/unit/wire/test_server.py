@@ -146,6 +146,39 @@ async def test_what_a_killed_parent_left_behind(tmp_path: Path) -> None:
         assert not alive(orphan)
 
 
+PARENT_OF_TWO = """
+import sys, anyio, pathlib
+from starai.core.randomness import SystemRandomness
+from starai.wire.listening import NatsServerSettings, clustered
+from starai.wire.server import nats_servers
+
+async def main():
+    home = pathlib.Path(sys.argv[1])
+    one = NatsServerSettings(home, port=0)
+    two = [one, NatsServerSettings(home, port=0, folder=home / "nats-2")]
+    async with nats_servers(clustered(two, SystemRandomness())) as servers:
+        print(*(server.pid for server in servers), flush=True)
+        await anyio.sleep(60)
+anyio.run(main)
+"""
+
+
+@pytest.mark.anyio
+async def test_what_a_killed_parent_of_a_cluster_left_behind(tmp_path: Path) -> None:
+    """The next start ends all of them, though it runs fewer itself."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT_OF_TWO, str(tmp_path)], stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    orphans = list(map(int, parent.stdout.readline().split()))
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    assert [alive(pid) for pid in orphans] == [True, True]
+    async with nats_server(NatsServerSettings(tmp_path, port=0)):
+        assert [alive(pid) for pid in orphans] == [False, False]
+
+
 def test_the_keys_are_made_once_and_kept_private(tmp_path: Path) -> None:
     """The network's keys are the same at every start, and only their owner can read them."""
     home = tmp_path / "deep" / "home"
