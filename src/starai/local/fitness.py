@@ -26,7 +26,7 @@ from starai.protocol.presence import FITS_MAX
 from starai.wire.keeping import write_secret
 
 #: Importing torch takes seconds, and a GPU that wakes up some more.
-_GPU_S: Final = 60.0
+_GPU_S: Final = 20.0
 #: How often, and how many times, it is looked whether another node has measured this device.
 _LOOK_S, _LOOKS = 0.05, 60
 #: The engine's own bits of a weight, by its option.
