@@ -247,7 +247,8 @@ class Offering:
         self._closed[key] = (stream.subject, frame)
         while len(self._closed) > CLOSED_REMEMBERED_MAX:
             self._closed.popitem(last=False)
-        self._wire.publish_soon(stream.subject, frame)
+        # Who was read to the end has nothing to stop.
+        self._wire.publish_soon(stream.subject, frame, lazily=stream.finished)
 
     def _on_answer(self, delivery: Delivery) -> None:
         callee = PartyId(delivery.subject.split(".")[2])

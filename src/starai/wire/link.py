@@ -27,7 +27,7 @@ MESSAGE_BYTES_MAX: Final = 2 * FRAME_BYTES_MAX
 #: Commands gathered in one turn of the event loop before they are written out early.
 _GATHERED_BYTES_MAX: Final = 262_144
 #: How long a command that is in no hurry waits for another to travel with.
-LAZY_S: Final = 0.005
+LAZY_S: Final = 0.05
 #: The kernel takes no more: publishers that can wait do so from here on.
 _CONGESTED_BYTES: Final = 1 << 20
 

@@ -148,14 +148,14 @@ class NatsWire:
             check_subject(reply)
         command = self._command(subject, payload, reply)
         link = self._link
-        if link is None or self._switching:
+        if link is None or self._switching or link.closed.is_set():
             self._buffer.keep(command)
             return
         link.send(command)
         if link.congested:
             await link.wait_drained()
 
-    def publish_soon(self, subject: str, payload: bytes) -> None:
+    def publish_soon(self, subject: str, payload: bytes, *, lazily: bool = False) -> None:
         """Send from a place that cannot wait; see `starai.protocol.ports.Wire.publish_soon`."""
         command = self._command(subject, payload, "")
         link = self._link
@@ -163,8 +163,10 @@ class NatsWire:
             self._buffer.keep(command)
         elif link is None or (link.congested and link.backlog_bytes > BACKLOG_BYTES_MAX):
             event(_LOG, "wire.dropped", logging.DEBUG, party=self.party, subject=subject)
-        else:
+        elif lazily:
             link.send_lazily(command)
+        else:
+            link.send(command)
 
     @asynccontextmanager
     async def subscribe(

@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given, settings, strategies as st
 
 from starai.protocol.ports import Delivery
-from starai.wire.link import MESSAGE_BYTES_MAX, Link
+from starai.wire.link import LAZY_S, MESSAGE_BYTES_MAX, Link
 
 
 def read(chunks: list[bytes]) -> tuple[list[tuple[int, Delivery, bool]], Link]:
@@ -76,3 +76,39 @@ def test_no_responders_is_recognised() -> None:
     """The server's "503" is told apart from an empty answer."""
     heard, _ = read([b"HMSG _INBOX.a 1 16 16\r\nNATS/1.0 503\r\n\r\n\r\n"])
     assert heard == [(1, Delivery("_INBOX.a", b"", ""), True)]
+
+
+class Sink(asyncio.Transport):
+    """Keeps what is written, one entry a write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.writes.append(bytes(data))
+
+    def is_closing(self) -> bool:
+        return False
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+
+def test_what_is_in_no_hurry_travels_with_the_next() -> None:
+    """A lazy command waits for one that is sent, in its order; alone, not for long."""
+
+    async def run() -> list[bytes]:
+        link, sink = Link(lambda *_: None, lambda _link, _fault: None), Sink()
+        link.connection_made(sink)
+        link.send_lazily(b"a")
+        await asyncio.sleep(0)
+        assert sink.writes == []
+        link.send(b"b")
+        link.send_lazily(b"c")
+        await asyncio.sleep(0.01)
+        link.send_lazily(b"d")
+        await asyncio.sleep(4 * LAZY_S)
+        return sink.writes
+
+    assert asyncio.run(run()) == [b"abc", b"d"]
