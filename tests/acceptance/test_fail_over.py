@@ -84,12 +84,17 @@ class Killer:
         self.hit.append(pids[busy])
 
 
+def engines_of(pid: int) -> list[int]:
+    """A node's engine workers: its child processes."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def cpu_ticks(pid: int) -> int:
     """How much a node's engine worker has computed lately: the serving one moves."""
 
     def ticks() -> int:
         total = 0
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        for child in engines_of(pid):
             fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
             total += int(fields[11]) + int(fields[12])
         return total
@@ -120,6 +125,27 @@ def test_a_killed_node_is_not_noticed(pair: Up) -> None:
 def test_a_silent_node_is_not_noticed(pair: Up) -> None:
     """A stopped process says nothing more; another node goes on."""
     run_times(pair, signal.SIGSTOP, times=2)
+
+
+class EngineStopper(Killer):
+    """Stops the engine of whichever node is answering; the node itself lives and says so."""
+
+    def __call__(self) -> None:
+        super().__call__()
+        for engine in engines_of(self.hit[0]):
+            os.kill(engine, signal.SIGSTOP)
+
+
+def test_a_stalled_engine_behind_a_living_node_is_not_noticed(pair: Up) -> None:
+    """Signs of life go on, tokens do not: another node does."""
+    undisturbed = story(pair, 3)
+    stopper = EngineStopper(pair, signal.SIGCONT)  # to the node itself that does nothing
+    assert story(pair, 3, stopper) == undisturbed
+    for engine in engines_of(stopper.hit[0]):
+        os.kill(engine, signal.SIGCONT)
+    log = (pair.home / "logs" / "distributor.log").read_text().splitlines()
+    events = [json.loads(line) for line in log if line.startswith("{")]
+    assert "stalled" in [one["why"] for one in events if one["event"] == "attempt_given_up"]
 
 
 @pytest.mark.slow
