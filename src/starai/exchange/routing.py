@@ -8,6 +8,7 @@ what `starai.exchange.roster` knows; when nobody is free, tenants wait in turn.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection
 from itertools import islice
 
@@ -30,7 +31,7 @@ from starai.exchange.member import Member
 from starai.exchange.presence import Presence
 from starai.exchange.roster import Roster
 from starai.matching import Demand, FairQueue, PrefixIndex, Ticket, block_hashes
-from starai.matching.filtering import reasons
+from starai.matching.filtering import Reason, reasons
 from starai.matching.queueing import cost
 from starai.protocol import tokens
 from starai.protocol.identity import PartyId
@@ -284,6 +285,10 @@ class Routing:
             raise Unavailable("no node is connected; try again shortly", retry_after_s=2.0)
         if self._clock.now_ms() >= task.journey.deadline_ms:
             raise DeadlinePassed("no node was free before the request's deadline")
+        if waited_s >= WAIT_FOR_NODE_S and pool is not None and task.demand.regions:
+            why = reasons(task.demand, pool)
+            if why[Reason.REGION] and sum(why.values()) - why[Reason.FULL] == len(pool):
+                raise Unavailable(f"no node that could answer: {_told(why)}", retry_after_s=5.0)
         if waited_s >= WAIT_FOR_SLOT_S:
             why = reasons(task.demand, pool or (), task.failed)
             event(_LOG, "not_placed", **{reason.name.lower(): n for reason, n in why.items()})
@@ -307,6 +312,10 @@ class Routing:
         sound = rung in (Rung.GOOD, Rung.SUSPECT)
         level = logging.INFO if sound else logging.WARNING
         event(_LOG, "ladder", level, party=short(party), rung=rung.value, why=why)
+
+
+def _told(why: Counter[Reason]) -> str:
+    return ", ".join(f"{number}: {reason.value}" for reason, number in why.most_common())
 
 
 def _root(line: object) -> bytes:

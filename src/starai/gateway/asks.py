@@ -55,6 +55,7 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     tools: ToolUse | None = None
     priority: int = 0
     context_tokens: int = 0
+    regions: tuple[str, ...] = ()
     embed: bool = False
     base64: bool = False
 

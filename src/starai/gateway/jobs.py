@@ -129,6 +129,7 @@ class JobMaker:
                     grammar=grammar,
                     embed=ask.embed,
                     context_tokens=ask.context_tokens,
+                    regions=ask.regions,
                     # Behind a stop string no more tokens are wanted: somebody has to look.
                     whole=not ask.stream and not ask.stops,
                 )

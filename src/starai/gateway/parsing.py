@@ -47,6 +47,7 @@ from starai.gateway.schema import (
     ResponseFormat,
 )
 from starai.gateway.structure import shape_of, tool_fields, tools_of
+from starai.protocol.generation import REGION_CHARACTERS_MAX, REGIONS_MAX
 
 #: A longer stop string than any sentence; each costs a comparison per character and token.
 _STOP_CHARACTERS_MAX: Final = 256
@@ -186,7 +187,20 @@ def parse_embeddings(body: bytes) -> Ask:
         embed=True,
         base64=request.encoding_format == "base64",
         priority=request.priority or 0,
+        regions=_regions(request.regions),
     )
+
+
+def _regions(given: list[str] | None) -> tuple[str, ...]:
+    """Where nodes may be that compute the answer; none are named: anywhere."""
+    named = tuple(given or ())
+    if len(named) > REGIONS_MAX or not all(0 < len(one) <= REGION_CHARACTERS_MAX for one in named):
+        raise wrong_value(
+            "regions",
+            f"'regions' is a list of up to {REGIONS_MAX} names of up to {REGION_CHARACTERS_MAX} "
+            'characters, as "eu" or "eu-west".',
+        )
+    return named
 
 
 def _decode(decoder: msgspec.json.Decoder[Request], body: bytes) -> Request:
@@ -330,6 +344,7 @@ def _ask(
         tools=tools,
         priority=request.priority or 0,
         context_tokens=request.context_tokens or 0,
+        regions=_regions(request.regions),
     )
 
 

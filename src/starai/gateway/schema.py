@@ -132,6 +132,8 @@ class CommonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     priority: int | None = None
     # Ours: how many of the prompt's first tokens are documents, for Star Attention.
     context_tokens: int | None = None
+    # Ours: only nodes there may compute the answer.
+    regions: list[str] | None = None
 
 
 class ChatRequest(CommonRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -184,5 +186,6 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     encoding_format: str | None = None
     user: str | None = None
     priority: int | None = None
+    regions: list[str] | None = None
     # Known to OpenAI, not supported here: a model's vectors have the width that they have.
     dimensions: Any = None

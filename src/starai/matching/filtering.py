@@ -18,7 +18,7 @@ class Reason(enum.Enum):
     DRAINING = "it is leaving"
     PAUSED = "its owner needs it"
     RESTING = "it rests after failures"
-    BANNED = "it is on the blacklist"
+    BANNED = "it is shut out"
     FULL = "all its slots are taken"
     CONTEXT = "its context is too short"
     MODALITY = "it serves another modality"

@@ -24,6 +24,7 @@ from starai.protocol.fields import Name
 
 #: Regions that one request may name: more than continents, fewer than countries.
 REGIONS_MAX: Final = 32
+REGION_CHARACTERS_MAX: Final = 64
 
 
 class Finish(enum.Enum):

@@ -478,6 +478,16 @@ async def test_a_region_rule_is_kept_and_stands_in_nobodys_way() -> None:
         assert order == ["for anywhere", "for europe"]
 
 
+async def test_a_region_without_a_node_is_said_and_not_waited_for_long() -> None:
+    """When nobody is where the answer may be computed, the refusal says so."""
+    async with scene() as made:
+        await made.add()
+        began = anyio.current_time()
+        with pytest.raises(Unavailable, match="region"):
+            await made.choose(regions=("eu",))
+        assert anyio.current_time() - began < routing.WAIT_FOR_NODE_S + 1
+
+
 async def test_the_nearer_of_two_equal_nodes_is_chosen() -> None:
     """Nodes tell in their beats how far they are from this distributor."""
     async with scene() as made:

@@ -51,7 +51,9 @@ def test_every_field_arrives():
         user="someone",
         stream=True,
         stream_options={"include_usage": True},
+        regions=["eu", "us-east"],
     )
+    assert ask.regions == ("eu", "us-east")
     assert ask.messages == HELLO
     assert (ask.temperature, ask.top_p, ask.top_k, ask.min_p) == (0.5, 0.9, 5, 0.1)
     assert (ask.max_tokens, ask.stops, ask.seed, ask.n) == (3, ("a", "b"), -1, 8)
@@ -126,6 +128,9 @@ def test_unknown_fields_by_name():
         ({"temperature": -0.1}, "decimal_below_min_value"),
         ({"top_p": 1.1}, "decimal_above_max_value"),
         ({"top_k": 65}, "integer_above_max_value"),
+        ({"regions": [""]}, "invalid_value"),
+        ({"regions": ["eu"] * 33}, "invalid_value"),
+        ({"regions": ["e" * 65]}, "invalid_value"),
         ({"min_p": -1.0}, "decimal_below_min_value"),
         ({"presence_penalty": 3.0}, "decimal_above_max_value"),
         ({"frequency_penalty": -3.0}, "decimal_below_min_value"),
