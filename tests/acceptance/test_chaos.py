@@ -73,6 +73,7 @@ class ChaosNode:
     boot: int = 0
     draining: bool = False
     stalled: bool = False
+    lies: bool = False
     book: list[bytes] = field(default_factory=list)
     life: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     news: Bell = field(default_factory=Bell)
@@ -80,7 +81,7 @@ class ChaosNode:
     async def live(self) -> None:
         """One life; a later one is another boot with fresh keys."""
         self.boot += 1
-        self.draining = self.stalled = False
+        self.draining = self.stalled = self.lies = False
         with anyio.CancelScope() as self.life:
             member = self.member
             serving = Serving(member, Role.NODE, (Role.DISTRIBUTOR,), self.answer, self.settle)
@@ -105,8 +106,17 @@ class ChaosNode:
             await anyio.sleep(STEP_S)
             while self.stalled:
                 await anyio.sleep(STEP_S)
+            if self.lies:
+                self.lies = False
+                await self.send_unsealed(task)
             finish = Finish.LENGTH if position == LENGTH - 1 else None
             await task.send(tokens.pack([token_at(key, position)]), finish)
+
+    async def send_unsealed(self, task: ServedTask) -> None:
+        """A well-formed chunk whose seal is made up: no accident."""
+        header, seq = task.header, task._sealer.seq
+        lie = Answer(header.task_id, header.attempt, seq, b"made up".ljust(60))
+        await self.member.wire.publish(answer(header.callee, header.caller), encode(lie))
 
     async def settle(self, settled: Settled) -> None:
         distributor = raw_public(settled.header.caller)
@@ -151,7 +161,10 @@ class Chaos:
 
     async def strike(self) -> None:
         """One thing goes wrong, and is mended a moment later."""
-        kinds = (self.kill, self.cut, self.stall, self.corrupt, self.drain, self.lose_distributor)
+        kinds = (
+            *(self.kill, self.cut, self.stall, self.corrupt),
+            *(self.lie, self.drain, self.lose_distributor),
+        )
         kind = kinds[int(self.chance.fraction() * len(kinds))]
         self.struck.append(kind.__name__)
         await kind(self.pick())
@@ -184,6 +197,10 @@ class Chaos:
             await wire.publish(answer(party, beat.party), self.chance.take(80))
             stale = Answer(self.chance.take(16), 0, 3, self.chance.take(60))
             await wire.publish(answer(party, beat.party), encode(stale))
+
+    async def lie(self, node: ChaosNode) -> None:
+        """At most two of these: the third by one node puts it out for a day, as it should."""
+        node.lies = self.struck.count("lie") <= 2
 
     async def lose_distributor(self, node: ChaosNode) -> None:
         self.distributors.pop(0).cancel()
