@@ -25,6 +25,9 @@ from starai.protocol.subjects import PINGS, ping, pong, pongs
 
 #: How often a party pings; distances hardly change, and everybody answers everybody.
 PING_INTERVAL_S: Final = 10.0
+#: The first few come sooner: when a network starts, not everybody is there for the first.
+FIRST_PINGS: Final = 3
+FIRST_INTERVAL_S: Final = 2.0
 #: An answer that takes longer says nothing any more.
 PONG_WAIT_S: Final = 5.0
 #: Who has not answered for this many pings is forgotten.
@@ -83,7 +86,8 @@ class Pinger:
             for party in late:
                 del self._rtts[party]
             # Not in step with all the others that began when the network did.
-            await anyio.sleep(PING_INTERVAL_S * (0.75 + 0.5 * self._chance()))
+            pause_s = FIRST_INTERVAL_S if self._number < FIRST_PINGS else PING_INTERVAL_S
+            await anyio.sleep(pause_s * (0.75 + 0.5 * self._chance()))
 
     def _on_pong(self, delivery: Delivery) -> None:
         now_s = self._clock.monotonic_s()

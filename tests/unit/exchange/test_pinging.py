@@ -12,6 +12,8 @@ from starai.exchange.member import Member
 from starai.exchange.pinging import (
     ANSWERERS_MAX,
     ASK_AGAIN_S,
+    FIRST_INTERVAL_S,
+    FIRST_PINGS,
     LONGER_WEIGHT,
     MISSED_MAX,
     PING_INTERVAL_S,
@@ -62,7 +64,7 @@ async def scene(latency_s: float = 0.02) -> AsyncIterator[Scene]:
             for member in (made.gateway, made.distributor):
                 await made.answerers.enter_async_context(answering_pings(member))
             async with made.pinger.running():
-                await anyio.sleep(1)
+                await anyio.sleep(1.3 * FIRST_PINGS * FIRST_INTERVAL_S)
                 yield made
 
 
@@ -74,6 +76,17 @@ async def test_a_node_learns_who_there_is_and_how_far() -> None:
         told = {trip.party: trip.rtt_ms for trip in made.pinger.nearest()}
         assert set(told) == {made.gateway.identity.party, made.distributor.identity.party}
         assert made.rtt_ms(made.node) is None
+
+
+async def test_who_comes_a_moment_later_is_known_soon() -> None:
+    """When a network starts, nobody waits ten seconds for the first distance."""
+    async with MemoryNetwork(faults=Faults(latency_s=0.02)) as network:
+        made = Scene(network)
+        async with made.pinger.running():
+            await anyio.sleep(1)
+            async with answering_pings(made.gateway):
+                await anyio.sleep(2 * FIRST_INTERVAL_S)
+                assert made.rtt_ms(made.gateway) == pytest.approx(40)
 
 
 async def test_a_longer_way_is_believed_slowly_a_shorter_one_soon() -> None:
@@ -110,7 +123,7 @@ async def test_rubbish_old_numbers_and_second_answers_change_nothing() -> None:
     """A distributor can say how far it is, once a ping, and nothing else."""
     async with scene() as made:
         me, node = made.distributor.identity.party, made.node.identity.party
-        for payload in (b"rubbish", encode(Ping(0)), encode(Ping(99)), encode(Ping(1))):
+        for payload in (b"rubbish", encode(Ping(0)), encode(Ping(99)), encode(Ping(3))):
             await made.distributor.wire.publish(pong(node, me), payload)
         await anyio.sleep(1)
         assert made.rtt_ms(made.distributor) == pytest.approx(40)
