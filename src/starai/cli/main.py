@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tokens": ("starai.cli.admin", "tokens"),
     "node": ("starai.cli.node", "node"),
     "engine": ("starai.cli.engine", "engine"),
+    "simulate": ("starai.cli.simulate", "simulate"),
     "serve": ("starai.cli.serve", "serve"),
 }
 
