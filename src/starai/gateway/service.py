@@ -127,17 +127,9 @@ async def serve(
         most=config.concurrent_requests_max + _IDLE_CONNECTIONS_MAX,
         body_bytes_max=config.body_bytes_max,
     )
-    ended = anyio.Event()
-
-    async def run_until_ended(*, task_status: TaskStatus[None]) -> None:
-        # Running answers go on for a while when this service is cancelled, and what carries them.
-        with anyio.CancelScope(shield=True):
-            async with app.running():
-                task_status.started()
-                await ended.wait()
-
     async with task_group() as group:
-        await group.start(run_until_ended)
+        ended = anyio.Event()
+        await group.start(_run_until, ended, app)
         try:
             group.start_soon(connections.run)
             server = await asyncio.get_running_loop().create_server(
@@ -153,3 +145,11 @@ async def serve(
             with anyio.CancelScope(shield=True):
                 await connections.stop(config.stop_grace_s)
             ended.set()
+
+
+async def _run_until(ended: anyio.Event, app: GatewayApp, *, task_status: TaskStatus[None]) -> None:
+    """Keep the application running when its service is cancelled: answers go on for a while."""
+    with anyio.CancelScope(shield=True):
+        async with app.running():
+            task_status.started()
+            await ended.wait()
