@@ -52,6 +52,7 @@ from starai.wire.websocket import (
     read_head,
     tunnel,
     upgrade_request,
+    without_login,
 )
 
 #: One hop of the probe: long enough for a slow line, and a firewall that drops packets is known.
@@ -233,12 +234,12 @@ class _Walk:
         except OSError as error:
             raise HopFailed(
                 Hop.TCP,
-                f"the proxy {self._proxy} gives no way to {self._to.host}:{self._to.port} "
-                f"({error})",
+                f"the proxy {without_login(self._proxy)} gives no way to {self._to.host}:"
+                f"{self._to.port} ({error})",
                 "Check HTTPS_PROXY, or ask who runs the proxy to let this address through.",
             ) from error
         self._stream = await SocketStream.from_socket(made)
-        return Hop.TCP, f"through the proxy {self._proxy}"
+        return Hop.TCP, f"through the proxy {without_login(self._proxy)}"
 
     async def greet(self) -> _Found:
         """Hear a NATS server's first line."""

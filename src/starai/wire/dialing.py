@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
@@ -79,7 +79,7 @@ class NatsSettings:
     credential: Callable[[], str]
     tls: ssl.SSLContext | None = None
     first_connect_s: float = 10.0
-    proxy: str = ""
+    proxy: str = field(default="", repr=False)
 
 
 def parse_address(url: str, *, trusted: bool = False) -> Address:

@@ -308,6 +308,12 @@ async def open_websocket(
         raise
 
 
+def without_login(url: str) -> str:
+    """``url`` as it may be shown: a proxy's address can hold a password."""
+    scheme, slashes, rest = url.rpartition("//")
+    return f"{scheme}{slashes}{rest.rpartition('@')[2]}"
+
+
 async def tunnel(proxy: str, host: str, port: int) -> socket.socket:
     """A socket to ``host`` through an HTTP proxy, by its CONNECT.
 
@@ -318,7 +324,9 @@ async def tunnel(proxy: str, host: str, port: int) -> socket.socket:
     """
     parts = urlsplit(proxy)
     if parts.scheme != "http" or not parts.hostname:
-        raise ConfigurationRefused(f"not a proxy's address: {proxy!r}; expected http://host:port")
+        raise ConfigurationRefused(
+            f"not a proxy's address: {without_login(proxy)!r}; expected http://host:port"
+        )
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
     family, kind, protocol, _, address = found[0]

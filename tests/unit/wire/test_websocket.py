@@ -21,6 +21,8 @@ from starai.protocol import subjects
 from starai.protocol.identity import Identity
 from starai.protocol.ports import Delivery
 from starai.protocol.subjects import Role
+from starai.wire.diagnosis import Applicant, probe
+from starai.wire.hops import Hop
 from starai.wire.listening import NatsServerSettings, WebSocketListener
 from starai.wire.nats import NatsSettings, connect_nats
 from starai.wire.server import NatsServer, nats_server
@@ -320,9 +322,27 @@ async def test_a_proxy_that_says_no(tmp_path: Path) -> None:
         with pytest.raises(Unavailable, match="the proxy answers HTTP 407"):
             async with connect_nats(there):
                 pass
-        with pytest.raises(ConfigurationRefused, match="http://host:port"):
-            async with connect_nats(replace(there, proxy="socks5://x")):
+        with pytest.raises(ConfigurationRefused, match="http://host:port") as caught:
+            async with connect_nats(replace(there, proxy="socks5://me:secret@x")):
                 pass
+        assert "secret" not in caught.value.message
+        assert "secret" not in repr(there)
+
+
+@pytest.mark.anyio
+async def test_the_probe_goes_by_the_proxy_too(tmp_path: Path) -> None:
+    """Through it to the open WebSocket; one that says no is the hop that fails, unnamed login."""
+    async with websocket_server(tmp_path) as server:
+        async with proxy() as (through, _):
+            who = Applicant(SystemClock(), CHANCE, proxy=through)
+            steps = await probe(server.websocket_url, who)
+            assert [step.hop for step in steps] == [Hop.TCP, Hop.WEBSOCKET]
+            assert steps[-1].ok
+        async with proxy(b"403 Not there") as (through, _):
+            steps = await probe(server.websocket_url, replace(who, proxy=through))
+    assert (steps[-1].hop, steps[-1].ok) == (Hop.TCP, False)
+    assert "HTTP 403 Not there" in steps[-1].found
+    assert "secret" not in "".join(step.found for step in steps)
 
 
 @pytest.mark.anyio
