@@ -39,9 +39,9 @@ from starai.exchange.pleading import Hearing
 from starai.exchange.presence import Presence, keep_beating
 from starai.exchange.routing import WAITING_MAX, Routing
 from starai.exchange.serving import Refused, ServedTask, Serving
-from starai.protocol.identity import PartyId, raw_public
+from starai.protocol.identity import KeyKind, PartyId, public_nkey, raw_public
 from starai.protocol.presence import SLOTS_MAX, Beat, ServedModel
-from starai.protocol.subjects import Role
+from starai.protocol.subjects import Role, offer
 from starai.protocol.tasks import RefusalCode
 
 _LOG = logging.getLogger(__name__)
@@ -112,6 +112,7 @@ class Distributor:
             answering_pings(member),
             task_group() as group,
         ):
+            await self._close_again()
             group.start_soon(self._confirmer.run)
             if self._admission is not None:
                 group.start_soon(self._admission.run)
@@ -171,10 +172,21 @@ class Distributor:
     def _blame(self, node: PartyId, fault: Fault) -> None:
         self._nodes.blame(node, fault)
 
-    async def _record(self, settled: Settled) -> None:
+    async def _record(self, settled: Settled, close: bytes) -> None:
         """Put an attempt on record, durably, before its last part is handed on."""
         node = raw_public(settled.header.callee)
-        await self._confirmer.record(task_record(settled, node, self._member.identity.raw))
+        made = task_record(settled, node, self._member.identity.raw)
+        await self._confirmer.record(made, note=close)
+
+    async def _close_again(self) -> None:
+        """Say the closes of what is on record and not confirmed: the last self may have died first.
+
+        A node that waits for one has no record of its own yet.
+        """
+        for record, close in await self._confirmer.notes():
+            node = PartyId(public_nkey(KeyKind.USER, record.node))
+            key = (record.task_id, record.attempt)
+            self._offering.say_closed(key, offer(Role.NODE, node), close)
 
     def _log_failure(self, task: ServedTask, error: StarAIError) -> None:
         event(

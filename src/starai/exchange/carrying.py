@@ -103,7 +103,8 @@ class Route(Protocol):
 class Carrier:
     """Carries answers for a gateway or a distributor.
 
-    ``on_settled`` is awaited for every attempt with accepted tokens, before its last part is
+    ``on_settled`` is awaited for every attempt with accepted tokens and told how its callee will
+    be (the close, as `Offering.say_closed` takes it), before its last part is
     handed on. After a refusal with one of the ``final`` codes nobody else is tried. With
     ``paces``, callees that give signs of life but no tokens are left for others; with
     ``hedging``, late first tokens are asked for twice.
@@ -112,7 +113,7 @@ class Carrier:
     member: Member
     offering: Offering
     route: Route
-    on_settled: Callable[[Settled], Awaitable[None]] | None = None
+    on_settled: Callable[[Settled, bytes], Awaitable[None]] | None = None
     final: Collection[str] = ()
     paces: Paces | None = None
     hedging: Hedging | None = None
@@ -318,7 +319,7 @@ class Carried:
                 settled = stream.settle(by.member.clock.now_ms())
                 if settled.is_owed:
                     with anyio.CancelScope(shield=True):
-                        await by.on_settled(settled)
+                        await by.on_settled(settled, by.offering.closing(stream))
         finally:
             by.offering.end(stream)
             by.route.ended(attempt.target, self._journey, failure)

@@ -34,7 +34,7 @@ from starai.core.logging import event
 from starai.protocol.frames import decode, encode
 from starai.protocol.identity import Identity, KeyKind, PartyId, public_nkey
 from starai.protocol.ports import Wire
-from starai.protocol.records import TaskRecord, leaf_hash, set_root
+from starai.protocol.records import RECORD_BYTES, TaskRecord, leaf_hash, set_root
 from starai.protocol.registry import Acknowledged, Confirm, Side
 from starai.protocol.subjects import registry
 
@@ -132,15 +132,23 @@ class Confirmer:
         # Spreads the parties' retries after an outage without a source of chance.
         self._pace = 0.75 + self.identity.raw[0] / 512
 
-    async def record(self, record: TaskRecord) -> None:
+    async def record(self, record: TaskRecord, note: bytes = b"") -> None:
         """Keep ``record`` until it is confirmed; returns once that is durable.
+
+        A ``note`` is kept beside it for this party itself, as `notes` has it after a restart.
 
         Raises:
             Overloaded: the outbox is full: the registry has been away for too long.
             StoreFailed: the disk failed.
         """
-        await self.outbox.append(self._topic, record.canonical())
+        await self.outbox.append(self._topic, record.canonical() + note)
         self._news.set()
+
+    async def notes(self) -> list[tuple[TaskRecord, bytes]]:
+        """The records that wait with a note, each with its note, oldest first; not all of many."""
+        pending = await self.outbox.pending(self._topic, PENDING_MAX)
+        found = [(item[:RECORD_BYTES], item[RECORD_BYTES:]) for _, item in pending]
+        return [(TaskRecord.parse(canonical), note) for canonical, note in found if note]
 
     async def run(self) -> None:
         """Confirm what is recorded, what an earlier run left first; until cancelled.
@@ -176,7 +184,8 @@ class Confirmer:
     async def _parts(self, pending: Sequence[tuple[int, bytes]]) -> list[_Part]:
         """What waits, by block and node, cut to what one confirmation may hold."""
         groups: dict[tuple[int, bytes], dict[bytes, list[int]]] = defaultdict(dict)
-        for number, canonical in pending:
+        for number, item in pending:
+            canonical = item[:RECORD_BYTES]
             try:
                 record = TaskRecord.parse(canonical)
             except MalformedFrame:

@@ -233,20 +233,32 @@ class Offering:
         line = self._lines.get(stream.header.callee)
         return line if line and line.session.session_id == stream.header.session_id else None
 
-    def _close(self, key: TaskKey, stream: AnswerStream) -> None:
+    def closing(self, stream: AnswerStream) -> bytes:
+        """The close of an exchange that ends now."""
         settled = stream.settle(self._clock.now_ms())
         close = Close(
-            task_id=key[0],
-            attempt=key[1],
+            task_id=stream.header.task_id,
+            attempt=stream.header.attempt,
             accepted_seq=stream.accepted_seq,
             accepted_tokens=tokens.count(settled.ids),
             closed_ms=settled.closed_ms,
             tag=b"",
         )
-        frame = encode(msgspec.structs.replace(close, tag=close_tag(stream.keys, close)))
-        self._closed[key] = (stream.subject, frame)
+        return encode(msgspec.structs.replace(close, tag=close_tag(stream.keys, close)))
+
+    def say_closed(self, key: TaskKey, subject: str, frame: bytes) -> None:
+        """Say a close that an earlier self may not have said, now and when it is asked for."""
+        self._remember(key, subject, frame)
+        self._wire.publish_soon(subject, frame)
+
+    def _remember(self, key: TaskKey, subject: str, frame: bytes) -> None:
+        self._closed[key] = (subject, frame)
         while len(self._closed) > CLOSED_REMEMBERED_MAX:
             self._closed.popitem(last=False)
+
+    def _close(self, key: TaskKey, stream: AnswerStream) -> None:
+        frame = self.closing(stream)
+        self._remember(key, stream.subject, frame)
         # Who was read to the end has nothing to stop.
         self._wire.publish_soon(stream.subject, frame, lazily=stream.finished)
 

@@ -65,9 +65,11 @@ _LOG = logging.getLogger(__name__)
 SESSIONS_MAX = 1024
 #: Tasks at once, with those that wait for their close; what is offered beyond is refused.
 TASKS_MAX = 4096
-#: How long a finished answer waits for its close, and how often it asks for it.
-CLOSE_WAIT_S = 10.0
+#: A finished answer waits for its close, and asks for it this often, for this long. Time without
+#: a connection counts only for the second, longer one: whoever is cut off cannot be answered.
 CLOSE_ASK_S = 1.0
+CLOSE_WAIT_S = 10.0
+CLOSE_WAIT_CUT_OFF_S = 1800.0
 
 
 class Refused(Exception):
@@ -359,12 +361,7 @@ class Serving:
         if not task.has_sent:
             return  # whatever its close says, there is nothing to settle
         if task.close is None:
-            with anyio.move_on_after(CLOSE_WAIT_S):
-                while not task.closed.is_set():
-                    with anyio.move_on_after(CLOSE_ASK_S):
-                        await task.closed.wait()
-                    if not task.closed.is_set():
-                        task.repeat()
+            await self._ask_for_close(task)
         try:
             settled = task.settled()
         except SealBroken:
@@ -376,6 +373,16 @@ class Serving:
             except Overloaded:
                 # The registry has been away for so long that its records fill the disk's share.
                 event(_LOG, "record_lost", logging.ERROR, task=task.header.task_id.hex())
+
+    async def _ask_for_close(self, task: ServedTask) -> None:
+        left = int(CLOSE_WAIT_S / CLOSE_ASK_S)
+        with anyio.move_on_after(CLOSE_WAIT_CUT_OFF_S):
+            while left and not task.closed.is_set():
+                with anyio.move_on_after(CLOSE_ASK_S):
+                    await task.closed.wait()
+                if not task.closed.is_set() and self._wire.connected:
+                    left -= 1
+                    task.repeat()
 
 
 async def _keep_alive(task: ServedTask) -> None:

@@ -21,7 +21,7 @@ from starai.protocol import tokens
 from starai.protocol.generation import Finish, Generation, Sampling
 from starai.protocol.ports import Submission
 from starai.protocol.presence import SLOTS_MAX, Beat, ServedModel
-from starai.protocol.records import TaskRecord
+from starai.protocol.records import RECORD_BYTES, TaskRecord
 from starai.protocol.registry import Side
 from starai.protocol.subjects import Role
 from starai.protocol.tasks import RefusalCode
@@ -102,7 +102,7 @@ class Scene:
 
     async def records(self) -> list[TaskRecord]:
         found = await self.outbox.pending("confirm.distributor", 100)
-        return [TaskRecord.parse(item) for _, item in found]
+        return [TaskRecord.parse(item[:RECORD_BYTES]) for _, item in found]
 
 
 @asynccontextmanager

@@ -147,7 +147,9 @@ async def read_all(
 
 
 async def carry_all(
-    made: Scene, route: InTurn, on_settled: Callable[[Settled], Awaitable[None]] | None = None
+    made: Scene,
+    route: InTurn,
+    on_settled: Callable[[Settled, bytes], Awaitable[None]] | None = None,
 ) -> list[int]:
     ids: list[int] = []
     carrier = Carrier(made.caller, made.offering, route, on_settled)
@@ -253,7 +255,7 @@ async def test_both_sides_derive_the_same_record() -> None:
         target = await made.add_callee(answer_all)
         mine: list[Settled] = []
 
-        async def note(settled: Settled) -> None:
+        async def note(settled: Settled, _close: bytes) -> None:
             mine.append(settled)
 
         await carry_all(made, InTurn(target), note)
@@ -274,6 +276,41 @@ async def test_a_close_that_got_lost_is_said_again() -> None:
             made.parties.network.faults = Faults(loss=1.0)
         made.parties.network.faults = Faults()
         await anyio.sleep(5)
+        assert [tokens.count(one.ids) for one in made.settled] == [LENGTH]
+
+
+async def test_a_close_is_awaited_for_as_long_as_the_line_is_down() -> None:
+    """A callee that is cut off right after its answer still hears later what it is owed."""
+    async with scene() as made:
+        target = await made.add_callee(answer_all)
+        async with made.offering.offer(made.ask(target)) as answer:
+            while not answer.finished:
+                await answer.receive()
+            cut_off = made.parties.network.outage(target.callee)
+            cut_off.__enter__()
+        await anyio.sleep(60)
+        cut_off.__exit__(None, None, None)
+        assert not made.settled
+        await anyio.sleep(5)
+        assert [tokens.count(one.ids) for one in made.settled] == [LENGTH]
+
+
+async def test_a_close_outlives_the_caller_that_owes_it() -> None:
+    """Dead after its record and before its close, a caller says the close when it is back."""
+    async with scene() as made:
+        target = await made.add_callee(answer_all)
+        first, second = Offering(made.caller), Offering(made.caller)
+        async with first.running():
+            stream = await first.begin(made.ask(target))
+            while not stream.finished:
+                await stream.receive()
+            frame = first.closing(stream)
+        await anyio.sleep(3)
+        assert not made.settled
+        async with second.running():
+            key = (stream.header.task_id, stream.header.attempt)
+            second.say_closed(key, stream.subject, frame)
+            await anyio.sleep(2)
         assert [tokens.count(one.ids) for one in made.settled] == [LENGTH]
 
 
@@ -373,7 +410,7 @@ async def test_a_partial_answer_of_a_dead_callee_is_on_record_too() -> None:
         sound = await made.add_callee(answer_all)
         mine: list[Settled] = []
 
-        async def note(settled: Settled) -> None:
+        async def note(settled: Settled, _close: bytes) -> None:
             mine.append(settled)
 
         await carry_all(made, InTurn(broken, sound), note)

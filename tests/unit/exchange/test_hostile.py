@@ -81,7 +81,7 @@ class Scene:
     async def _note(self, settled: Settled) -> None:
         self.callee_book.append(settled)
 
-    async def note_caller(self, settled: Settled) -> None:
+    async def note_caller(self, settled: Settled, _close: bytes) -> None:
         await anyio.lowlevel.checkpoint()
         self.caller_book.append(settled)
 
@@ -345,9 +345,9 @@ async def test_a_hang_up_at_the_very_end_is_on_record_too() -> None:
     async with scene() as made:
         scope = anyio.CancelScope()
 
-        async def cancelled(settled: Settled) -> None:
+        async def cancelled(settled: Settled, close: bytes) -> None:
             scope.cancel()
-            await made.note_caller(settled)
+            await made.note_caller(settled, close)
 
         carrier = Carrier(made.caller, made.offering, made, cancelled)
         with scope:

@@ -99,7 +99,7 @@ class Scene:
         self.servings[member.identity.party] = serving
         return member.identity.party
 
-    async def note_caller(self, settled: Settled) -> None:
+    async def note_caller(self, settled: Settled, _close: bytes) -> None:
         await anyio.lowlevel.checkpoint()
         self.caller_book.append(settled)
 
