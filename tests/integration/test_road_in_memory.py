@@ -15,11 +15,14 @@ import pytest
 from starai.core.clock import SystemClock
 from starai.core.errors import ContextTooLong, ModelNotFound
 from starai.distributor.service import Distributor
+from starai.engines.base import EngineSpec
 from starai.exchange.confirming import Confirmer
 from starai.exchange.member import Member
 from starai.gateway.dispatch import Dispatch
 from starai.local.services import NodeOptions, engine_spec
+from starai.matching import placement
 from starai.models.catalog import open_model
+from starai.node.moving import Moving
 from starai.node.runner import Runner
 from starai.node.service import Node
 from starai.node.yielding import Limits, Reading, Yielding
@@ -82,11 +85,16 @@ class Road:
             owner = Owner()
             self.owners.append(owner)
             yielding = Yielding(Limits(), member.clock, lambda _pids, seen=owner: [seen])
-            await group.start(Node(member, runner, confirmer, yielding=yielding).run)
+            moving = Moving(runner, member.clock, ("starai-tiny",), self.spec_of)
+            node = Node(member, runner, confirmer, yielding=yielding, moving=moving)
+            await group.start(node.run)
         await self.stack.enter_async_context(self.dispatch.running())
         with anyio.fail_after(20):
             while sum(model.slots for model in self.dispatch.models()) < 8 * num_nodes:
                 await anyio.sleep(0.05)
+
+    def spec_of(self, model: str) -> EngineSpec:
+        return engine_spec(self.folder, NodeOptions(model, threads=1))
 
     def submission(self, **changes: object) -> Submission:
         model = open_model("mock")
@@ -234,3 +242,23 @@ async def test_an_owner_who_begins_to_work_loses_no_answer(tmp_path: Path) -> No
         short = msgspec.structs.replace(generation, max_tokens=3)
         await read(made, made.submission(generation=short))
         assert made.runners[1 - busy].num_tokens == done[1 - busy] + 3
+
+
+async def test_a_model_that_is_asked_for_in_vain_is_loaded_by_an_idle_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody serves it; one of two idle nodes is told to, does, and answers. The other stays."""
+    monkeypatch.setattr(placement, "WANTED_S", 1.0)
+    wanted = open_model("embedded")
+    async with road(tmp_path, num_nodes=2) as made:
+        with anyio.fail_after(60):
+            while wanted.name not in {model.name for model in made.dispatch.models()}:
+                made.dispatch.missed(wanted.name, wanted.root)
+                await anyio.sleep(0.3)
+        asked = made.submission(model=wanted.name, model_root=wanted.root)
+        generation = msgspec.structs.replace(
+            asked.generation, prompt=tokens.pack([1, 40, 41]), max_tokens=5
+        )
+        assert await read(made, msgspec.structs.replace(asked, generation=generation))
+        served = [runner.info.name for runner in made.runners if runner.info is not None]
+        assert sorted(served) == ["mock", wanted.name]
