@@ -101,13 +101,19 @@ class Offering:
     """A caller's end of all its exchanges."""
 
     def __init__(
-        self, member: Member, on_fault: Callable[[PartyId, Fault], None] | None = None
+        self,
+        member: Member,
+        on_fault: Callable[[PartyId, Fault], None] | None = None,
+        *,
+        closes_lazily: bool = False,
     ) -> None:
         """Offer as ``member``.
 
         With ``on_fault``, what callees send beside their answers is held against them, and who
         floods is not listened to for a while. Without it they are trusted that far: a gateway
         that hangs up on thousands of answers must not shut out its distributor for the rest.
+        With ``closes_lazily`` the close of an answer that was read to its end may wait for another
+        message to travel with: for callees that keep no books by it.
         """
         self._member = member
         self._wire = member.wire
@@ -117,6 +123,7 @@ class Offering:
         self._lines: dict[PartyId, _Line] = {}
         self._closed: OrderedDict[TaskKey, tuple[str, bytes]] = OrderedDict()
         self._on_fault = on_fault
+        self._closes_lazily = closes_lazily
         self._guard = Guard(UNAWAITED_PER_S, UNAWAITED_BURST)
 
     @asynccontextmanager
@@ -259,8 +266,8 @@ class Offering:
     def _close(self, key: TaskKey, stream: AnswerStream) -> None:
         frame = self.closing(stream)
         self._remember(key, stream.subject, frame)
-        # Who was read to the end has nothing to stop.
-        self._wire.publish_soon(stream.subject, frame, lazily=stream.finished)
+        lazily = self._closes_lazily and stream.finished  # else there is something to stop
+        self._wire.publish_soon(stream.subject, frame, lazily=lazily)
 
     def _on_answer(self, delivery: Delivery) -> None:
         callee = PartyId(delivery.subject.split(".")[2])
