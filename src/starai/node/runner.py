@@ -22,6 +22,7 @@ from starai.core.errors import (
     ModelFileRefused,
     ModelNotFound,
     StarAIError,
+    UnsupportedField,
 )
 from starai.core.logging import event
 from starai.engines.base import Emitted, EngineInfo, EngineSpec
@@ -237,7 +238,8 @@ class Runner:
         except (EngineDied, MailboxOverflow):
             return False
         else:
-            return emitted is not None and not emitted.error
+            # A server that takes text may be unable to take this one token; it said so, and lives.
+            return emitted is not None and emitted.error in ("", UnsupportedField.code)
         finally:
             del self._mail[_PROBE_KEY]
             with anyio.CancelScope(shield=True), contextlib.suppress(EngineDied):

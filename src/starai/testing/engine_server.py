@@ -34,7 +34,8 @@ class EngineServer:
 
     ``speaks`` is a name of `starai.engines.external.servers.SERVERS`. An answer has ``length``
     tokens and then ends by itself. ``cut_after`` and ``stall_after`` count events, ``rubbish``
-    is sent in the place of the second one. ``asked`` holds the bodies of requests for answers,
+    is sent in the place of the second one; ``endless`` answers every other question without end.
+    ``asked`` holds the bodies of requests for answers,
     ``open`` how many streams there are, ``broken`` how many were left by their readers.
     """
 
@@ -48,6 +49,7 @@ class EngineServer:
     key: str = ""
     odd_tokenizer: bool = False
     healthy: bool = True
+    endless: bool = False
     asked: list[dict[str, Any]] = field(default_factory=list)
     open: int = 0
     broken: int = 0
@@ -65,6 +67,8 @@ class EngineServer:
         """Everything but answers."""
         if not self.healthy:
             return Response(status_code=503)
+        if self.endless:
+            return StreamingResponse(_blanks())
         if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
             return Response(status_code=401)
         body = msgspec.json.decode(await request.body() or b"{}")
@@ -216,6 +220,11 @@ class EngineServer:
         if self.speaks == "vllm":
             choice |= {"token_ids": ids, "logprobs": told}
         return {"choices": [choice]}
+
+
+async def _blanks() -> AsyncIterator[bytes]:
+    while True:
+        yield b" " * 65536
 
 
 def _tops(id_: int) -> list[dict[str, Any]]:

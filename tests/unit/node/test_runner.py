@@ -25,6 +25,7 @@ from starai.protocol.generation import Finish, Generation, Sampling, TokenLogpro
 from starai.protocol.subjects import Role
 from starai.protocol.tasks import RefusalCode, TaskHeader
 from starai.sealing import derive_keys
+from starai.testing.engine_server import EngineServer, serving
 from starai.testing.parties import Parties
 from starai.wire.memory import MemoryNetwork
 
@@ -394,3 +395,25 @@ async def test_who_waits_in_vain_is_refused_and_who_leaves_is_no_gap(
         assert made.runner.num_waiting == 0
         assert (await refusal_of(made, made.task())).code == RefusalCode.BUSY
         assert made.runner.num_waiting == 0
+
+
+async def test_an_engine_that_cannot_take_the_probe_is_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server of texts that says that it cannot is alive; one that fails is not ready."""
+    server = EngineServer("openai")
+    with serving(server):
+        spec = EngineSpec("external", "mock", options={"url": server.url})
+        async with anyio.create_task_group() as group:
+            runner = Runner(spec, SystemClock())
+            group.start_soon(runner.run)
+            with anyio.fail_after(20):
+                while runner.info is None:
+                    await anyio.sleep(0.01)
+            assert await runner.probe()
+            server.status = 500
+            assert not await runner.probe()
+            odd = msgspec.structs.replace(module._PROBE, grammar=Grammar("json_object"))
+            monkeypatch.setattr(module, "_PROBE", odd)
+            assert await runner.probe()
+            group.cancel_scope.cancel()

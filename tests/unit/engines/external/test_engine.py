@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import anyio
 import pytest
+from hypothesis import given, strategies as st
 
 from starai.core.errors import (
     ConfigurationRefused,
@@ -33,6 +34,9 @@ from starai.protocol.generation import Finish, Generation, Grammar, Sampling
 from starai.testing.engine_server import EOS, STORY, EngineServer, serving
 
 MOCK = open_model("mock")
+TINY = open_model("embedded")
+CODEC = open_codec(TINY)
+SPELLING = Spelling(CODEC, TINY)
 WITH_IDS = ("vllm", "sglang", "llama-server")
 ALL = tuple(SERVERS)
 
@@ -442,9 +446,27 @@ async def test_questions_are_bounded():
         async with Connection(server.url) as connection:
             assert await connection.answers("/v1/models")
             assert await connection.answers("/nothing")
-            assert not (await _unreachable())
-
-
-async def _unreachable() -> bool:
+            server.endless = True
+            with pytest.raises(Unavailable, match="without end"):
+                await connection.ask("/v1/models")
     async with Connection("http://127.0.0.1:9") as connection:
-        return await connection.answers("/")
+        assert not await connection.answers("/")
+
+
+@given(st.text())
+def test_an_answers_ids_are_its_text(text):
+    """Whatever a server says, its ids say the same."""
+    assert CODEC.decode(SPELLING.ids_of(text)) == text
+
+
+@given(st.text(max_size=60), st.text(max_size=20))
+def test_a_prompts_text_is_read_as_the_prompt(text, accepted):
+    """Or it is refused; with an accepted part behind it, too."""
+    ids = CODEC.encode(text)
+    whole = [*ids, *SPELLING.ids_of(accepted)]
+    try:
+        spelled = SPELLING.text_of(whole, len(ids))
+    except UnsupportedField:
+        return
+    assert CODEC.encode(spelled)[: len(ids)] == ids
+    assert spelled.endswith(accepted)

@@ -13,6 +13,8 @@ from typing import Final
 from starai.node.yielding.base import Reading, Sensor
 from starai.node.yielding.sensors.looking import has, output_of
 
+#: Memory and power change slowly, and each look starts a program.
+_SLOW_EVERY: Final = 8
 _POWER: Final = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(?:W\s*)?$", re.MULTILINE)
 
 
@@ -62,17 +64,22 @@ class NvidiaGraphics:
     def __init__(self, pids: Callable[[], Sequence[int]]) -> None:
         """Count ``pids`` as ours."""
         self._pids = pids
+        self._looks = 0
+        self._slow = Reading()
 
     def read(self) -> Reading:
         """See `Sensor.read`."""
         own = self._pids()
-        apps = ("--query-compute-apps=pid,used_memory", "--format=csv,noheader")
-        power = ("--query-gpu=power.draw", "--format=csv,noheader")
-        return Reading(
-            gpu_others=parse_pmon(output_of("nvidia-smi", "pmon", "-c", "1", "-s", "u"), own),
-            gpu_own_bytes=parse_memory(output_of("nvidia-smi", *apps), own),
-            gpu_power_w=parse_power(output_of("nvidia-smi", *power)),
-        )
+        if self._looks % _SLOW_EVERY == 0:
+            apps = ("--query-compute-apps=pid,used_memory", "--format=csv,noheader")
+            power = ("--query-gpu=power.draw", "--format=csv,noheader")
+            self._slow = Reading(
+                gpu_own_bytes=parse_memory(output_of("nvidia-smi", *apps), own),
+                gpu_power_w=parse_power(output_of("nvidia-smi", *power)),
+            )
+        self._looks += 1
+        others = parse_pmon(output_of("nvidia-smi", "pmon", "-c", "1", "-s", "u"), own)
+        return self._slow.with_known(Reading(gpu_others=others))
 
 
 def graphics_sensor(pids: Callable[[], Sequence[int]]) -> Sensor | None:
