@@ -21,7 +21,7 @@ from starai.models.catalog import open_model
 from starai.node import runner as module
 from starai.node.runner import Runner, Speed
 from starai.protocol import tokens
-from starai.protocol.generation import Finish, Generation, Sampling, TokenLogprobs
+from starai.protocol.generation import Finish, Generation, Grammar, Sampling, TokenLogprobs
 from starai.protocol.subjects import Role
 from starai.protocol.tasks import RefusalCode, TaskHeader
 from starai.sealing import derive_keys
