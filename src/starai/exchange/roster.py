@@ -115,6 +115,7 @@ class Roster:
     def models(self) -> tuple[ServedModel, ...]:
         """What can be served now: per model the longest context and all slots together.
 
+        Speeds are left out: they are one party's, and say nothing of a task among many.
         Those that most parties serve come first, and there is an end to them: one party that
         makes models up keeps no other's from being seen.
         """
@@ -122,7 +123,9 @@ class Roster:
         parties: Counter[bytes] = Counter()
         for _, model in self.serving():
             root = model.model_root
-            known = found.get(root, msgspec.structs.replace(model, slots=0))
+            known = found.get(root)
+            if known is None:
+                known = msgspec.structs.replace(model, slots=0, prefill_tps=0.0, decode_tps=0.0)
             parties[root] += 1
             found[root] = msgspec.structs.replace(
                 known,
@@ -214,6 +217,14 @@ class Roster:
             self.changed(party)
             return Target(party, self._role, prekey, self._next_place)
         return None
+
+    def full(self, party: PartyId) -> None:
+        """A party says that it is full: others were faster. Its next beat tells how it is then."""
+        known = self._parties.get(party)
+        if known is not None:
+            slots = max((model.slots for model in known.beat.models), default=0)
+            known.others = max(known.others, slots - len(known.places))
+            self.changed(party)
 
     def free(self, target: Target) -> None:
         """Give a place back; once more does no harm, nor when its party is gone."""

@@ -37,6 +37,7 @@ from starai.protocol import tokens
 from starai.protocol.identity import PartyId
 from starai.protocol.presence import Beat, ServedModel
 from starai.protocol.subjects import Role
+from starai.protocol.tasks import RefusalCode
 
 _LOG = logging.getLogger(__name__)
 
@@ -175,6 +176,9 @@ class Routing:
         """Free the place; remember a failure that was the callee's fault."""
         self.ladder.ended(target.callee, failure, self._clock.monotonic_s())
         self.roster.free(target)
+        # A distributor that is busy with one model may have room for another one's tasks.
+        if failure and failure.refusal == RefusalCode.BUSY and self._role is Role.NODE:
+            self.roster.full(target.callee)
         beat = self.presence.get(target.callee)
         if beat is not None and len(self._queue):
             self._grant_all(beat)

@@ -260,6 +260,7 @@ async def test_a_polite_refusal_is_no_failure(code: str) -> None:
             target = await made.choose()
             assert target.callee == fast.party
             made.routing.ended(target, journey(), AttemptFailed(FailureKind.REFUSED, code))
+            await anyio.sleep(BEAT_INTERVAL_S)  # until then a busy one is believed to be full
 
 
 async def test_too_many_who_wait_are_told_when_to_come_back() -> None:
@@ -333,6 +334,7 @@ async def test_what_is_served_is_added_up() -> None:
         await made.add(slots=4, context_length=2000)
         (model,) = made.routing.models()
         assert (model.slots, model.context_length) == (7, 2000)
+        assert (model.prefill_tps, model.decode_tps) == (0.0, 0.0)
 
 
 async def test_nothing_is_kept_of_those_who_are_gone() -> None:
@@ -604,3 +606,42 @@ async def test_who_has_much_to_read_is_passed_over() -> None:
         reads.unread = 5000
         await anyio.sleep(BEAT_INTERVAL_S)
         assert (await made.choose()).callee == free.party
+
+
+async def test_a_gateway_stays_with_the_nearest_distributor_until_it_is_much_fuller() -> None:
+    """Of distributors that serve the same, the nearer gets what a gateway has, within reason."""
+    async with MemoryNetwork() as network, anyio.create_task_group() as tasks:
+        parties = Parties(network)
+        me = parties.join(Role.GATEWAY)
+        far, near = (FakeNode(parties.join(Role.DISTRIBUTOR)) for _ in range(2))
+        rtts = {far.party: 150.0, near.party: 5.0}
+        made = Routing(me, Role.DISTRIBUTOR, lambda _party: None, rtt_ms=rtts.get)
+
+        def beat_of(one: FakeNode, seq: int) -> Beat:
+            model = msgspec.structs.replace(one.model, slots=1000, prefill_tps=0.0, decode_tps=0.0)
+            one.models = (model,)
+            return msgspec.structs.replace(one.beat(seq), role="distributor")
+
+        async with made.presence.watching():
+            for one in (far, near):
+                beat = partial(beat_of, one)
+                tasks.start_soon(keep_beating, one.member.wire, Role.DISTRIBUTOR, beat)
+            await anyio.sleep(0.1)
+            chosen = [(await made.choose(journey(), [])).callee for _ in range(200)]
+            tasks.cancel_scope.cancel()
+        assert set(chosen[:5]) == {near.party}
+        assert chosen.count(far.party) > 50
+
+
+async def test_a_node_that_says_it_is_full_is_believed_until_its_next_beat() -> None:
+    """Others were faster: nobody else is sent there in vain before it tells how it is."""
+    async with scene() as made:
+        full = await made.add(decode_tps=50.0, slots=4)
+        other = await made.add(slots=4)
+        target = await made.choose()
+        assert target.callee == full.party
+        busy = AttemptFailed(FailureKind.REFUSED, RefusalCode.BUSY)
+        made.routing.ended(target, journey(), busy)
+        assert (await made.choose()).callee == other.party
+        await anyio.sleep(BEAT_INTERVAL_S)
+        assert (await made.choose()).callee == full.party
