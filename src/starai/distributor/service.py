@@ -46,6 +46,9 @@ from starai.protocol.tasks import RefusalCode
 
 _LOG = logging.getLogger(__name__)
 
+#: How often it is said what was refused of nodes' messages, if it was more than before.
+REFUSED_EVERY_S = 60.0
+
 #: Token ids that are gathered before they are sent on; a chunk has room for many times that.
 HELD_BYTES_MAX: Final = 4096
 
@@ -114,6 +117,7 @@ class Distributor:
         ):
             await self._close_again()
             group.start_soon(self._confirmer.run)
+            group.start_soon(self._tell_refused)
             if self._admission is not None:
                 group.start_soon(self._admission.run)
             await group.start(self._serving.run)
@@ -168,6 +172,16 @@ class Distributor:
             await task.send(bytes(held), part.finish, part.logprobs, embedding=part.embedding)
             held.clear()
             sent_s = clock.monotonic_s()
+
+    async def _tell_refused(self) -> None:
+        """Say in the log what nodes sent that nobody had asked for."""
+        told: dict[str, int] = {}
+        while True:
+            await anyio.sleep(REFUSED_EVERY_S)
+            refused = dict(self._offering.refused)
+            if refused != told:
+                event(_LOG, "refused", **refused)
+                told = refused
 
     def _blame(self, node: PartyId, fault: Fault) -> None:
         self._nodes.blame(node, fault)

@@ -14,17 +14,19 @@ from starai.distributor import service as module
 from starai.distributor.service import Distributor
 from starai.exchange.confirming import Confirmer
 from starai.exchange.member import Member
+from starai.exchange.pleading import plead
 from starai.exchange.presence import keep_beating
 from starai.exchange.serving import Refused, ServedTask, Serving
 from starai.gateway.dispatch import Dispatch
 from starai.protocol import tokens
+from starai.protocol.frames import encode
 from starai.protocol.generation import Finish, Generation, Sampling
 from starai.protocol.ports import Submission
 from starai.protocol.presence import SLOTS_MAX, Beat, ServedModel
 from starai.protocol.records import RECORD_BYTES, TaskRecord
 from starai.protocol.registry import Side
-from starai.protocol.subjects import Role
-from starai.protocol.tasks import RefusalCode
+from starai.protocol.subjects import Role, answer
+from starai.protocol.tasks import Answer, RefusalCode
 from starai.testing.outboxes import MemoryOutbox
 from starai.testing.parties import Parties
 from starai.wire.memory import MemoryNetwork
@@ -265,3 +267,38 @@ async def test_the_tokens_of_a_whole_answer_travel_together() -> None:
         assert sizes[False] == [1] * LENGTH
         assert sum(sizes[True]) == LENGTH
         assert len(sizes[True]) <= LENGTH // 2
+
+
+async def test_a_node_that_makes_seals_up_rests_and_its_supplier_can_see_why() -> None:
+    """The answer goes on elsewhere at once, and the lie is on the node's ladder."""
+
+    async def lies(task: ServedTask) -> None:
+        await task.send(tokens.pack([0]))
+        header = task.header
+        made_up = Answer(header.task_id, header.attempt, 2, b"made up".ljust(60))
+        await task._wire.publish(answer(header.callee, header.caller), encode(made_up))
+        await anyio.sleep_forever()
+
+    async with scene() as made:
+        liar = await made.add_node(lies)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(made.read)
+            await anyio.sleep(0.1)
+            honest = await made.add_node()
+        for member, rung in ((liar, "quarantined"), (honest, "good")):
+            (told,) = await plead(member, Role.NODE, "why")
+            assert [(one.node, one.rung) for one in told.entries] == [(member.identity.party, rung)]
+        assert [one.answer_tokens for one in await made.records()] == [1, LENGTH - 1]
+
+
+async def test_what_nodes_send_unasked_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Once a minute, and only if there was something."""
+    caplog.set_level("INFO")
+    async with scene() as made:
+        node = await made.add_node()
+        stray = encode(Answer(b"x" * 16, 0, 0, b"nobody asked"))
+        for _ in range(3):
+            await node.wire.publish(answer(node.identity.party, made.member.identity.party), stray)
+        await anyio.sleep(5 * module.REFUSED_EVERY_S)
+        told = [one for one in caplog.records if one.getMessage() == "refused"]
+        assert [one.starai_fields for one in told] == [{"unawaited": 3}]
