@@ -9,25 +9,29 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
+
+from starai.local.asking import operator
+from starai.local.home import Home
 
 if TYPE_CHECKING:
     from tests.acceptance.conftest import Up
 
-NUM_TOKENS = 400
+NUM_TOKENS = 300
 
 
 @pytest.fixture(scope="module")
 def pair(start_up: Callable[..., Up]) -> Iterator[Up]:
-    """Two nodes with the mock model, a token every 20 ms."""
-    up = start_up("--nodes", "2", "--model", "mock", "--step-delay-ms", "20")
+    """Two nodes with the mock model, a token every 15 ms."""
+    up = start_up("--nodes", "2", "--model", "mock", "--step-delay-ms", "15")
     up.wait_for_nodes(2)
     yield up
     up.stop()
 
 
 def answer(up: Up, seed: int) -> str:
-    """A streamed answer of 400 tokens: eight seconds, or what is left of them."""
+    """A streamed answer of 300 tokens: some five seconds."""
     stream = up.openai().chat.completions.create(
         model="mock",
         messages=[{"role": "user", "content": "Hi"}],
@@ -61,14 +65,15 @@ def test_a_node_that_leaves_hands_over_confirms_and_stays_away(pair: Up) -> None
     """In mid-answer: the text is whole and unchanged, the books are matched, exit status 0."""
     left: list[str] = []
 
-    def leave() -> None:
-        nodes = json.loads(pair.starai("nodes", "--json"))
-        (busy,) = [node["label"] for node in nodes if node["running"]]
-        pair.starai("node", "leave", busy)
-        left.append(busy)
+    async def leave() -> None:
+        async with operator(Home(pair.home)) as asked:
+            beats = await asked.listen()
+            (busy,) = [beat for beat in beats if beat.role == "node" and beat.running]
+            await asked.order(busy.party, "leave")
+            left.append(busy.label)
 
     undisturbed = answer(pair, 1)
-    leaving = threading.Thread(target=leave)
+    leaving = threading.Thread(target=anyio.run, args=(leave,))
     leaving.start()
     assert answer(pair, 1) == undisturbed
     leaving.join()
