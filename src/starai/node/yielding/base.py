@@ -62,16 +62,17 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """The device at one moment. None: unknown here, so that nothing is concluded from it.
 
     ``others_cores`` is how many cores the work of others keeps busy, without what runs at a
-    lowered priority; ``pressure`` the share of time (0 to 1) in which something waited for a core,
-    averaged over 10 s. Memory is in bytes: ``own_bytes`` the engine's, ``unloaded_bytes`` what it
-    had when it was last unloaded. ``hottest_c`` and ``critical_c`` belong to the zone that is
-    nearest to its limit, in degrees Celsius; ``throttled`` says that heat slows the processor down
-    already. ``gpu_others`` is the busiest GPU's share (0 to 1) that others use; ``minute`` counts
+    lowered priority, which is in ``lowered_cores``; ``pressure`` the share of time (0 to 1) in
+    which something waited for a core, averaged over 10 s. Memory is in bytes: ``own_bytes`` that
+    of the node and its engine, ``unloaded_bytes`` what it was when it was last unloaded.
+    ``hottest_c`` and ``critical_c`` belong to the zone that is nearest to its limit, in degrees
+    Celsius; ``throttled`` says that heat slows the processor down already. ``gpu_others`` is the busiest GPU's share (0 to 1) that others use; ``minute`` counts
     from local midnight.
     """
 
     num_cores: int | None = None
     others_cores: float | None = None
+    lowered_cores: float | None = None
     pressure: float | None = None
     available_bytes: int | None = None
     total_bytes: int | None = None

@@ -31,6 +31,9 @@ EASE: Final = 0.7
 #: all; beside half as much we slow down, because caches and memory are shared.
 WORK_CORES: Final = 0.75
 WORK_PART: Final = 0.1
+#: Beside programs that use this part of all cores at whatever priority, an engine at the lowest
+#: hardly computes: whoever waits for it is better served elsewhere.
+FULL_PART: Final = 0.85
 #: A load that lasts for so long is no passing start of a program: answers move to other nodes.
 LASTING_S: Final = 2.0
 #: While we hardly run, waiting for cores is the owner's waiting.
@@ -76,6 +79,11 @@ def _work(part: float) -> Holds:
         return seen.others_cores >= limit * ease or waits
 
     return holds
+
+
+def _full(seen: Reading, limits: Limits, ease: float) -> bool:
+    used = (seen.others_cores or 0.0) + (seen.lowered_cores or 0.0)
+    return limits.polite and used >= FULL_PART * (seen.num_cores or 1) * ease
 
 
 def _memory(part: float) -> Holds:
@@ -144,6 +152,8 @@ RULES: Final = (
     Rule("owner's work", Yield.SLOW, _work(0.5)),
     Rule("owner's work", Yield.PAUSE, _work(1)),
     Rule("owner's work", Yield.HAND_OVER, _work(1), LASTING_S),
+    Rule("device is full", Yield.PAUSE, _full, LASTING_S),
+    Rule("device is full", Yield.HAND_OVER, _full, 2 * LASTING_S),
     Rule("memory short", Yield.PAUSE, _memory(1)),
     Rule("memory short", Yield.UNLOAD, _memory(0.5)),
     Rule("heat", Yield.SLOW, _heat(HOT_BELOW_C)),

@@ -56,6 +56,15 @@ def test_a_small_load_slows_down_only():
     assert (verdict.step, verdict.share) == (Yield.SLOW, SHARES[Yield.SLOW])
 
 
+def test_a_device_that_lowered_programs_fill_is_left_to_them():
+    """They are no work that we disturb, but leave nothing for an engine at the lowest priority."""
+    full = changed(lowered_cores=1.9)
+    assert first(POLITE, full).step is Yield.NOTHING
+    verdicts = run(Policy(POLITE), full, 0.0, 2 * LASTING_S)
+    assert (verdicts[-1].step, verdicts[-1].reason) == (Yield.HAND_OVER, "device is full")
+    assert run(Policy(POLITE), changed(lowered_cores=1.0), 0.0, 60)[-1].step is Yield.NOTHING
+
+
 def test_a_large_machine_may_have_a_busy_core():
     """A tenth of 64 cores is what counts there, not three quarters of one."""
     assert first(POLITE, changed(num_cores=64, others_cores=3.0)).step is Yield.NOTHING

@@ -1,7 +1,8 @@
 """How many cores the work of others keeps busy.
 
-Linux: /proc/stat counts ticks of 10 ms; time of lowered processes has a column of its own (nice),
-which we leave out: whoever lowered himself asked for it. From the rest we take away our own.
+Linux: /proc/stat counts ticks of 10 ms; time of lowered processes has a column of its own (nice):
+whoever lowered himself is no work that we disturb, but may leave nothing for us. From both we take
+away our own.
 Windows: GetSystemTimes less GetProcessTimes. macOS: ``ps``, whose figures are a smoothed average,
 so that macOS is noticed later.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,8 +26,8 @@ _SPAN: Final = 2
 INTERVAL_S: Final = 0.25
 
 
-def parse_stat(text: str) -> tuple[int, int]:
-    """Ticks of /proc/stat since boot: (busy at normal priority, all), and all cores together.
+def parse_stat(text: str) -> tuple[int, int, int]:
+    """Ticks of /proc/stat since boot, of all cores: (busy at normal priority, lowered, all).
 
     Nothing that looks like it gives zeros.
     """
@@ -35,23 +36,25 @@ def parse_stat(text: str) -> tuple[int, int]:
         if fields[:1] == ["cpu"] and len(fields) >= 8 and all(f.isdigit() for f in fields[1:8]):
             user, nice, system, idle, iowait, irq, softirq = (int(f) for f in fields[1:8])
             busy = user + system + irq + softirq
-            return busy, busy + nice + idle + iowait
-    return 0, 0
+            return busy, nice, busy + nice + idle + iowait
+    return 0, 0, 0
 
 
-def parse_process(text: str) -> int:
-    """Ticks of /proc/PID/stat that `parse_stat` counts as busy: all, or only the kernel's.
+def parse_process(text: str) -> tuple[int, int]:
+    """Ticks of /proc/PID/stat as `parse_stat` counts them: (busy, lowered).
 
     A lowered process's own code is in the nice column; what the kernel does for it is not.
     """
     # The name in parentheses may hold anything, also blanks and parentheses.
     fields = text.rpartition(")")[2].split()
     if len(fields) < 17:
-        return 0
+        return 0, 0
     user, system, nice = fields[11], fields[12], fields[16]
     if not (user.isdigit() and system.isdigit()):
-        return 0
-    return int(system) + (0 if nice.isdigit() and int(nice) > 0 else int(user))
+        return 0, 0
+    if nice.isdigit() and int(nice) > 0:
+        return int(system), int(user)
+    return int(system) + int(user), 0
 
 
 def parse_ps(text: str, own: Iterable[int]) -> float:
@@ -73,10 +76,10 @@ class _Ticks:
 
     def __init__(self) -> None:
         self._looks: deque[tuple[float, float]] = deque(maxlen=_SPAN + 1)
-        self._own: dict[int, float] = {}
+        self._own: Mapping[int, float] = {}
         self._own_total = 0.0
 
-    def push(self, busy: float, wall: float, own: dict[int, float]) -> float | None:
+    def push(self, busy: float, wall: float, own: Mapping[int, float]) -> float | None:
         """Cores of others, from busy and elapsed core time; None at the first look.
 
         ``wall`` counts time, not cores: both in the same unit. A process of ours that ended keeps
@@ -102,18 +105,23 @@ class LinuxProcessor:
         """Leave out ``pids``; ``proc`` is where the kernel tells."""
         self._pids = pids
         self._proc = proc
-        self._ticks = _Ticks()
+        self._busy, self._lowered = _Ticks(), _Ticks()
         self._cores = os.cpu_count() or 1
 
     def read(self) -> Reading:
         """See `Sensor.read`."""
-        busy, total = parse_stat(read_text(self._proc / "stat"))
+        busy, lowered, total = parse_stat(read_text(self._proc / "stat"))
+        if not total:
+            return Reading(num_cores=self._cores)
         own = {
-            pid: float(parse_process(read_text(self._proc / str(pid) / "stat")))
-            for pid in self._pids()
+            pid: parse_process(read_text(self._proc / str(pid) / "stat")) for pid in self._pids()
         }
-        others = self._ticks.push(busy, total / self._cores, own) if total else None
-        return Reading(num_cores=self._cores, others_cores=others)
+        wall = total / self._cores
+        return Reading(
+            num_cores=self._cores,
+            others_cores=self._busy.push(busy, wall, {p: one[0] for p, one in own.items()}),
+            lowered_cores=self._lowered.push(lowered, wall, {p: one[1] for p, one in own.items()}),
+        )
 
 
 class WindowsProcessor:
