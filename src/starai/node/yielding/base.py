@@ -66,8 +66,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     which something waited for a core, averaged over 10 s. Memory is in bytes: ``own_bytes`` that
     of the node and its engine, ``unloaded_bytes`` what it was when it was last unloaded.
     ``hottest_c`` and ``critical_c`` belong to the zone that is nearest to its limit, in degrees
-    Celsius; ``throttled`` says that heat slows the processor down already. ``gpu_others`` is the busiest GPU's share (0 to 1) that others use; ``minute`` counts
-    from local midnight.
+    Celsius; ``throttled`` says that heat slows the processor down already. ``gpu_others`` is the
+    busiest GPU's share (0 to 1) that others use; ``minute`` counts from local midnight.
     """
 
     num_cores: int | None = None
