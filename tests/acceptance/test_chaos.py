@@ -31,7 +31,7 @@ from starai.protocol.generation import Finish, Generation, Sampling
 from starai.protocol.identity import raw_public
 from starai.protocol.ports import Submission
 from starai.protocol.presence import Beat, ServedModel
-from starai.protocol.records import TaskRecord
+from starai.protocol.records import RECORD_BYTES, TaskRecord
 from starai.protocol.registry import Side
 from starai.protocol.subjects import Role, answer
 from starai.protocol.tasks import Answer
@@ -249,9 +249,10 @@ class Chaos:
         """Node and distributor booked the same; each answer's accepted ranges add up to it."""
         await anyio.sleep(15)
         theirs = {record for node in self.nodes for record in node.book}
-        mine = set()
+        mine: set[bytes] = set()
         for outbox in self.outboxes:
-            mine |= {item for _, item in await outbox.pending("confirm.distributor", 100_000)}
+            pending = await outbox.pending("confirm.distributor", 100_000)
+            mine |= {item[:RECORD_BYTES] for _, item in pending}  # a note for itself follows
         # A node that was killed, and a distributor that was, could not book what they had begun.
         both = mine & theirs
         assert len(both) > num_streams * 0.8
