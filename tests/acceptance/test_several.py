@@ -133,6 +133,16 @@ def wait_for_beats(up: Up, names: set[str]) -> None:
         assert time.monotonic() < limit, [home.party_names()[one] for one in missing]
 
 
+def kill(up: Up, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal to the process that has that name now."""
+    pid = up.pid(name)
+    if name.startswith("nats"):
+        folder = up.home / "authority" / name.replace("nats-1", "")
+        pid = up.pid("--config", str(folder / "nats.conf"))
+    assert pid, name  # 0 would be our own process group
+    os.kill(pid, number)
+
+
 def at_work(beat: Beat) -> bool:
     return not beat.draining and (beat.role != Role.NODE.value or bool(beat.models))
 
@@ -186,13 +196,13 @@ def test_a_gateway_that_stops_or_dies(several: Up) -> None:
         expected = pool.submit(lambda: "".join(pieces(client_of(several), 5, number)))
         stream = pieces(client_of(several, 1), 5, number)
         begun = [next(stream) for _ in range(5)]
-        os.kill(several.pid("gateway-2"), signal.SIGTERM)
+        kill(several, "gateway-2", signal.SIGTERM)
         assert "".join([*begun, *stream]) == expected.result()
     wait_for_beats(several, {"gateway-2"})
     headers = {"Idempotency-Key": "once"}
     stream = pieces(client_of(several, 1), 6, extra_headers=headers)
     next(stream)
-    os.kill(several.pid("gateway-2"), signal.SIGKILL)
+    kill(several, "gateway-2")
     with pytest.raises((openai.OpenAIError, httpx.HTTPError)):
         list(stream)
     again = "".join(pieces(client_of(several), 6, extra_headers=headers))
@@ -211,11 +221,11 @@ def test_a_rolling_restart_under_load(several: Up) -> None:
     with load(several) as running:
         for number in (signal.SIGTERM, signal.SIGKILL):
             for name in names:
-                os.kill(several.pid(name), number)
+                kill(several, name, number)
                 time.sleep(3)  # its lease is over: from here on, beats are those of its new self
                 wait_for_beats(several, set(names))
-        for name in ("nats", "nats-2", "nats-3"):
-            os.kill(several.pid("--config", f"{name}/" if name != "nats" else "nats.conf"), 9)
+        for name in ("nats-1", "nats-2", "nats-3"):
+            kill(several, name)
             time.sleep(3)
     assert running.outcomes["complete"] >= 50
 

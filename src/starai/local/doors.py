@@ -7,6 +7,7 @@ that the seals do not give already.
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ class PublicDoor:
         with suppress(ValueError):
             parts = urlsplit(f"//{self.address}")
             host, port, more = parts.hostname or "", parts.port or PUBLIC_PORT, parts.path
-        if not host or not host.isascii() or more:
+        if not re.fullmatch(r"[\w.:-]+", host, re.ASCII) or more:
             raise ConfigurationRefused(
                 f"--public {self.address!r}: expected the name or address of this machine as "
                 "others see it, HOST or HOST:PORT"

@@ -157,13 +157,21 @@ class Home:
     def _party_path(self, name: str) -> Path:
         return self.path / "parties" / f"{name}.json"
 
+    def _why_missing(self, path: Path) -> str:
+        if (self.path / "network.json").exists():
+            return (
+                f"there is no {path.stem} in {self.path}: it belongs to a device that joined a "
+                "network. Do this where `starai up` runs, or name that folder with --home"
+            )
+        return (
+            f"nothing in {self.path} yet: start a network with `starai up`, or name another "
+            "folder with --home"
+        )
+
     def _read(self, path: Path, kind: type[T]) -> T:
         try:
             return msgspec.json.decode(path.read_bytes(), type=kind)
         except FileNotFoundError as error:
-            raise ConfigurationRefused(
-                f"nothing in {self.path} yet: start a network with `starai up`, or name another "
-                "folder with --home"
-            ) from error
+            raise ConfigurationRefused(self._why_missing(path)) from error
         except (OSError, msgspec.DecodeError) as error:
             raise ConfigurationRefused(f"cannot read {path}: {error}") from error

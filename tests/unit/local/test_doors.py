@@ -68,7 +68,7 @@ def test_a_certificate_of_ones_own(tmp_path: Path) -> None:
         plan(tmp_path, 1, PublicDoor("h", certificate=files.certificate, key=tmp_path / "no"))
 
 
-@pytest.mark.parametrize("bad", [":1", "h:x", "h/path", "h:99999", "hö"])
+@pytest.mark.parametrize("bad", [":1", "h:x", "h/path", "h:99999", "hö", "a b"])
 def test_an_address_that_is_none(bad: str) -> None:
     """Refused with what is expected."""
     with pytest.raises(ConfigurationRefused, match="HOST:PORT"):

@@ -49,6 +49,14 @@ def test_an_empty_home_says_what_to_do(home: Home, ask: str) -> None:
     assert "--home" in refused.value.message
 
 
+def test_a_suppliers_home_says_that_it_is_no_operators(home: Home) -> None:
+    """Who joined from here has no operator's key to show, and is not told to start a network."""
+    home.save_network(NETWORK)
+    with pytest.raises(ConfigurationRefused, match="device that joined") as refused:
+        home.party("operator")
+    assert "--home" in refused.value.message
+
+
 def test_a_damaged_file_is_named(home: Home) -> None:
     """A file that is not what it should be is refused by its path."""
     home.path.mkdir()
