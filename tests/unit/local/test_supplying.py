@@ -53,7 +53,7 @@ async def test_a_new_home_needs_a_token(tmp_path: Path) -> None:
     """The message says what to pass and who makes it."""
     error = await failure(Home(tmp_path))
     assert isinstance(error, ConfigurationRefused)
-    assert "--token" in error.message
+    assert "pass a token" in error.message
     assert "starai tokens create" in error.message
 
 
