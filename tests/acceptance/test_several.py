@@ -9,13 +9,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import httpx
 import openai
 import pytest
+from tests.acceptance.conftest import free_port
 
 from starai.local.asking import Operator, operator
 from starai.local.home import Home
@@ -143,6 +145,17 @@ def kill(up: Up, name: str, number: signal.Signals = signal.SIGKILL) -> None:
     os.kill(pid, number)
 
 
+def wait_ready(url: str) -> None:
+    """Wait until a gateway can serve."""
+    limit = time.monotonic() + BACK_S
+    while time.monotonic() < limit:
+        with suppress(httpx.HTTPError):
+            if httpx.get(f"{url}/readyz", timeout=1, trust_env=False).status_code == 200:
+                return
+        time.sleep(0.1)
+    raise AssertionError(url)
+
+
 def at_work(beat: Beat) -> bool:
     return not beat.draining and (beat.role != Role.NODE.value or bool(beat.models))
 
@@ -207,6 +220,27 @@ def test_a_gateway_that_stops_or_dies(several: Up) -> None:
         list(stream)
     again = "".join(pieces(client_of(several), 6, extra_headers=headers))
     assert again == "".join(pieces(client_of(several), 6))
+
+
+@pytest.mark.slow
+def test_a_gateway_elsewhere_joins_with_a_token(several: Up, tmp_path: Path) -> None:
+    """One command with a token in a home of its own, and it answers with everybody's keys."""
+
+    async def create(made: Operator) -> str:
+        return await made.create_token(Role.GATEWAY, 1, 60_000, "")
+
+    port = free_port()
+    words = ("serve", "gateway", "--model", "mock", "--port", str(port))
+    env = {**os.environ, "STARAI_TOKEN": asked(several, create)}
+    process = several.spawn(*words, home=tmp_path, env=env)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_ready(url)
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key=several.api_key, max_retries=0)
+        assert "".join(pieces(client, 1)) == "".join(pieces(client_of(several), 1))
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
 
 
 @pytest.mark.slow

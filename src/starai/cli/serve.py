@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import anyio
 import click
@@ -17,7 +18,10 @@ from starai.local import services
 from starai.local.home import Home
 from starai.local.joining import is_admitted, join
 from starai.local.processes import TOLD_TO_STOP, as_child, is_child
+from starai.protocol.subjects import Role
 from starai.protocol.tickets import JoinTicket
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 #: A file of a certificate or of its key.
 PEM = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -35,23 +39,32 @@ def registry(home: Home) -> None:
     run_service(lambda: services.serve_registry(home))
 
 
+def token_option(role: Role) -> Callable[[F], F]:
+    """``--token``: how one more of a role comes in."""
+    return click.option(
+        "--token",
+        envvar="STARAI_TOKEN",
+        default="",
+        help=f"For one more: `starai tokens create --role {role.value}` makes it.",
+    )
+
+
+async def _come_in(home: Home, name: str, token: str) -> None:
+    """Become a party of the network, the first time."""
+    clock = SystemClock()
+    if token and not is_admitted(home, name, clock):
+        await join(home, name, JoinTicket.parse(token), name, clock, SystemRandomness())
+
+
 @serve.command()
 @home_option
 @click.option("--name", default=services.DISTRIBUTOR, show_default=True, help="Its name here.")
-@click.option(
-    "--token",
-    envvar="STARAI_TOKEN",
-    default="",
-    help="For one more: `starai tokens create --role distributor` makes it.",
-)
+@token_option(Role.DISTRIBUTOR)
 def distributor(home: Home, name: str, token: str) -> None:
     """Run a distributor: it carries each task to a node, and on to another if one fails."""
 
     async def join_and_serve() -> None:
-        clock = SystemClock()
-        if token and not is_admitted(home, name, clock):
-            ticket = JoinTicket.parse(token)
-            await join(home, name, ticket, name, clock, SystemRandomness())
+        await _come_in(home, name, token)
         await services.serve_distributor(home, name)
 
     run_service(join_and_serve)
@@ -65,23 +78,33 @@ def distributor(home: Home, name: str, token: str) -> None:
 @click.option("--name", default=services.GATEWAY, show_default=True, help="Its name here.")
 @click.option("--tls-cert", type=PEM, help="Speak TLS with the certificate (and chain) in FILE.")
 @click.option("--tls-key", type=PEM, help="FILE with the certificate's key, if it is apart.")
+@click.option("--model", multiple=True, help="A model to offer, if not those of `starai up`.")
+@token_option(Role.GATEWAY)
 def gateway(
     *,
     home: Home,
-    host: str,
-    port: int,
     cors_origin: tuple[str, ...],
     name: str,
     tls_cert: Path | None,
     tls_key: Path | None,
+    model: tuple[str, ...],
+    token: str,
+    **listen: Any,
 ) -> None:
     """Run a gateway: OpenAI's API over HTTP, or HTTPS with --tls-cert."""
     if tls_key is not None and tls_cert is None:
         raise click.UsageError("--tls-key needs --tls-cert beside it.")
 
     async def serve_it() -> None:
+        await _come_in(home, name, token)
         await services.serve_gateway(
-            home, host, port, cors_origin, name, tls_cert=tls_cert, tls_key=tls_key
+            home,
+            cors_origins=cors_origin,
+            name=name,
+            models=model,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            **listen,
         )
 
     run_service(serve_it)

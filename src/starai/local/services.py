@@ -128,6 +128,7 @@ async def serve_gateway(
     cors_origins: tuple[str, ...],
     name: str = GATEWAY,
     *,
+    models: tuple[str, ...] = (),
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
 ) -> None:
@@ -139,9 +140,11 @@ async def serve_gateway(
     from starai.gateway.service import serve  # noqa: PLC0415 - see above
 
     network = home.network()
-    models = tuple(open_model(reference, home.models) for reference in network.models)
+    references = models or network.models
+    if not references:
+        raise ConfigurationRefused("a gateway elsewhere is told what to offer: --model REFERENCE")
     config = GatewayConfig(
-        models=models,
+        models=tuple(open_model(reference, home.models) for reference in references),
         host=host,
         port=port,
         cors_origins=cors_origins,
