@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from starai.cli.options import AT_LEAST_ONE
 from starai.cli.tables import show_json, show_table
+from starai.core.errors import ConfigurationRefused
 from starai.simulation.page import make_page
 from starai.simulation.policies import POLICIES
 from starai.simulation.report import COMPARED, Report, comparison, make_report, rows
@@ -32,6 +35,7 @@ DATA = Path("../shared/data")
 @click.option("--seed", type=int, help="Another seed: another world of the same kind.")
 @click.option("--policy", type=click.Choice([*POLICIES]), help="Who chooses nodes.")
 @click.option("--compare", is_flag=True, help="Run all policies, one after the other.")
+@click.option("--real", is_flag=True, help="Run the real services instead; for tens of nodes.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write a page here.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option(
@@ -57,6 +61,9 @@ def simulate(scenario: str | None, *, lists: bool, data: Path, **given: Any) -> 
     names = ("nodes", "hours", "seed", "policy")
     read = read_scenario(scenario, {name: given[name] for name in names})
     sources = Sources(data, synthetic_if_absent=read.synthetic_if_absent)
+    if given["real"]:
+        _run_real(read, sources, as_json=given["as_json"])
+        return
     policies = [*POLICIES] if given["compare"] else [read.policy]
     outcomes = [_run(read, policy, sources) for policy in policies]
     _show(outcomes, as_json=given["as_json"])
@@ -64,6 +71,25 @@ def simulate(scenario: str | None, *, lists: bool, data: Path, **given: Any) -> 
         given["out"].write_text(make_page(outcomes), "utf-8")
         click.echo(f"The page: {given['out']}", err=True)
     if not all(one.verdict.is_sound for one in outcomes):
+        raise click.ClickException("the books are not sound: this is a mistake in StarAI")
+
+
+def _run_real(scenario: Scenario, sources: Sources, *, as_json: bool) -> None:
+    """Imported here: virtual time for real services needs trio, which nothing else does."""
+    try:
+        services = importlib.import_module("starai.simulation.services")
+    except ModuleNotFoundError as error:
+        raise ConfigurationRefused(
+            f"--real needs {error.name}: pip install 'starai[simulation]'"
+        ) from error
+    logging.getLogger("starai").setLevel(logging.ERROR)  # records wait: there is no registry
+    outcome = services.run_services(scenario, sources)
+    report = services.RealReport.of(outcome)
+    if as_json:
+        show_json(report)
+    else:
+        show_table(f"{scenario.title}: the real services", ("", "what happened"), report.rows(), "")
+    if not outcome.verdict.is_sound or outcome.changed:
         raise click.ClickException("the books are not sound: this is a mistake in StarAI")
 
 

@@ -90,10 +90,7 @@ class Churn:
         self._events.after(self._length_s(self._churn.absence_h), self._begin_session, node)
 
     def _length_s(self, mean_h: float) -> float:
-        """A Weibull length by inversion."""
-        shape = self._churn.shape
-        even = 1.0 - self._chance()
-        return _scale(mean_h * HOUR_S, shape) * math.pow(-math.log(even), 1 / shape)
+        return length_s(mean_h * HOUR_S, self._churn.shape, self._chance())
 
     # -- spot instances ---------------------------------------------------------------------
 
@@ -139,6 +136,11 @@ class Churn:
         far = np.argsort(np.array(world.rtt_s[world.centres[0]]), kind="stable")
         cities = {int(city) for city in far[len(far) - round(share * len(far)) :]}
         return [node for node in self._network.nodes if node.device.city in cities]
+
+
+def length_s(mean_s: float, shape: float, chance: float) -> float:
+    """A Weibull length of that mean by inversion; ``chance`` is in [0, 1)."""
+    return _scale(mean_s, shape) * math.pow(-math.log(1.0 - chance), 1 / shape)
 
 
 def _scale(mean_s: float, shape: float) -> float:

@@ -12,14 +12,13 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from starai.core.limits import ATTEMPT_NUMBERS, ATTEMPTS_MAX
-from starai.exchange.attempt import LOOK_AGAIN_S as RELIEVE_AGAIN_S, Target
+from starai.exchange.attempt import LOOK_AGAIN_S, Target
 from starai.exchange.base import SIGN_OF_LIFE_S, SILENCE_S, AttemptFailed, FailureKind
 from starai.exchange.hedging import Hedging
 from starai.exchange.ladder import Ladder
 from starai.exchange.pacing import FIRST_S, STALL_FACTOR, TOKEN_S
 from starai.exchange.routing import (
     LAST_RESORT_S,
-    LOOK_AGAIN_S,
     LOOK_AHEAD,
     SAME_AGAIN_S,
     WAIT_FOR_NODE_S,
@@ -66,6 +65,8 @@ class Distributor:
         self.hedging = Hedging()
         #: Nodes that look different with time alone, and until when at least.
         self._unsettled: dict[PartyId, float] = {}
+        #: Nodes with tasks of this distributor, and how many.
+        self._busy: dict[PartyId, int] = {}
         self._is_looking = False
         #: Who is there, the longest known first; their slots, and own tasks.
         self.there: dict[PartyId, Beat] = {}
@@ -102,13 +103,18 @@ class Distributor:
             self._prefixes.forget(party)
         self.ladder.forget_faded(self._events.now_s)
 
-    def look_at_unsettled(self) -> None:
-        """What beats would say of nodes that are new, or whose faults fade."""
-        now_s = self._events.now_s
+    def hear_beats(self) -> None:
+        """Beats of nodes that work, are new, or whose faults fade; others' say nothing new."""
+        network, now_s = self._network, self._events.now_s
+        for party in self._busy:
+            node = network.node_of(party)
+            if party in self.there and node.up and not node.cut:
+                self.policy.heard(network.beat_of(node))
         for party, until_s in [*self._unsettled.items()]:
             if now_s >= until_s and self.ladder.failures(party, now_s) < FADED:
                 del self._unsettled[party]
             self.policy.changed(party)
+        self._grant()
 
     def lost(self, attempt: Attempt) -> None:
         """A node that had this is gone without a word: that is noticed by its silence."""
@@ -155,7 +161,7 @@ class Distributor:
         task.asked_s = now_s = self._events.now_s
         target, task.heir = task.heir, None
         if target is None and (task.failed or not self._queue.waiting(ROOT)):
-            target = self._hold(task, task.failed)
+            target = self._hold(task, task.failed, even_resting=bool(task.failed))
             if target is not None:
                 self._charge(task)
         if target is not None:
@@ -176,7 +182,7 @@ class Distributor:
             self._refuse(task, RefusalCode.BUSY)
         elif not self._is_looking:
             self._is_looking = True
-            self._events.after(LOOK_AGAIN_S, self._look)
+            self._events.after(SAME_AGAIN_S, self._look)
 
     def _hold(
         self, task: Task, excluded: list[PartyId], *, even_resting: bool = False
@@ -209,7 +215,7 @@ class Distributor:
         self._grant()
         self._is_looking = bool(len(self._queue))
         if self._is_looking:
-            self._events.after(LOOK_AGAIN_S, self._look)
+            self._events.after(SAME_AGAIN_S, self._look)
 
     def _grant(self) -> None:
         """Give places to those who wait, as long as there are any for the first."""
@@ -223,7 +229,8 @@ class Distributor:
             task = ticket.item
             waited_s = now_s - task.asked_s
             excluded = task.failed if waited_s < SAME_AGAIN_S else []
-            target = self._hold(task, excluded, even_resting=waited_s >= LAST_RESORT_S)
+            even_resting = bool(task.failed) or waited_s >= LAST_RESORT_S
+            target = self._hold(task, excluded, even_resting=even_resting)
             if target is not None:
                 self._queue.leave(ticket)
                 self._charge(task)
@@ -248,6 +255,7 @@ class Distributor:
         task.attempts.append(attempt)
         task.offers += 1
         self.running += 1
+        self._busy[target.callee] = self._busy.get(target.callee, 0) + 1
         network.tally.num_attempts += 1
         network.oracle.offered(task.number, attempt.number, node.number)
         if task.offers == 1:
@@ -320,7 +328,7 @@ class Distributor:
         if len(task.attempts) == 1:
             task.heir = self._hold(task, [*task.failed, attempt.target.callee])
             if task.heir is None:
-                self._events.after(RELIEVE_AGAIN_S, self._relieve, attempt, kind)
+                self._events.after(LOOK_AGAIN_S, self._relieve, attempt, kind)
                 return
         self._give_up(attempt, AttemptFailed(kind))
 
@@ -356,7 +364,7 @@ class Distributor:
         task, node, now_s = attempt.task, attempt.node, self._events.now_s
         attempt.is_open = False
         task.attempts.remove(attempt)
-        self.running -= 1
+        self._give_back(attempt.target)
         is_its = node.up and node.life == attempt.life
         if is_its and not attempt.got:
             attempt.got = node.accepted(attempt)
@@ -369,7 +377,15 @@ class Distributor:
         if failure is not None and attempt.target.callee in self.there:
             self._unsettled.setdefault(attempt.target.callee, 0.0)
         self.policy.free(attempt.target)
+        if failure is not None and failure.refusal == RefusalCode.BUSY:
+            self.policy.full(attempt.target.callee)
         self._grant()
+
+    def _give_back(self, target: Target) -> None:
+        self.running -= 1
+        self._busy[target.callee] -= 1
+        if not self._busy[target.callee]:
+            del self._busy[target.callee]
 
     def _book(self, attempt: Attempt, *, is_heard: bool) -> None:
         task, node, oracle = attempt.task, attempt.node.number, self._network.oracle

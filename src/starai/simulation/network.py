@@ -207,17 +207,16 @@ class Network:
 
     def _say(self, node: Node) -> None:
         """A node's beat reaches its distributor."""
-        self._boots += 1
-        self.events.after(self._way_s(node), self._heard, node, self._boots, node.life)
+        self.events.after(self._way_s(node), self._heard, node, node.life)
 
-    def _heard(self, node: Node, boot: int, life: int) -> None:
+    def _heard(self, node: Node, life: int) -> None:
         if not node.up or node.cut or node.life != life:
             return
         carrier, party = self.carrier_of(node), party_of(node)
         known = carrier.there.get(party)
         if known is not None and not node.draining:
             carrier.gone(party)  # its old self
-        carrier.heard(beat_of(node, boot))
+        carrier.heard(self.beat_of(node))
 
     def _drains(self, node: Node, life: int) -> None:
         if node.up and node.life == life and node.draining:
@@ -235,6 +234,20 @@ class Network:
         node.up = False
         self.num_up -= 1
 
+    def beat_of(self, node: Node) -> Beat:
+        """What a node says of itself now."""
+        self._boots += 1
+        device = node.device
+        served = ServedModel(
+            *("m", ROOT, device.context, device.slots),
+            *(device.prefill_tps * device.told, device.decode_tps * device.told),
+        )
+        return Beat(
+            *(party_of(node), "node", self._boots, self._boots, 1, node.draining),
+            *(node.running, len(node.waiting), 0, 0, PREKEY, (served,)),
+            unread=sum(attempt.num_read for attempt in node.reading),
+        )
+
     def _way_s(self, node: Node) -> float:
         return self.rtt_s(self.carrier_of(node).city, node) / 2
 
@@ -243,26 +256,23 @@ class Network:
     def _beat(self) -> None:
         """What the beats of half a second say that is new."""
         for number, carrier in enumerate(self.distributors):
-            carrier.look_at_unsettled()
+            carrier.hear_beats()
             slots, taken = carrier.slots, carrier.running + carrier.num_waiting
             before = self._told[number]
             if abs(slots - before[0]) + abs(taken - before[1]) > TOLD_AT_CHANGE * slots:
                 self._told[number] = slots, taken
                 for gateway in self.gateways:
-                    gateway.roster.heard(self._beat_of(carrier))
+                    gateway.roster.heard(self.beat_of_distributor(carrier))
         if self.num_open:
             self.events.after(BEAT_INTERVAL_S, self._beat)
 
-    def _beat_of(self, carrier: Distributor) -> Beat:
-        """What a distributor says: as its own service does, the first node's speed for all."""
+    def beat_of_distributor(self, carrier: Distributor) -> Beat:
+        """What a distributor says: what its nodes can do together, and no speeds."""
         self._boots += 1
-        first = next(iter(carrier.there.values()), None)
         models: tuple[ServedModel, ...] = ()
-        if first is not None:
+        if carrier.there:
             context = max(beat.models[0].context_length for beat in carrier.there.values())
-            one = first.models[0]
-            slots = carrier.slots + WAITING_MAX
-            models = (ServedModel("m", ROOT, context, slots, one.prefill_tps, one.decode_tps),)
+            models = (ServedModel("m", ROOT, context, carrier.slots + WAITING_MAX),)
         return Beat(
             *(carrier.party, "distributor", 1, self._boots, 1, False),
             *(carrier.running, carrier.num_waiting, 0, 0, PREKEY, models),
@@ -334,16 +344,3 @@ class Network:
 def party_of(node: Node) -> PartyId:
     """A node's name."""
     return PartyId(f"n{node.number}")
-
-
-def beat_of(node: Node, boot: int) -> Beat:
-    """What a node says of itself when something about it is new."""
-    device = node.device
-    served = ServedModel(
-        *("m", ROOT, device.context, device.slots),
-        *(device.prefill_tps * device.told, device.decode_tps * device.told),
-    )
-    return Beat(
-        *(party_of(node), "node", boot, boot, 1, node.draining),
-        *(0, 0, 0, 0, PREKEY, (served,)),
-    )

@@ -12,6 +12,8 @@ import msgspec
 Point = tuple[float, float]
 WIDTH: Final = 640
 HEIGHT: Final = 320
+#: From so many cities on their circles are small.
+CROWD: Final = 50
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 34, 44
 #: Colours that differ for colour-blind eyes too (Okabe and Ito).
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
@@ -108,11 +110,12 @@ def world_map(
     known = sorted(shade for shade in shades if shade > 0) or [1.0]
     low, high = known[0], known[int(0.95 * (len(known) - 1))]
     drawn = []
+    widest = 12 if len(places) < CROWD else 6
     order = sorted(range(len(places)), key=lambda n: -sizes[n])
     for number in order:
         px, py = places[number]
         cx, cy = WIDTH / 2 + (px - middle_x) * scale, height / 2 + (py - middle_y) * scale
-        radius = 3 + 11 * math.sqrt(sizes[number] / largest)
+        radius = 2 + widest * math.sqrt(sizes[number] / largest)
         share = (shades[number] - low) / (high - low) if high > low else 0.0
         colour = _mix(min(1.0, max(0.0, share))) if shades[number] > 0 else "#bbbbbb"
         drawn.append(

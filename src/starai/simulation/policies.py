@@ -60,6 +60,9 @@ class Policy(Protocol):
     def free(self, target: Target) -> None:
         """Give a place back."""
 
+    def full(self, party: PartyId) -> None:
+        """A node has said that it is full."""
+
     def best_context(self, now_s: float) -> int:
         """The longest context of all; 0: nobody is there."""
 
@@ -90,6 +93,7 @@ class Ours:
         self.gone = self.roster.gone
         self.changed = self.roster.changed
         self.free = self.roster.free
+        self.full = self.roster.full
 
     def hold(
         self,
@@ -151,6 +155,9 @@ class _Simple:
 
     def free(self, target: Target) -> None:
         """Nothing: they do not count."""
+
+    def full(self, party: PartyId) -> None:
+        """Nothing: on their nodes tasks wait."""
 
     def best_context(self, now_s: float) -> int:
         return self._longest if self._there else 0

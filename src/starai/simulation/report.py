@@ -24,6 +24,10 @@ class Times(msgspec.Struct, frozen=True):
     p95_s: float
     p99_s: float
 
+    def text(self) -> str:
+        """As a person reads it."""
+        return f"p50 {self.p50_s:.2f} s, p95 {self.p95_s:.2f} s, p99 {self.p99_s:.2f} s"
+
 
 class Report(msgspec.Struct, frozen=True):
     """The numbers of one run. Everything here follows from scenario, seed and data."""
@@ -108,9 +112,9 @@ def rows(report: Report) -> list[tuple[str, str]]:
         ("refused", _counts(report.refusals)),
         ("books", f"{sound}; {verdict.lost} lost"),
         ("tokens paid", f"{verdict.tokens_paid:,}, {unconfirmed:,} of nodes that were gone"),
-        ("first token", _times(report.ttft)),
-        ("last token", _times(report.finish)),
-        ("went on after a failure", f"{report.gap.number:,}, after {_times(report.gap)}"),
+        ("first token", report.ttft.text()),
+        ("last token", report.finish.text()),
+        ("went on after a failure", f"{report.gap.number:,}, after {report.gap.text()}"),
         ("hedges", f"{report.hedged:,}, {report.hedges_won:,} were first"),
         ("ends of attempts", _counts(report.endings)),
         ("nodes that", _counts(report.moves)),
@@ -150,10 +154,6 @@ COMPARED = (
     "refused",
     "more than one attempt",
 )
-
-
-def _times(one: Times) -> str:
-    return f"p50 {one.p50_s:.2f} s, p95 {one.p95_s:.2f} s, p99 {one.p99_s:.2f} s"
 
 
 def _counts(counts: dict[str, int]) -> str:

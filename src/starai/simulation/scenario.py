@@ -87,7 +87,6 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: int = 1
     policy: str = "ours"
     synthetic_if_absent: bool = False
-    real: bool = False
     places: Places = Places()
     devices: Devices = Devices()
     arrivals: Arrivals = Arrivals(per_second=1.0)
