@@ -25,8 +25,10 @@ TOKEN_UNKNOWN_S: Final = 10.0
 #: The same for the first token: the callee may be loading, and other prompts go before.
 FIRST_S: Final = 2.0
 FIRST_UNKNOWN_S: Final = 60.0
-#: How much a new measurement counts against the average.
+#: How much a new measurement counts against the average, and how many times the average it counts
+#: for at most: one hiccup must not make the next stall go unnoticed for long.
 WEIGHT: Final = 0.2
+OUTLIER_FACTOR: Final = 4.0
 #: Callees whose speed is kept.
 CALLEES_MAX: Final = 4096
 
@@ -40,7 +42,9 @@ class _Speed:
 
 
 def _average(known_s: float, new_s: float) -> float:
-    return known_s + WEIGHT * (new_s - known_s) if known_s else new_s
+    if not known_s:
+        return new_s
+    return known_s + WEIGHT * (min(new_s, OUTLIER_FACTOR * known_s) - known_s)
 
 
 class Paces:

@@ -231,6 +231,20 @@ def test_a_new_answer_begins_at_the_pace_of_its_callee() -> None:
     assert paces.begin(NODE, 1, 0.0).due_s == FIRST_S
 
 
+def test_one_hiccup_does_not_hide_the_next_stall() -> None:
+    """A pause that was survived counts for little; lasting slowness is learnt all the same."""
+    pace = Paces().begin(NODE, 10, 0.0)
+    for step in range(1, 30):
+        pace.token(step * 0.03)
+    pace.token(29 * 0.03 + 0.85)
+    assert pace.due_s == pytest.approx(29 * 0.03 + 0.85 + TOKEN_S)
+    now_s = 10.0
+    for _ in range(40):
+        pace.token(now_s)
+        now_s += 2.0
+    assert pace.due_s - (now_s - 2.0) > 8.0
+
+
 def test_hedges_are_for_the_slowest_and_a_bounded_share() -> None:
     """Nothing is hedged before enough is known, and at most one in twenty after that."""
     hedging, hedged = Hedging(), 0
