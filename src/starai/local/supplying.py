@@ -213,7 +213,10 @@ class _Supplier:
         before = expired_credential(self._home, self._name)
         how = "an operator makes one with `starai tokens create`"
         if before is None:
-            return f"{self._name} is in no network yet: pass a token ({how})"
+            return (
+                f"{self._name} is in no network yet: pass a token, by `starai join TOKEN` or with "
+                f"--token ({how})"
+            )
         return (
             f"{self._name}'s credential expired at {day(before.expires_ms)}; this device's clock "
             f"says {day(self.clock.now_ms())}. If that is right, join again: pass a new token "
