@@ -333,7 +333,8 @@ def main() -> None:
     print(text)
     if not options.no_write:
         today = dt.datetime.now(dt.UTC).date()
-        target = HERE / "results" / f"gateway_{os.cpu_count()}-cores-{platform.machine()}_{today}.md"
+        machine = f"{os.cpu_count()}-cores-{platform.machine()}"
+        target = HERE / "results" / f"gateway_{machine}_{today}.md"
         target.parent.mkdir(exist_ok=True)
         target.write_text(text)
         print(f"written: {target.relative_to(ROOT)}")
