@@ -13,10 +13,12 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from starai.core.logging import event
 from starai.node.yielding.base import Limits
+from starai.node.yielding.sensors.looking import read_text
 from starai.node.yielding.sensors.windows import library
 
 _LOG = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ def lower_engine(pid: int) -> None:
         # The nice value comes first: the kernel counts its time apart, and sensors go by that.
         os.setpriority(os.PRIO_PROCESS, pid, _NICEST)
         os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+        _lower_session(pid)
     except OSError as error:
         event(_LOG, "priority_not_lowered", logging.WARNING, pid=pid, why=error.strerror)
 
@@ -72,6 +75,19 @@ def tamed(limits: Limits) -> Callable[[int], None]:
             keep_to_cores(pid, limits.max_cores)
 
     return tame
+
+
+def _lower_session(pid: int) -> None:
+    """Lower the session that an engine has to itself, too.
+
+    Linux shares cores out between sessions first (autogroups, sched(7)) and looks at priorities
+    within each: measured, an idle engine in a session of its own got as much as anybody.
+    """
+    group, ours = Path(f"/proc/{pid}/autogroup"), Path("/proc/self/autogroup")
+    name = read_text(group).split()[:1]
+    if name and name != read_text(ours).split()[:1]:
+        with contextlib.suppress(OSError):
+            group.write_text(str(_NICEST))
 
 
 def _lower_on_windows(pid: int) -> None:

@@ -35,6 +35,26 @@ def test_an_engine_computes_when_nobody_else_wants_to(sleeper):
     assert os.sched_getaffinity(sleeper) == {max(os.sched_getaffinity(0))}
 
 
+def test_the_session_of_an_engine_is_lowered_and_no_other():
+    """Linux shares between sessions first: a worker's own is lowered, ours is not."""
+    ours = Path("/proc/self/autogroup")
+    if not ours.exists():
+        pytest.skip("this kernel has no autogroups")
+    before = ours.read_text()
+    for alone in (True, False):
+        child = subprocess.Popen(
+            [sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=alone
+        )
+        try:
+            lower_engine(child.pid)
+            told = Path(f"/proc/{child.pid}/autogroup").read_text()
+            assert told.endswith("nice 19\n") == alone
+        finally:
+            child.kill()
+            child.wait()
+    assert ours.read_text() == before
+
+
 def test_without_politeness_nothing_is_lowered(sleeper):
     """--no-polite leaves the scheduler alone."""
     tamed(Limits(polite=False))(sleeper)
