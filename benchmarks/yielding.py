@@ -11,7 +11,7 @@ the jobs take turns, so that other people's work on the machine hits all of them
 On a shared machine other people are often at work, and a polite node would hardly generate. So
 here the owner is the benchmark: the sensor counts the processor time of its jobs, and of nobody
 else. Everything behind the sensor is the product's. A job begins in a quiet moment if one comes
-within 20 s; how many cores all others used meanwhile is noted, and samples with more than a quarter
+within 5 s; how many cores all others used meanwhile is noted, and samples with more than a quarter
 of a core do not count as long as there are enough without.
 """
 
@@ -49,7 +49,7 @@ SLOTS = 8
 #: How long a polite node may take to come back before the next job begins.
 BACK_S = 60.0
 #: How long to wait for a quiet moment, and how many cores others may use in one.
-QUIET_S, OTHERS_MAX = 20.0, 0.25
+QUIET_S, OTHERS_MAX = 5.0, 0.25
 #: Fewer samples make no median.
 ENOUGH = 3
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
