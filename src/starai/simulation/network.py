@@ -32,6 +32,8 @@ from starai.simulation.world import LAST_MILE_S, Arrival, World
 TOLD_AT_CHANGE = 0.02
 #: How long a node that leaves lets its answers end, and how often it looks.
 FINISH_S, LOOK_S = 20.0, 0.5
+#: Where tasks wait on nodes, gateways see no end of room.
+WAITS_ON_NODES = 1 << 20
 #: Everybody has heard of everybody before the first request comes.
 WARM_UP_S = 2.0
 
@@ -54,7 +56,8 @@ class Gateway:
         network = self._network
         target = self.roster.hold(ROOT, task.demand(), {}, task.distributors)
         if target is None:
-            network.refuse(task, RefusalCode.NO_NODE)
+            busy = any(one.there for one in network.distributors)
+            network.refuse(task, RefusalCode.BUSY if busy else RefusalCode.NO_NODE)
             return
         task.via = target
         task.carrier = carrier = network.distributor_of(target.callee)
@@ -272,7 +275,8 @@ class Network:
         models: tuple[ServedModel, ...] = ()
         if carrier.there:
             context = max(beat.models[0].context_length for beat in carrier.there.values())
-            models = (ServedModel("m", ROOT, context, carrier.slots + WAITING_MAX),)
+            room = WAITS_ON_NODES if carrier.policy.queues else WAITING_MAX
+            models = (ServedModel("m", ROOT, context, carrier.slots + room),)
         return Beat(
             *(carrier.party, "distributor", 1, self._boots, 1, False),
             *(carrier.running, carrier.num_waiting, 0, 0, PREKEY, models),
