@@ -35,7 +35,8 @@ MODELLED: Final = (
     "they would say is said when something changes), and the carrying of tasks over attempts, "
     "which follows the services' rules event by event with their constants. Nothing is sealed or "
     "signed. Each region has one distributor and one gateway, which do not fail here; slow is "
-    "not taken for stalled; cities are equally large; speeds of reading, slots, contexts and the "
+    "not taken for stalled; a gateway that sees no room refuses at once; a node that is cut off "
+    "drops its work and cannot confirm what it had written; cities are equally large; speeds of reading, slots, contexts and the "
     "last mile are assumed, as starai.simulation.world says."
 )
 BOOKS: Final = (
