@@ -36,8 +36,8 @@ MODELLED: Final = (
     "which follows the services' rules event by event with their constants. Nothing is sealed or "
     "signed. Each region has one distributor and one gateway, which do not fail here; slow is "
     "not taken for stalled; a gateway that sees no room refuses at once; a node that is cut off "
-    "drops its work and cannot confirm what it had written; cities are equally large; speeds of reading, slots, contexts and the "
-    "last mile are assumed, as starai.simulation.world says."
+    "drops its work and cannot confirm what it had written; cities are equally large; speeds of "
+    "reading, slots, contexts and the last mile are assumed, as starai.simulation.world says."
 )
 BOOKS: Final = (
     "An auditor with books of its own saw every offer, booking and end: every request is answered "
