@@ -22,6 +22,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from starai.core.errors import InternalFault
+
 #: What it tells, again and again; characters of one to four bytes.
 STORY: Final = "Once upon a time, a naïve cat met 你 and 🐈.\n".encode()
 EOS: Final = 256
@@ -225,6 +227,8 @@ class EngineServer:
 async def _blanks() -> AsyncIterator[bytes]:
     while True:
         yield b" " * 65536
+        # When the reader has gone nothing is sent, nor waited for: this loop must be interruptible.
+        await anyio.sleep(0.001)
 
 
 def _tops(id_: int) -> list[dict[str, Any]]:
@@ -250,6 +254,8 @@ def serving(server: EngineServer, port: int = 0) -> Iterator[EngineServer]:
         finally:
             running.should_exit = running.force_exit = True
             thread.join(_STOPPED_WITHIN_S)
+            if thread.is_alive():
+                raise InternalFault("the server does not stop: it would slow what follows")
 
 
 def _json(content: object) -> Response:
