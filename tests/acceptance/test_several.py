@@ -55,6 +55,17 @@ def client_of(up: Up, gateway: int = 0) -> openai.OpenAI:
     return openai.OpenAI(base_url=url, api_key=up.api_key, max_retries=0, timeout=60)
 
 
+def wait_until_ready(up: Up, gateway: int) -> None:
+    """A gateway that beats may not yet have heard who serves what."""
+    deadline_s = time.monotonic() + BACK_S
+    while time.monotonic() < deadline_s:
+        with suppress(httpx.HTTPError):
+            if httpx.get(f"{up.facts['urls'][gateway]}/readyz", timeout=5).status_code == 200:
+                return
+        time.sleep(0.1)
+    pytest.fail(f"gateway {gateway} is not ready")
+
+
 def pieces(
     client: openai.OpenAI, seed: int, number: int = NUM_TOKENS, **more: Any
 ) -> Iterator[str]:
@@ -204,6 +215,7 @@ def test_any_one_process_may_die(several: Up) -> None:
 def test_a_gateway_that_stops_or_dies(several: Up) -> None:
     """Stopped, it ends its streams first; killed, a retry by another gateway has the answer."""
     wait_for_beats(several, {"gateway-2", "registry"})
+    wait_until_ready(several, 1)
     number = 200  # takes longer than the lease of who does not beat any more
     with ThreadPoolExecutor(1) as pool:
         expected = pool.submit(lambda: "".join(pieces(client_of(several), 5, number)))
@@ -212,6 +224,7 @@ def test_a_gateway_that_stops_or_dies(several: Up) -> None:
         kill(several, "gateway-2", signal.SIGTERM)
         assert "".join([*begun, *stream]) == expected.result()
     wait_for_beats(several, {"gateway-2"})
+    wait_until_ready(several, 1)
     headers = {"Idempotency-Key": "once"}
     stream = pieces(client_of(several, 1), 6, extra_headers=headers)
     next(stream)
