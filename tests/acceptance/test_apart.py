@@ -165,6 +165,7 @@ def test_bad_tokens_and_a_wrong_clock_are_told_apart(apart: Apart) -> None:
     """From behind NAT as from anywhere: wrong, expired, and a clock that is off."""
     token = apart.hub("tokens", "create", "--for", "1s")
     assert "damaged" in apart.refused(token[:-3] + "abc")
+    time.sleep(2)  # or a quick device is let in with it
     assert "the token expired at" in apart.refused(token)
     if shutil.which("faketime"):
         good = apart.hub("tokens", "create")
