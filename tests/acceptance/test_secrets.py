@@ -19,6 +19,7 @@ from starai.core.randomness import SystemRandomness
 from starai.models.catalog import open_model
 from starai.models.codec import open_codec
 from starai.protocol import tokens
+from starai.protocol.api_keys import KEY_PREFIX
 from starai.protocol.credentials import sign_claims
 from starai.protocol.identity import Identity
 from starai.protocol.ports import Delivery
@@ -85,7 +86,7 @@ def needles(key: str) -> dict[str, bytes]:
         "its token ids": tokens.pack(ids),
         "its token ids in JSON": json.dumps(ids)[1:-1].encode(),
         "the key": key.encode(),
-        "the key's secret": key.rpartition("-")[2].encode()[-20:],
+        "the key's secret": key.removeprefix(KEY_PREFIX).encode()[-20:],
     }
 
 
