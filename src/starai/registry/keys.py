@@ -134,9 +134,16 @@ def _create(
     if (live or 0) >= KEYS_MAX:
         raise Overloaded(f"there are {KEYS_MAX} live API keys: revoke some first")
     version = _version(connection) + 1
+    ((owner,),) = rows(
+        connection,
+        "INSERT INTO customer (name, created_ms, credit_nano) VALUES (?, ?, 0) RETURNING id",
+        name,
+        now_ms,
+    )
     connection.execute(
-        "INSERT INTO key VALUES (?, ?, ?, ?, ?, ?, ?, NULL, ?)",
-        (key_id, key_hash, name, (customer or 0) + 1, *limits, now_ms, version),
+        "INSERT INTO key (key_id, key_hash, name, customer, rpm, tpm, created_ms, version, owner)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (key_id, key_hash, name, (customer or 0) + 1, *limits, now_ms, version, owner),
     )
     return _changed(connection, key_id)
 

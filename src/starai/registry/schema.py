@@ -1,8 +1,8 @@
 """The registry's tables, and how an older file becomes a newer one.
 
-Names follow the ledger design (section 4.2); the money's tables come with the money. Integers
-are STRICT, and `integer` checks them in Python as well, because SQLite still stores ``True`` and
-``'7'`` in an integer column. Knows nothing of messages.
+Names follow the ledger design (section 4.2). Integers are STRICT, and `integer` checks them in
+Python as well, because SQLite still stores ``True`` and ``'7'`` in an integer column. Knows nothing
+of messages.
 """
 
 from __future__ import annotations
@@ -61,8 +61,88 @@ CREATE TABLE key (
 ) STRICT;
 """
 
+# The money (ledger design, section 4.2). Amounts are nano-USD. An account is a kind and an owner
+# (a customer's number as 8 bytes, a node's raw key, or nothing); `debits` and `credits` are what
+# its transfers add up to. Transfers are only ever added: what repairs one names it in `reverses`.
+# A `key` row's `customer` is the key's own account number, which records carry as the payer;
+# `owner` is the customer whose balance it draws on. A hold is money set aside for one payer at one
+# gateway. A `block` covers the rows of `task` and `transfer` since the one before.
+_MONEY: Final = """
+CREATE TABLE customer (
+  id INTEGER PRIMARY KEY, name TEXT NOT NULL, created_ms INTEGER NOT NULL,
+  credit_nano INTEGER NOT NULL, address BLOB
+) STRICT;
+ALTER TABLE key ADD COLUMN owner INTEGER REFERENCES customer (id);
+ALTER TABLE key ADD COLUMN budget_nano INTEGER;
+INSERT INTO customer SELECT customer, name, created_ms, 0, NULL FROM key;
+UPDATE key SET owner = customer;
+CREATE TABLE price (
+  id INTEGER PRIMARY KEY, model TEXT NOT NULL, input_nano INTEGER NOT NULL,
+  output_nano INTEGER NOT NULL, node_bps INTEGER NOT NULL, valid_from_ms INTEGER NOT NULL
+) STRICT;
+CREATE TABLE account (
+  kind TEXT NOT NULL, owner BLOB NOT NULL, debits INTEGER NOT NULL, credits INTEGER NOT NULL,
+  PRIMARY KEY (kind, owner)
+) STRICT;
+CREATE TABLE transfer (
+  seq INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, event_id BLOB NOT NULL, code TEXT NOT NULL,
+  debit_kind TEXT NOT NULL, debit_owner BLOB NOT NULL,
+  credit_kind TEXT NOT NULL, credit_owner BLOB NOT NULL,
+  amount INTEGER NOT NULL CHECK (amount > 0), ref BLOB NOT NULL, reverses BLOB NOT NULL,
+  at_ms INTEGER NOT NULL
+) STRICT;
+CREATE INDEX transfer_by_event ON transfer (event_id);
+CREATE TABLE hold (
+  hold_id BLOB PRIMARY KEY, customer INTEGER NOT NULL, payer INTEGER NOT NULL,
+  gateway BLOB NOT NULL, amount INTEGER NOT NULL, remaining INTEGER NOT NULL,
+  used INTEGER, placed_ms INTEGER NOT NULL, expires_ms INTEGER NOT NULL, closed_ms INTEGER
+) STRICT;
+CREATE INDEX hold_open ON hold (payer) WHERE closed_ms IS NULL;
+ALTER TABLE task ADD COLUMN event_id BLOB;
+CREATE TABLE dispute (
+  id INTEGER PRIMARY KEY, task_seq INTEGER NOT NULL UNIQUE REFERENCES task (seq),
+  reason TEXT NOT NULL, opened_ms INTEGER NOT NULL, deadline_ms INTEGER NOT NULL,
+  state TEXT NOT NULL, verdict TEXT, event_id BLOB
+) STRICT;
+CREATE INDEX dispute_open ON dispute (deadline_ms) WHERE state = 'open';
+CREATE TABLE block (
+  height INTEGER PRIMARY KEY, prev BLOB NOT NULL, last_task INTEGER NOT NULL, n INTEGER NOT NULL,
+  tree_size INTEGER NOT NULL, log_root BLOB NOT NULL, last_transfer INTEGER NOT NULL,
+  transfers_root BLOB NOT NULL, books_hash BLOB NOT NULL, total_debits TEXT NOT NULL,
+  closed_ms INTEGER NOT NULL, header BLOB NOT NULL, hash BLOB NOT NULL, sig BLOB NOT NULL
+) STRICT;
+CREATE TABLE log_node (
+  level INTEGER NOT NULL, position INTEGER NOT NULL, hash BLOB NOT NULL,
+  PRIMARY KEY (level, position)
+) STRICT;
+CREATE TABLE checkpoint (size INTEGER PRIMARY KEY, root BLOB NOT NULL, note TEXT NOT NULL) STRICT;
+CREATE TABLE witness (
+  size INTEGER NOT NULL, witness TEXT NOT NULL, line TEXT NOT NULL, at_ms INTEGER NOT NULL,
+  PRIMARY KEY (size, witness)
+) STRICT;
+CREATE TABLE payout (
+  node BLOB PRIMARY KEY, address BLOB NOT NULL, bound_ms INTEGER NOT NULL, sig BLOB NOT NULL
+) STRICT;
+CREATE TABLE epoch (
+  epoch INTEGER PRIMARY KEY, from_block INTEGER NOT NULL, to_block INTEGER NOT NULL,
+  state TEXT NOT NULL, manifest TEXT, manifest_hash BLOB, root BLOB, prev_head BLOB, head BLOB,
+  cum_earned TEXT, cum_spent TEXT, closed_ms INTEGER NOT NULL
+) STRICT;
+CREATE TABLE leaf (
+  epoch INTEGER NOT NULL, kind INTEGER NOT NULL, payee BLOB NOT NULL, cum TEXT NOT NULL,
+  PRIMARY KEY (kind, payee, epoch)
+) STRICT;
+CREATE TABLE outbox (
+  epoch INTEGER NOT NULL, attempt INTEGER NOT NULL, nonce INTEGER NOT NULL, raw BLOB NOT NULL,
+  tx_hash BLOB NOT NULL, fee TEXT NOT NULL, state TEXT NOT NULL, PRIMARY KEY (epoch, attempt)
+) STRICT;
+CREATE TABLE chain_cursor (
+  contract BLOB PRIMARY KEY, block INTEGER NOT NULL, block_hash BLOB NOT NULL
+) STRICT;
+"""
+
 #: Step n brings a file from ``user_version`` n to n + 1. A step, once released, never changes.
-MIGRATIONS: Final = (_FIRST,)
+MIGRATIONS: Final = (_FIRST, _MONEY)
 
 
 def refuse_foreign(connection: apsw.Connection) -> None:

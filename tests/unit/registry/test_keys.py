@@ -117,7 +117,8 @@ async def test_the_largest_table_fits_a_frame(keys: _Keys) -> None:
 
     def fill(connection) -> None:
         connection.executemany(
-            "INSERT INTO key VALUES (?, ?, ?, ?, 1000000000, 1000000000, 0, NULL, ?)",
+            "INSERT INTO key (key_id, key_hash, name, customer, rpm, tpm, created_ms, version)"
+            " VALUES (?, ?, ?, ?, 1000000000, 1000000000, 0, ?)",
             (
                 (f"key_{n:012x}", n.to_bytes(32, "big"), "\U0001f600" * 64, n, n)
                 for n in range(1, KEYS_MAX + 1)
