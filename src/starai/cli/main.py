@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "nodes": ("starai.cli.show", "nodes"),
     "models": ("starai.cli.models", "models"),
     "tasks": ("starai.cli.show", "tasks"),
-    "ledger": ("starai.cli.show", "ledger"),
+    "ledger": ("starai.cli.ledger", "ledger"),
     "keys": ("starai.cli.admin", "keys"),
     "tokens": ("starai.cli.admin", "tokens"),
     "node": ("starai.cli.node", "node"),
