@@ -20,7 +20,7 @@ from starai.protocol.subjects import Role
 from starai.registry.confirmations import Confirmations
 from starai.registry.parties import Parties
 from starai.registry.schema import bind_network
-from starai.registry.store import Store, open_store
+from starai.registry.storage import Store, open_store
 from starai.testing.records import BLOCK_MS, DISTRIBUTOR, NETWORK, NODES, confirm, record
 
 ROLES = {DISTRIBUTOR.party: Role.DISTRIBUTOR, NODES[0].party: Role.NODE}

@@ -25,7 +25,7 @@ from starai.protocol.registry import Side
 from starai.protocol.subjects import Role
 from starai.protocol.tickets import JoinTicket
 from starai.registry.service import RegistryConfig, run_registry
-from starai.registry.store import open_store
+from starai.registry.storage import open_store
 from starai.testing.records import BLOCK_MS, record
 from starai.wire.dialing import NatsSettings
 from starai.wire.nats import connect_nats

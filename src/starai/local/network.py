@@ -50,7 +50,7 @@ from starai.protocol.identity import Identity, KeyKind
 from starai.protocol.registry import Side
 from starai.protocol.subjects import Role
 from starai.registry.service import Registry, RegistryConfig
-from starai.registry.store import Store, open_store
+from starai.registry.storage import Store, open_store
 from starai.wire.memory import MemoryNetwork
 
 NAME = "embedded"

@@ -83,7 +83,7 @@ async def serve_registry(home: Home) -> None:
         StoreFailed: the disk failed.
     """
     from starai.registry.service import RegistryConfig, run_registry  # noqa: PLC0415 - see above
-    from starai.registry.store import open_store  # noqa: PLC0415 - see above
+    from starai.registry.storage import open_store  # noqa: PLC0415 - see above
 
     network, clock, randomness = home.network(), SystemClock(), SystemRandomness()
     authority = load_or_create_authority(home.authority, randomness)

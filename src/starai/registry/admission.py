@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import apsw
 import msgspec
 
 from starai.core.clock import Clock
@@ -34,7 +33,7 @@ from starai.protocol.subjects import Role
 from starai.protocol.tickets import TOKEN_ID_BYTES, TokenGrant
 from starai.registry.parties import Parties, Party, find_row, insert
 from starai.registry.schema import integer, rows
-from starai.registry.store import Store
+from starai.registry.storage import Connection, Store
 
 _LOG = logging.getLogger(__name__)
 
@@ -144,9 +143,10 @@ class Admission:
         """
         now_ms = self._clock.now_ms()
 
-        def expire(connection: apsw.Connection) -> None:
+        def expire(connection: Connection) -> None:
             connection.execute(
-                "UPDATE token SET expires_ms = min(expires_ms, ?) WHERE token_id = ?",
+                "UPDATE token SET expires_ms ="
+                " CASE WHEN expires_ms < ?1 THEN expires_ms ELSE ?1 END WHERE token_id = ?2",
                 (now_ms, token_id),
             )
             if not connection.changes():
@@ -254,7 +254,7 @@ def _check_joiner(joiner: PartyId) -> None:
         raise InvalidRequest(f"joiner: {error.message}", param="joiner") from error
 
 
-def _insert_token(connection: apsw.Connection, row: tuple[object, ...]) -> None:
+def _insert_token(connection: Connection, row: tuple[object, ...]) -> None:
     connection.execute(
         "INSERT INTO token VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (joiner) DO NOTHING", row
     )
@@ -263,7 +263,7 @@ def _insert_token(connection: apsw.Connection, row: tuple[object, ...]) -> None:
 
 
 def _use(
-    connection: apsw.Connection, sender: PartyId, join: Join, party: PartyId, now_ms: int
+    connection: Connection, sender: PartyId, join: Join, party: PartyId, now_ms: int
 ) -> Party:
     """Use a token up by one, and write the party's row; both or neither."""
     token = next(
@@ -297,7 +297,7 @@ def _use(
     return row
 
 
-def _tokens(connection: apsw.Connection) -> list[Token]:
+def _tokens(connection: Connection) -> list[Token]:
     found: list[tuple[Any, ...]] = list(
         rows(
             connection,

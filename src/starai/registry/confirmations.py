@@ -18,7 +18,7 @@ from starai.protocol.registry import Acknowledged, Confirm, Side
 from starai.protocol.subjects import Role
 from starai.registry.parties import Parties
 from starai.registry.schema import INTEGER_MAX
-from starai.registry.store import Store
+from starai.registry.storage import Store
 from starai.registry.tasks import CheckedRecord, Outcome, apply
 
 _ROLE_OF: Final = {Side.NODE: Role.NODE, Side.DISTRIBUTOR: Role.DISTRIBUTOR}

@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-import apsw
 import msgspec
 
 from starai.core.errors import MalformedFrame, SealBroken
@@ -18,6 +17,7 @@ from starai.protocol.identity import KeyKind, PartyId, public_nkey, verify
 from starai.protocol.records import TaskRecord, leaf_hash, set_root
 from starai.protocol.registry import Confirm, Side
 from starai.registry.schema import rows
+from starai.registry.storage import Connection
 from starai.registry.tasks import judge
 
 #: Problems listed before giving up: one broken page already says that the file is broken.
@@ -53,26 +53,25 @@ class _Findings:
         return len(self.problems) >= PROBLEMS_MAX
 
 
-def check_integrity(connection: apsw.Connection) -> Integrity:
+def check_integrity(connection: Connection) -> Integrity:
     """Check the whole file, through a connection that sees a consistent state of it."""
     found = _Findings()
     try:
         network, block_ms = next(rows(connection, "SELECT name, block_ms FROM network"), ("", 1))
-        for (line,) in connection.execute(f"PRAGMA integrity_check({PROBLEMS_MAX})"):
-            if line != "ok":
-                found.complain(f"SQLite: {line}")
+        for line in connection.damage(PROBLEMS_MAX):
+            found.complain(line)
         blocks = rows(connection, "SELECT block FROM confirm UNION SELECT block FROM task")
         for (block,) in list(blocks):
             if not found.done():
                 _check_block(connection, found, block, network, block_ms)
         _check_attempts(connection, found)
-    except apsw.Error as error:
-        found.complain(f"SQLite: {error}")
+    except connection.errors as error:
+        found.complain(f"the database: {error}")
     return Integrity(found.confirms, found.records, tuple(found.problems[:PROBLEMS_MAX]))
 
 
 def _check_block(
-    connection: apsw.Connection, found: _Findings, block: int, network: str, block_ms: int
+    connection: Connection, found: _Findings, block: int, network: str, block_ms: int
 ) -> None:
     """Confirmations against their own root and signature, then records against confirmations."""
     confirmed: dict[tuple[int, bytes, bytes], set[bytes]] = defaultdict(set)
@@ -147,7 +146,7 @@ def _record_faults(cells: dict[str, Any], block_ms: int) -> Iterator[str]:
             yield f"{column} does not fit its sides"
 
 
-def _check_attempts(connection: apsw.Connection, found: _Findings) -> None:
+def _check_attempts(connection: Connection, found: _Findings) -> None:
     """States against `judge`, attempt by attempt."""
     group: list[tuple[int, int]] = []
     current: tuple[Any, Any] | None = None

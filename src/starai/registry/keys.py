@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final, Literal
 
-import apsw
 import msgspec
 
 from starai.core.clock import Clock
@@ -20,7 +19,7 @@ from starai.protocol.api_keys import KEY_HASH_BYTES
 from starai.protocol.registry import KeyEntry, KeyTable
 from starai.registry.admission import check_label
 from starai.registry.schema import integer, rows
-from starai.registry.store import Store
+from starai.registry.storage import Connection, Store
 
 _ID_BYTES: Final = 6
 #: Live keys: the table must fit one frame, at 350 bytes an entry with the longest name.
@@ -113,7 +112,7 @@ class Keys:
 
 
 def _create(
-    connection: apsw.Connection,
+    connection: Connection,
     key_hash: bytes,
     key_id: str,
     name: str,
@@ -129,9 +128,11 @@ def _create(
             raise Conflict("this API key was revoked: make another")
         return known
     live, customer = next(
-        rows(connection, "SELECT sum(revoked_ms IS NULL), max(customer) FROM key")
+        rows(
+            connection, "SELECT count(*) FILTER (WHERE revoked_ms IS NULL), max(customer) FROM key"
+        )
     )
-    if (live or 0) >= KEYS_MAX:
+    if live >= KEYS_MAX:
         raise Overloaded(f"there are {KEYS_MAX} live API keys: revoke some first")
     version = _version(connection) + 1
     ((owner,),) = rows(
@@ -148,7 +149,7 @@ def _create(
     return _changed(connection, key_id)
 
 
-def _revoke(connection: apsw.Connection, key_id: str, now_ms: int) -> KeyTable:
+def _revoke(connection: Connection, key_id: str, now_ms: int) -> KeyTable:
     connection.execute(
         "UPDATE key SET revoked_ms = ?, version = ? WHERE key_id = ? AND revoked_ms IS NULL",
         (now_ms, _version(connection) + 1, key_id),
@@ -156,7 +157,7 @@ def _revoke(connection: apsw.Connection, key_id: str, now_ms: int) -> KeyTable:
     return _changed(connection, key_id)
 
 
-def _version(connection: apsw.Connection) -> int:
+def _version(connection: Connection) -> int:
     (version,) = next(rows(connection, "SELECT max(version) FROM key"))
     return version or 0
 
@@ -165,7 +166,7 @@ def _entry(row: tuple[object, ...]) -> KeyEntry:
     return msgspec.convert((*row[:-1], bool(row[-1])), KeyEntry)
 
 
-def _changed(connection: apsw.Connection, key_id: str) -> KeyTable:
+def _changed(connection: Connection, key_id: str) -> KeyTable:
     change = _find(connection, "key_id", key_id)
     if change is None:
         raise NotFound(f"no API key {key_id!r}")
@@ -173,7 +174,7 @@ def _changed(connection: apsw.Connection, key_id: str) -> KeyTable:
 
 
 def _find(
-    connection: apsw.Connection, column: Literal["key_id", "key_hash"], value: str | bytes
+    connection: Connection, column: Literal["key_id", "key_hash"], value: str | bytes
 ) -> KeyTable | None:
     """A key's last change, under the version that it had: told again, it hides no later one."""
     sql = f"SELECT version, {_ENTRY} FROM key WHERE {column} = ?"  # noqa: S608
@@ -182,7 +183,7 @@ def _find(
     return None
 
 
-def _table(connection: apsw.Connection) -> KeyTable:
+def _table(connection: Connection) -> KeyTable:
     live = rows(
         connection,
         f"SELECT {_ENTRY} FROM key WHERE revoked_ms IS NULL ORDER BY customer",  # noqa: S608
@@ -190,7 +191,7 @@ def _table(connection: apsw.Connection) -> KeyTable:
     return KeyTable(_version(connection), tuple(_entry(row) for row in live), complete=True)
 
 
-def _list(connection: apsw.Connection) -> list[KeyRow]:
+def _list(connection: Connection) -> list[KeyRow]:
     found = rows(
         connection,
         "SELECT key_id, name, customer, rpm, tpm, created_ms, revoked_ms, version FROM key"

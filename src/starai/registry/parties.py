@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-import apsw
 import msgspec
 
 from starai.core.errors import NotFound, PartyRefused
 from starai.protocol.identity import PartyId
 from starai.protocol.subjects import Role
 from starai.registry.schema import rows
-from starai.registry.store import Store
+from starai.registry.storage import Connection, Store
 
 _SELECT: Final = "SELECT party, role, label, token_id, joined_ms, revoked_ms FROM party"
 
@@ -112,7 +111,7 @@ class Parties:
             self.remember(row)
 
 
-def insert(connection: apsw.Connection, row: Party) -> None:
+def insert(connection: Connection, row: Party) -> None:
     """Write a party's row, new or changed."""
     connection.execute(
         "INSERT INTO party VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (party) DO UPDATE SET"
@@ -121,12 +120,12 @@ def insert(connection: apsw.Connection, row: Party) -> None:
     )
 
 
-def find_row(connection: apsw.Connection, party: PartyId) -> Party | None:
+def find_row(connection: Connection, party: PartyId) -> Party | None:
     """The row of ``party`` as the database has it, for work inside a transaction."""
     return next(_parsed(rows(connection, f"{_SELECT} WHERE party = ?", party)), None)
 
 
-def _all(connection: apsw.Connection) -> list[Party]:
+def _all(connection: Connection) -> list[Party]:
     return list(_parsed(rows(connection, _SELECT)))
 
 

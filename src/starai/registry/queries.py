@@ -21,7 +21,7 @@ from starai.registry.admission import Admission
 from starai.registry.integrity import check_integrity
 from starai.registry.keys import Keys
 from starai.registry.parties import Parties
-from starai.registry.store import Store
+from starai.registry.storage import Store
 
 #: A token for one newcomer, for a day, unless the operator says otherwise.
 TOKEN_LIFETIME_MS: Final = 86_400_000

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-import apsw
-
 from starai.core.errors import InvalidRequest, NotFound
 from starai.protocol.identity import KeyKind, public_nkey, raw_public
 from starai.protocol.registry import Side
 from starai.registry.schema import INTEGER_MAX, integer, rows
+from starai.registry.storage import Connection
 from starai.registry.tasks import State, state_named
 
 #: Rows of one report: 500 tasks are 300 KB, well inside a frame.
@@ -27,14 +26,15 @@ _TASK: Final = (
 )
 #: Of distinct records; tokens count where both sides agree.
 _SUMS: Final = (
-    "count(*), sum(state = 3), sum(state IN (1, 2)), sum(state > 3),"
-    " sum((state = 3) * in_tok), sum((state = 3) * out_tok)"
+    "count(*), count(*) FILTER (WHERE state = 3), count(*) FILTER (WHERE state IN (1, 2)),"
+    " count(*) FILTER (WHERE state > 3),"
+    " sum(in_tok) FILTER (WHERE state = 3), sum(out_tok) FILTER (WHERE state = 3)"
 )
 _SUM_NAMES: Final = ("records", "matched", "waiting", "conflicting", "in_tokens", "out_tokens")
 
 
 def tasks(
-    connection: apsw.Connection,
+    connection: Connection,
     *,
     limit: int = 50,
     state: str | None = None,
@@ -60,7 +60,7 @@ def tasks(
     return {"tasks": [_task(row) for row in found]}
 
 
-def task(connection: apsw.Connection, *, task_id: str) -> dict[str, object]:
+def task(connection: Connection, *, task_id: str) -> dict[str, object]:
     """All that is known of one task: each attempt, each record, who signed it and when.
 
     Raises:
@@ -91,7 +91,7 @@ def task(connection: apsw.Connection, *, task_id: str) -> dict[str, object]:
     return {"task_id": task_id, "records": records}
 
 
-def ledger(connection: apsw.Connection, *, limit: int = 20) -> dict[str, object]:
+def ledger(connection: Connection, *, limit: int = 20) -> dict[str, object]:
     """The newest blocks, the totals, and each node's part. Tokens count where both sides agree.
 
     Raises:

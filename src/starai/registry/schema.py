@@ -1,4 +1,4 @@
-"""The registry's tables, and how an older file becomes a newer one.
+"""The registry's tables, and how an older database becomes a newer one.
 
 Names follow the ledger design (section 4.2). Integers are STRICT, and `integer` checks them in
 Python as well, because SQLite still stores ``True`` and ``'7'`` in an integer column. Knows nothing
@@ -10,13 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-import apsw
-
 from starai.core.errors import ConfigurationRefused, InvalidRequest
+from starai.registry.storage.base import Connection
 
-#: Marks the file as ours ("SAIR"), so that another program's database is never written to.
-APPLICATION_ID: Final = 0x53414952
-#: The largest integer that SQLite keeps as an integer.
+#: The largest integer that a column keeps as an integer.
 INTEGER_MAX: Final = (1 << 63) - 1
 
 # A row of `task` is one distinct record of one attempt; `sides` (a bit set of `Side`) says who
@@ -66,7 +63,10 @@ CREATE TABLE key (
 # its transfers add up to. Transfers are only ever added: what repairs one names it in `reverses`.
 # A `key` row's `customer` is the key's own account number, which records carry as the payer;
 # `owner` is the customer whose balance it draws on. A hold is money set aside for one payer at one
-# gateway. A `block` covers the rows of `task` and `transfer` since the one before.
+# gateway. A `block` covers the rows of `task` and `transfer` since the one before. `payout` keeps
+# every address a node ever bound, so that a closed day can be rebuilt; the newest one counts. The
+# `payee` of a `leaf` is a node's key or a customer's number, and then the address it is paid to;
+# `cum` is in nano-USD, and a row is there for each epoch that changed it.
 _MONEY: Final = """
 CREATE TABLE customer (
   id INTEGER PRIMARY KEY, name TEXT NOT NULL, created_ms INTEGER NOT NULL,
@@ -121,7 +121,8 @@ CREATE TABLE witness (
   PRIMARY KEY (size, witness)
 ) STRICT;
 CREATE TABLE payout (
-  node BLOB PRIMARY KEY, address BLOB NOT NULL, bound_ms INTEGER NOT NULL, sig BLOB NOT NULL
+  node BLOB NOT NULL, address BLOB NOT NULL, bound_ms INTEGER NOT NULL, sig BLOB NOT NULL,
+  PRIMARY KEY (node, bound_ms)
 ) STRICT;
 CREATE TABLE epoch (
   epoch INTEGER PRIMARY KEY, from_block INTEGER NOT NULL, to_block INTEGER NOT NULL,
@@ -141,51 +142,26 @@ CREATE TABLE chain_cursor (
 ) STRICT;
 """
 
-#: Step n brings a file from ``user_version`` n to n + 1. A step, once released, never changes.
+#: Step n brings a database from version n to n + 1. A step, once released, never changes.
 MIGRATIONS: Final = (_FIRST, _MONEY)
 
 
-def refuse_foreign(connection: apsw.Connection) -> None:
-    """Look before writing: is this an empty file, or one of ours that this version can use?
-
-    Raises:
-        ConfigurationRefused: the file is another program's, or a newer StarAI's.
-    """
-    version = connection.pragma("user_version")
-    empty = connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone() is None
-    if not empty and connection.pragma("application_id") != APPLICATION_ID:
-        raise ConfigurationRefused("the registry's file is another program's database")
-    if version > len(MIGRATIONS):
-        raise ConfigurationRefused(
-            f"the registry's file has version {version}, made by a newer StarAI: upgrade this one"
-        )
-
-
-def migrate(connection: apsw.Connection) -> None:
-    """Bring a file to this version's tables, in one transaction."""
-    with connection:
-        for step in MIGRATIONS[connection.pragma("user_version") :]:
-            connection.execute(step)
-        connection.pragma("application_id", APPLICATION_ID)
-        connection.pragma("user_version", len(MIGRATIONS))
-
-
-def bind_network(connection: apsw.Connection, name: str, block_ms: int) -> None:
-    """Make the file this network's for ever; later only the same name and blocks are let in.
+def bind_network(connection: Connection, name: str, block_ms: int) -> None:
+    """Make the database this network's for ever; later only the same name and blocks are let in.
 
     Raises:
         ConfigurationRefused: it belongs to another network, or its blocks have another length.
     """
-    bound = connection.execute("SELECT name, block_ms FROM network").fetchone()
+    bound = next(rows(connection, "SELECT name, block_ms FROM network"), None)
     if bound is None:
         connection.execute("INSERT INTO network VALUES (?, ?)", (name, block_ms))
     elif bound != (name, block_ms):
         raise ConfigurationRefused(
-            f"the registry's file belongs to network {bound[0]!r} with blocks of {bound[1]} ms"
+            f"the registry's database belongs to network {bound[0]!r} with blocks of {bound[1]} ms"
         )
 
 
-def rows(connection: apsw.Connection, sql: str, *bindings: Any) -> Iterator[tuple[Any, ...]]:
+def rows(connection: Connection, sql: str, *bindings: Any) -> Iterator[tuple[Any, ...]]:
     """The rows of a query, typed by whoever knows the schema."""
     return connection.execute(sql, bindings)
 

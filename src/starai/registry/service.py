@@ -43,7 +43,7 @@ from starai.registry.keys import Keys
 from starai.registry.parties import Parties
 from starai.registry.queries import Queries
 from starai.registry.schema import bind_network
-from starai.registry.store import Store
+from starai.registry.storage import Store
 
 _LOG = logging.getLogger(__name__)
 

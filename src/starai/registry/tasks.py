@@ -12,7 +12,6 @@ import enum
 from collections.abc import Sequence
 from typing import Final
 
-import apsw
 import msgspec
 
 from starai.core.errors import Conflict, InvalidRequest
@@ -20,13 +19,14 @@ from starai.protocol.identity import raw_public
 from starai.protocol.records import TaskRecord
 from starai.protocol.registry import Confirm, Side
 from starai.registry.schema import rows
+from starai.registry.storage import Connection
 
 _BOTH: Final = Side.NODE | Side.DISTRIBUTOR
 _INSERT: Final = """
 INSERT INTO task (
   task_id, attempt, leaf, sides, state, block, node, dist, cust, model, in_tok, out_tok,
   price_id, charge, closed_ms, rec
-) VALUES (?, ?, ?, 0, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+) VALUES (?, ?, ?, 0, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq
 """
 #: Adds one side's word to a record; the confirmation that first brought it stays named.
 _CONFIRM: Final = {
@@ -101,7 +101,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 def apply(
-    connection: apsw.Connection, confirm: Confirm, checked: Sequence[CheckedRecord], now_ms: int
+    connection: Connection, confirm: Confirm, checked: Sequence[CheckedRecord], now_ms: int
 ) -> Outcome:
     """Keep a checked confirmation and match its records; the same once more changes nothing.
 
@@ -110,22 +110,25 @@ def apply(
     """
     node, signer = raw_public(confirm.node), raw_public(confirm.signer)
     key = (confirm.block, signer, int(confirm.side), node, confirm.part)
-    known = connection.execute(
-        "SELECT root FROM confirm"
-        " WHERE block = ? AND signer = ? AND side = ? AND node = ? AND part = ?",
-        key,
-    ).fetchone()
+    known = next(
+        rows(
+            connection,
+            "SELECT root FROM confirm"
+            " WHERE block = ? AND signer = ? AND side = ? AND node = ? AND part = ?",
+            *key,
+        ),
+        None,
+    )
     if known is not None:
         if known[0] != confirm.root:
             raise Conflict(f"part {confirm.part} of this block was confirmed with another root")
         return Outcome()
     leaves = b"".join(sorted(one.leaf for one in checked))
-    connection.execute(
+    ((seq,),) = connection.execute(
         "INSERT INTO confirm (block, signer, side, node, part, root, sig, leaves, at_ms)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq",
         (*key, confirm.root, confirm.signature, leaves, now_ms),
     )
-    seq = connection.last_insert_rowid()
     found = [_match(connection, confirm, seq, one) for one in checked]
     return Outcome(
         fresh=sum(is_fresh for is_fresh, _ in found),
@@ -135,7 +138,7 @@ def apply(
 
 
 def _match(
-    connection: apsw.Connection, confirm: Confirm, confirm_seq: int, one: CheckedRecord
+    connection: Connection, confirm: Confirm, confirm_seq: int, one: CheckedRecord
 ) -> tuple[bool, State | None]:
     """Add one side's word on one record, and judge its attempt anew.
 
@@ -154,8 +157,7 @@ def _match(
         return False, None
     is_fresh = mine is None
     if mine is None:
-        _insert(connection, confirm.block, one)
-        mine = (connection.last_insert_rowid(), one.leaf, 0, 0)
+        mine = (_insert(connection, confirm.block, one), one.leaf, 0, 0)
         known.append(mine)
     connection.execute(_CONFIRM[confirm.side], (confirm_seq, mine[0]))
     states = judge([own | confirm.side if seq == mine[0] else own for seq, _, own, _ in known])
@@ -165,9 +167,9 @@ def _match(
     return is_fresh, states[known.index(mine)]
 
 
-def _insert(connection: apsw.Connection, block: int, one: CheckedRecord) -> None:
+def _insert(connection: Connection, block: int, one: CheckedRecord) -> int:
     record = one.record
-    connection.execute(
+    ((seq,),) = connection.execute(
         _INSERT,
         (
             record.task_id,
@@ -186,3 +188,4 @@ def _insert(connection: apsw.Connection, block: int, one: CheckedRecord) -> None
             one.canonical,
         ),
     )
+    return int(seq)

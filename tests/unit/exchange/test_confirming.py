@@ -24,7 +24,7 @@ from starai.protocol.subjects import Role, registry_all
 from starai.registry import reports
 from starai.registry.integrity import check_integrity
 from starai.registry.service import RegistryConfig, run_registry
-from starai.registry.store import Store, open_store
+from starai.registry.storage import Store, open_store
 from starai.testing.outboxes import MemoryOutbox
 from starai.testing.records import BLOCK_MS, DISTRIBUTOR, NETWORK, NODES, START_MS, record
 from starai.wire.memory import Faults, MemoryNetwork

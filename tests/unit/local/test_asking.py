@@ -21,7 +21,7 @@ from starai.protocol.registry import Admitted, Join, KeyTable
 from starai.protocol.subjects import KEYS_CHANGED, Role, beat, registry
 from starai.protocol.tickets import JoinTicket
 from starai.registry.service import RegistryConfig, run_registry
-from starai.registry.store import open_store
+from starai.registry.storage import open_store
 from starai.wire.memory import MemoryNetwork
 
 pytestmark = pytest.mark.anyio

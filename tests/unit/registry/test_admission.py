@@ -24,7 +24,7 @@ from starai.protocol.subjects import Role
 from starai.protocol.tickets import JoinTicket
 from starai.registry.admission import Admission, Terms
 from starai.registry.parties import Parties
-from starai.registry.store import open_store
+from starai.registry.storage import open_store
 
 _CHANCE = SeededRandomness(4)
 ACCOUNT = Identity.create(_CHANCE, KeyKind.ACCOUNT)
@@ -77,8 +77,8 @@ class _House:
 
 
 @pytest.fixture
-async def house(tmp_path: Path):
-    async with open_store(tmp_path / "registry.db", inline=True) as store:
+async def house(database: Path | str):
+    async with open_store(database, inline=True) as store:
         yield _House(store)
 
 

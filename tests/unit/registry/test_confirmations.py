@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-import apsw
 import msgspec
 import pytest
 from hypothesis import given, strategies as st
@@ -25,8 +24,9 @@ from starai.protocol.subjects import Role
 from starai.registry.confirmations import Confirmations, check_confirm
 from starai.registry.integrity import check_integrity
 from starai.registry.parties import Parties
-from starai.registry.schema import bind_network, migrate
-from starai.registry.store import Store, open_store
+from starai.registry.schema import bind_network
+from starai.registry.storage import Connection, Store, open_store
+from starai.registry.storage.sqlite import connect, migrate
 from starai.registry.tasks import State, apply, judge
 from starai.testing.records import (
     BLOCK_MS,
@@ -50,8 +50,8 @@ def confirm(side: Side, records, signer=None, /, **changes) -> Confirm:
 
 
 @pytest.fixture
-async def store(tmp_path: Path):
-    async with open_store(tmp_path / "registry.db", inline=True) as store:
+async def store(database: Path | str):
+    async with open_store(database, inline=True) as store:
         yield store
 
 
@@ -60,7 +60,7 @@ def confirmations(store: Store) -> Confirmations:
     return Confirmations(store, Parties(store, FIXED), NETWORK, BLOCK_MS, SystemClock())
 
 
-def _states(connection: apsw.Connection) -> dict[tuple[int, int, int], str]:
+def _states(connection: Connection) -> dict[tuple[int, int, int], str]:
     return {
         (int.from_bytes(task_id), attempt, out_tok): State(state).name
         for task_id, attempt, out_tok, state in connection.execute(
@@ -235,7 +235,7 @@ _WORDS = st.lists(
 
 
 def _final(words: list[Confirm]) -> set[tuple[object, ...]]:
-    connection = apsw.Connection(":memory:")
+    connection = connect(":memory:")
     migrate(connection)
     bind_network(connection, NETWORK, BLOCK_MS)
     for said in words:

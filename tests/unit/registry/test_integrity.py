@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import apsw
 import pytest
 
 from starai.protocol.records import leaf_hash
 from starai.protocol.registry import Side
 from starai.registry.confirmations import check_confirm
 from starai.registry.integrity import PROBLEMS_MAX, check_integrity
-from starai.registry.schema import bind_network, migrate
+from starai.registry.schema import bind_network
+from starai.registry.storage.sqlite import SqliteSession, migrate
 from starai.registry.tasks import apply
 from starai.testing.records import (
     BLOCK_MS,
@@ -30,7 +30,7 @@ _RECORDS = [record(number, closed_ms=START_MS + 800 * number) for number in rang
 def path(tmp_path: Path) -> Path:
     """A closed file with three blocks, most of it matched."""
     path = tmp_path / "registry.db"
-    connection = apsw.Connection(str(path))
+    connection = SqliteSession(str(path))
     migrate(connection)
     connection.execute("BEGIN")
     bind_network(connection, NETWORK, BLOCK_MS)
@@ -45,7 +45,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def _problems(path: Path) -> tuple[str, ...]:
-    connection = apsw.Connection(str(path))
+    connection = SqliteSession(str(path))
     found = check_integrity(connection)
     connection.close()
     return found.problems
@@ -53,7 +53,7 @@ def _problems(path: Path) -> tuple[str, ...]:
 
 def test_a_sound_file_is_sound(path: Path) -> None:
     """What was written honestly has no problems, and everything was looked at."""
-    connection = apsw.Connection(str(path))
+    connection = SqliteSession(str(path))
     found = check_integrity(connection)
     connection.close()
     assert (found.records, found.problems) == (len(_RECORDS), ())
@@ -110,7 +110,7 @@ def test_one_changed_byte_is_found(path: Path, name: str) -> None:
 )
 def test_an_edit_by_hand_is_found(path: Path, change: str) -> None:
     """Whoever edits rows by hand, or loses some, is found out; moving an index is no such edit."""
-    connection = apsw.Connection(str(path))
+    connection = SqliteSession(str(path))
     connection.pragma("foreign_keys", 0)
     connection.execute(change)
     connection.close()

@@ -14,7 +14,7 @@ from starai.protocol.api_keys import hash_api_key
 from starai.protocol.frames import encode
 from starai.protocol.registry import KeyTable
 from starai.registry.keys import KEYS_MAX, Keys
-from starai.registry.store import Store, open_store
+from starai.registry.storage import Store, open_store
 
 
 def _hash(number: int) -> bytes:
@@ -33,8 +33,8 @@ class _Keys(Keys):
 
 
 @pytest.fixture
-async def keys(tmp_path: Path):
-    async with open_store(tmp_path / "registry.db", inline=True) as store:
+async def keys(database: Path | str):
+    async with open_store(database, inline=True) as store:
         yield _Keys(store)
 
 

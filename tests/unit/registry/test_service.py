@@ -38,7 +38,7 @@ from starai.registry.service import (
     RegistryConfig,
     run_registry,
 )
-from starai.registry.store import Store, open_store
+from starai.registry.storage import Store, open_store
 from starai.testing.records import BLOCK_MS, DISTRIBUTOR, NETWORK, NODES, STRANGER, confirm, record
 from starai.wire.memory import MemoryNetwork, MemoryWire
 
@@ -90,14 +90,14 @@ class House:
 
 
 @pytest.fixture
-async def house(tmp_path: Path):
+async def house(database: Path | str):
     clock, cut_off = AnyioClock(), []
 
     async def cut(party) -> None:
         cut_off.append(party)
 
     async with (
-        open_store(tmp_path / "registry.db", inline=True) as store,
+        open_store(database, inline=True) as store,
         MemoryNetwork() as network,
         anyio.create_task_group() as tasks,
     ):
@@ -354,9 +354,9 @@ async def test_a_failed_disk_ends_the_registry(tmp_path: Path) -> None:
     assert answers[-1].code == "store_failed"
 
 
-async def test_a_store_belongs_to_one_network(tmp_path: Path) -> None:
+async def test_a_store_belongs_to_one_network(database: Path | str) -> None:
     """A registry of another name or other blocks refuses the file instead of mixing books."""
-    async with open_store(tmp_path / "registry.db", inline=True) as store, MemoryNetwork() as net:
+    async with open_store(database, inline=True) as store, MemoryNetwork() as net:
         wire = net.connect(SELF.party)
         for config, fits in (
             (CONFIG, True),

@@ -1,63 +1,48 @@
-"""The store: group commit, nothing acknowledged is lost, a failing disk is fatal."""
+"""The store: group commit, nothing acknowledged is lost, a failing database is fatal."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import anyio
+import anyio.from_thread
+import anyio.lowlevel
 import apsw
 import pytest
 
 from starai.core.errors import ConfigurationRefused, InternalFault, InvalidRequest, StoreFailed
-from starai.registry.schema import APPLICATION_ID, MIGRATIONS, integer
-from starai.registry.store import Store, open_store
+from starai.registry.schema import MIGRATIONS, integer
+from starai.registry.storage import Connection, Store, open_store
+from starai.registry.storage.sqlite import APPLICATION_ID
 
-_CHILD = """
+_SECOND = """
 import sys, anyio
-from pathlib import Path
-from starai.registry.store import open_store
-
-async def write(store, number):
-    def work(connection):
-        connection.execute(
-            "INSERT INTO party VALUES (?, 'node', '', NULL, 0, NULL)", (str(number),)
-        )
-    await store.write(work)
-    sys.stdout.write(f"{number}\\n")
-    sys.stdout.flush()
+from starai.registry.storage import open_store
 
 async def main():
-    async with open_store(Path(sys.argv[1])) as store:
-        number = int(sys.argv[2])
-        while True:
-            async with anyio.create_task_group() as tasks:
-                for offset in range(8):
-                    tasks.start_soon(write, store, number + offset)
-            number += 8
+    async with open_store(sys.argv[1]):
+        pass
 
 anyio.run(main)
 """
 
 
 def _insert(name: str):
-    def work(connection: apsw.Connection) -> str:
+    def work(connection: Connection) -> str:
         connection.execute("INSERT INTO party VALUES (?, 'node', '', NULL, 0, NULL)", (name,))
         return name
 
     return work
 
 
-def _names(connection: apsw.Connection) -> set[str]:
+def _names(connection: Connection) -> set[str]:
     return {name for (name,) in connection.execute("SELECT party FROM party")}
 
 
 @pytest.fixture(params=[False, True], ids=["threaded", "inline"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path):
-    async with open_store(tmp_path / "registry.db", inline=request.param) as store:
+async def store(request: pytest.FixtureRequest, database: Path | str):
+    async with open_store(database, inline=request.param) as store:
         yield store
 
 
@@ -72,7 +57,7 @@ async def test_write_then_read(store: Store) -> None:
 async def test_failed_work_undoes_itself_alone(store: Store) -> None:
     """Work that raises is undone and raised in its caller; its neighbours are committed."""
 
-    def half(connection: apsw.Connection) -> None:
+    def half(connection: Connection) -> None:
         _insert("half")(connection)
         raise InvalidRequest("no")
 
@@ -90,9 +75,84 @@ async def test_failed_work_undoes_itself_alone(store: Store) -> None:
 
 
 @pytest.mark.anyio
-async def test_many_writes_share_a_commit(tmp_path: Path) -> None:
+async def test_what_a_connection_can_do_is_the_same(store: Store) -> None:
+    """Placeholders, many rows at once, counts of changes, sums and bytes, whatever the database."""
+
+    def write(connection: Connection) -> list[int]:
+        insert = "INSERT INTO account VALUES ('node.paid', ?, ?, 0)"
+        connection.executemany(insert, [(bytes([number]), number) for number in range(200)])
+        counts = []
+        for sql, bindings in (
+            ("UPDATE account SET credits = ?2 WHERE debits < ?1 AND credits < ?2", (20, 7)),
+            ("DELETE FROM account WHERE debits = ?", (5,)),
+            (f"{insert} ON CONFLICT (kind, owner) DO NOTHING", (b"\1", 9)),
+        ):
+            list(connection.execute(sql, bindings))
+            counts.append(connection.changes())
+        ((made,),) = connection.execute(
+            "INSERT INTO customer (name, created_ms, credit_nano) VALUES (?, 0, 0) RETURNING id",
+            ("it's 100 % sure: \N{SNOWMAN}",),
+        )
+        return [*counts, made]
+
+    def read(connection: Connection) -> object:
+        rows = list(
+            connection.execute(
+                "SELECT owner, debits, credits FROM account WHERE debits < ? ORDER BY debits", (3,)
+            )
+        )
+        ((total,),) = connection.execute("SELECT sum(debits) FROM account")
+        (name,) = next(connection.execute("SELECT name FROM customer"))
+        return rows, total, type(total), name, list(connection.execute("SELECT 1 WHERE ? = 2", (1,)))
+
+    assert await store.write(write) == [20, 1, 0, 1]
+    rows = [(bytes([number]), number, 7) for number in range(3)]
+    expected = (rows, sum(range(200)) - 5, int, "it's 100 % sure: \N{SNOWMAN}", [])
+    assert await store.read(read) == expected
+
+
+@pytest.mark.anyio
+async def test_what_no_column_holds_fails_that_work_alone(store: Store) -> None:
+    """Text or too large a number in an integer column, or unknown SQL, is that work's own fault."""
+    for bindings in (("x",), (1 << 63,), (b"5",)):
+        with pytest.raises((InternalFault, OverflowError)):
+            await store.write(
+                lambda connection, bindings=bindings: connection.execute(
+                    "INSERT INTO account VALUES ('fee', '', ?, 0)", bindings
+                )
+            )
+    with pytest.raises(InternalFault):
+        await store.write(lambda connection: connection.execute("SELECT nonsense FROM nowhere"))
+    with pytest.raises(InternalFault):
+        await store.read(lambda connection: list(connection.execute("SELECT nonsense")))
+    await store.write(_insert("well"))
+
+
+@pytest.mark.anyio
+async def test_a_long_read_sees_one_state(database: Path | str) -> None:
+    """Thousands of rows, read slowly while others write: exactly those of when it began."""
+    many = 5000
+    async with open_store(database) as store:
+        insert = "INSERT INTO party VALUES (?, 'node', '', NULL, 0, NULL)"
+        await store.write(lambda c: c.executemany(insert, [(str(n),) for n in range(many)]))
+        begun = anyio.Event()
+
+        def read(connection: Connection) -> int:
+            rows = connection.execute("SELECT party FROM party ORDER BY party")
+            next(rows)
+            anyio.from_thread.run_sync(begun.set)
+            anyio.from_thread.run(store.write, _insert("later"))
+            return 1 + sum(1 for _ in rows)
+
+        assert await store.read(read) == many
+        assert begun.is_set()
+        assert len(await store.read(_names)) == many + 1
+
+
+@pytest.mark.anyio
+async def test_many_writes_share_a_commit(database: Path | str) -> None:
     """A hundred waiting writes cost a few commits, not a hundred."""
-    async with open_store(tmp_path / "registry.db") as store:
+    async with open_store(database) as store:
         async with anyio.create_task_group() as tasks:
             for number in range(100):
                 tasks.start_soon(store.write, _insert(str(number)))
@@ -101,32 +161,31 @@ async def test_many_writes_share_a_commit(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_closing_commits_what_was_accepted(tmp_path: Path) -> None:
+async def test_closing_commits_what_was_accepted(database: Path | str) -> None:
     """A cancelled wait does not cancel its write: what was accepted is there after closing."""
-    path = tmp_path / "registry.db"
-    async with open_store(path) as store, anyio.create_task_group() as tasks:
+    async with open_store(database) as store, anyio.create_task_group() as tasks:
         tasks.start_soon(store.write, _insert("a"))
         await anyio.lowlevel.checkpoint()
         tasks.cancel_scope.cancel()
     with pytest.raises(StoreFailed):
         await store.write(_insert("b"))
-    async with open_store(path) as store:
+    async with open_store(database) as store:
         assert await store.read(_names) == {"a"}
 
 
 @pytest.mark.anyio
-async def test_second_writer_is_refused(tmp_path: Path) -> None:
-    """A file that is open is refused to a second store and to another process, in plain words."""
-    path = tmp_path / "registry.db"
-    async with open_store(path) as store:
+async def test_second_writer_is_refused(database: Path | str) -> None:
+    """What is open is refused to a second store and to another process, in plain words."""
+    async with open_store(database) as store:
         with pytest.raises(ConfigurationRefused, match="another process writes"):
-            async with open_store(path):
+            async with open_store(database):
                 pass
-        child = await anyio.run_process([sys.executable, "-c", _CHILD, str(path), "0"], check=False)
+        command = [sys.executable, "-c", _SECOND, str(database)]
+        child = await anyio.run_process(command, check=False)
         assert child.returncode != 0
         assert b"another process writes" in child.stderr
         await store.write(_insert("a"))
-    async with open_store(path):
+    async with open_store(database):
         pass
 
 
@@ -156,100 +215,49 @@ async def test_foreign_and_newer_files_are_refused_untouched(tmp_path: Path) -> 
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("inline", [False, True])
-async def test_full_disk_is_fatal_and_loses_nothing_acknowledged(
-    tmp_path: Path, inline: bool
-) -> None:
-    """When the file cannot grow, that write and all later ones raise StoreFailed."""
-    path = tmp_path / "registry.db"
-    acknowledged: set[str] = set()
-    async with open_store(path, inline=inline) as store:
+async def test_foreign_and_newer_schemas_are_refused(postgres_url: str) -> None:
+    """In PostgreSQL too: another program's tables, a newer version, a schema that is not there."""
+    import psycopg  # noqa: PLC0415 - an extra
 
-        def shrink(connection: apsw.Connection) -> None:
-            connection.pragma("max_page_count", connection.pragma("page_count") + 2)
+    async def refused(url: str, match: str) -> None:
+        with pytest.raises(ConfigurationRefused, match=match):
+            async with open_store(url):
+                pass
 
-        await store.write(shrink)
-
-        async def fill() -> None:
-            for number in range(10_000):
-                acknowledged.add(await store.write(_insert(f"{number:0200d}")))
-
-        with pytest.raises(StoreFailed, match="full"):
-            await fill()
-        with pytest.raises(StoreFailed, match="make room"):
-            await store.write(_insert("later"))
-        with pytest.raises(StoreFailed):
-            await store.read(_names)
-    async with open_store(path) as store:
-        assert await store.read(_names) == acknowledged
-
-
-class _Disk(apsw.VFS):
-    """A disk whose sync fails on demand."""
-
-    def __init__(self) -> None:
-        super().__init__("failing", "")
-        self.broken = False
-
-    def xOpen(self, name, flags):  # noqa: N802 - SQLite's name
-        return _File(self, name, flags)
-
-
-class _File(apsw.VFSFile):
-    def __init__(self, disk: _Disk, name, flags) -> None:
-        super().__init__("", name, flags)
-        self._disk = disk
-
-    def xSync(self, flags):  # noqa: N802 - SQLite's name
-        if self._disk.broken:
-            raise apsw.IOError("sync failed")
-        return super().xSync(flags)
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE theirs (a int)")
+        await refused(postgres_url, "another program's tables")
+        connection.execute("DROP TABLE theirs")
+        async with open_store(postgres_url):
+            pass
+        connection.execute("UPDATE starai_registry SET version = version + 1")
+        await refused(postgres_url, "newer StarAI")
+        connection.execute("UPDATE starai_registry SET version = version - 1")
+        async with open_store(postgres_url):
+            pass
+    await refused(f"{postgres_url}_absent", "no schema that exists")
+    with pytest.raises(StoreFailed, match="cannot open its database"):
+        async with open_store("postgresql:///postgres?host=/nowhere"):
+            pass
 
 
 @pytest.mark.anyio
-async def test_failed_sync_is_fatal(tmp_path: Path) -> None:
-    """One failed fsync ends the store, even if the disk seems well again: no silent retry."""
-    disk = _Disk()
-    try:
-        async with open_store(tmp_path / "registry.db", inline=True, vfs="failing") as store:
-            await store.write(_insert("a"))
-            disk.broken = True
-            with pytest.raises(StoreFailed):
-                await store.write(_insert("b"))
-            disk.broken = False
-            with pytest.raises(StoreFailed, match="disk failed"):
-                await store.write(_insert("c"))
-    finally:
-        disk.unregister()
+async def test_a_lost_connection_is_fatal(postgres_url: str) -> None:
+    """When the server ends the writer's session, that write and all later ones say so."""
+    async with open_store(postgres_url) as store:
+        await store.write(_insert("a"))
+        end = "SELECT pg_terminate_backend(pg_backend_pid())"
+        with pytest.raises(StoreFailed):
+            await store.write(lambda connection: connection.execute(end))
+        with pytest.raises(StoreFailed, match="restart"):
+            await store.write(_insert("b"))
+    async with open_store(postgres_url) as store:
+        assert await store.read(_names) == {"a"}
 
 
-def test_integers_are_checked_before_sqlite_sees_them() -> None:
+def test_integers_are_checked_before_a_database_sees_them() -> None:
     """True, strings, floats, negative and too large numbers are refused by name."""
     assert integer(7, "n") == 7
     for wrong in (True, "7", 7.0, None, -1, 1 << 63):
         with pytest.raises(InvalidRequest, match="n must be an integer"):
             integer(wrong, "n")
-
-
-def test_killed_process_loses_nothing_acknowledged(tmp_path: Path) -> None:
-    """Twenty kills -9 in the middle of writing: every acknowledged write is there afterwards."""
-    path = tmp_path / "registry.db"
-    acknowledged: set[str] = set()
-    for kill in range(20):
-        child = subprocess.Popen(
-            [sys.executable, "-c", _CHILD, str(path), str(kill * 1_000_000)],
-            stdout=subprocess.PIPE,
-        )
-        assert child.stdout is not None
-        with child.stdout:
-            for _ in range(10 + 7 * kill):
-                acknowledged.add(child.stdout.readline().decode().strip())
-            os.kill(child.pid, signal.SIGKILL)
-            rest = child.stdout.read().decode()
-        child.wait()
-        acknowledged.update(line for line in rest.split("\n")[:-1])
-    connection = apsw.Connection(str(path))
-    assert acknowledged <= _names(connection)
-    assert len(acknowledged) > 1000
-    assert connection.pragma("integrity_check") == "ok"
-    connection.close()

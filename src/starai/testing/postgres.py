@@ -1,0 +1,83 @@
+"""A PostgreSQL server of one's own for a while: in a passing folder, reached by a local socket.
+
+Knows nothing of what is stored there.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+#: Who runs the server if we are root, which it refuses to be: the first of these that exists.
+_USERS: Final = ("postgres", "nobody")
+_READY_S: Final = 30.0
+_LOOK_S: Final = 0.05
+
+
+def find_binaries() -> Path | None:
+    """The folder of ``initdb`` and ``postgres``: on PATH, or where distributions keep the newest."""
+    found = shutil.which("initdb")
+    if found is not None:
+        return Path(found).parent
+    kept = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return kept[-1].parent if kept else None
+
+
+@contextmanager
+def passing_server(binaries: Path) -> Iterator[str]:
+    """Run a server, durable as any; the URL of an empty database in it.
+
+    Raises:
+        subprocess.CalledProcessError: it could not be set up.
+        TimeoutError: it did not come up.
+    """
+    user = _unprivileged()
+    folder = Path(tempfile.mkdtemp(prefix="starai-postgres-"))  # short: a socket's path is bounded
+    try:
+        if user is not None:
+            shutil.chown(folder, user)
+        data = folder / "data"
+        initdb = (binaries / "initdb", "-D", data, "-U", "starai", "-A", "trust", "-E", "UTF8")
+        subprocess.run(
+            [*initdb, "--no-sync"], check=True, capture_output=True, user=user, cwd=folder
+        )
+        options = ("-D", data, "-k", folder, "-c", "listen_addresses=", "-c", "max_connections=40")
+        with (folder / "log").open("wb") as log:
+            server = subprocess.Popen(
+                [binaries / "postgres", *options], stderr=log, user=user, cwd=folder
+            )
+        try:
+            _wait(binaries, folder, server)
+            yield f"postgresql://starai@/postgres?host={quote(str(folder), safe='')}"
+        finally:
+            server.terminate()
+            server.wait(timeout=_READY_S)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unprivileged() -> str | None:
+    if os.geteuid() != 0:
+        return None
+    known = {one.pw_name for one in pwd.getpwall()}
+    return next(name for name in _USERS if name in known)
+
+
+def _wait(binaries: Path, folder: Path, server: subprocess.Popen[bytes]) -> None:
+    ask = [binaries / "pg_isready", "-q", "-h", folder]
+    for _ in range(int(_READY_S / _LOOK_S)):
+        if subprocess.run(ask, check=False).returncode == 0:
+            return
+        if server.poll() is not None:
+            break
+        time.sleep(_LOOK_S)
+    raise TimeoutError((folder / "log").read_text("utf-8", "replace"))
