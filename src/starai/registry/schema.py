@@ -63,7 +63,8 @@ CREATE TABLE key (
 # its transfers add up to. Transfers are only ever added: what repairs one names it in `reverses`.
 # A `key` row's `customer` is the key's own account number, which records carry as the payer;
 # `owner` is the customer whose balance it draws on. A hold is money set aside for one payer at one
-# gateway. A `block` covers the rows of `task` and `transfer` since the one before. `payout` keeps
+# gateway. A `block` covers the rows of `task` and `transfer` since the one before; the log of all
+# tasks is in tiles, up to 256 hashes of a level in a row. `payout` keeps
 # every address a node ever bound, so that a closed day can be rebuilt; the newest one counts. The
 # `payee` of a `leaf` is a node's key or a customer's number, and then the address it is paid to;
 # `cum` is in nano-USD, and a row is there for each epoch that changed it.
@@ -111,8 +112,9 @@ CREATE TABLE block (
   transfers_root BLOB NOT NULL, books_hash BLOB NOT NULL, total_debits TEXT NOT NULL,
   closed_ms INTEGER NOT NULL, header BLOB NOT NULL, hash BLOB NOT NULL, sig BLOB NOT NULL
 ) STRICT;
-CREATE TABLE log_node (
-  level INTEGER NOT NULL, position INTEGER NOT NULL, hash BLOB NOT NULL,
+CREATE INDEX block_by_task ON block (last_task);
+CREATE TABLE log_tile (
+  level INTEGER NOT NULL, position INTEGER NOT NULL, hashes BLOB NOT NULL,
   PRIMARY KEY (level, position)
 ) STRICT;
 CREATE TABLE checkpoint (size INTEGER PRIMARY KEY, root BLOB NOT NULL, note TEXT NOT NULL) STRICT;
