@@ -7,6 +7,7 @@
     │   ├── UnsupportedField      400
     │   └── ContextTooLong        400
     ├── AuthenticationFailed      401
+    ├── BalanceTooLow             402
     ├── PermissionRefused         403
     ├── NotFound                  404
     │   └── ModelNotFound         404
@@ -85,6 +86,13 @@ class AuthenticationFailed(StarAIError):
 
     code = "invalid_api_key"
     http_status = 401
+
+
+class BalanceTooLow(StarAIError):
+    """There is too little money for that."""
+
+    code = "insufficient_balance"
+    http_status = 402
 
 
 class PermissionRefused(StarAIError):

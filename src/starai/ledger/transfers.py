@@ -1,0 +1,82 @@
+"""Transfers: one debit and one credit of the same amount, so that the sum of all is always zero.
+
+A transfer is never changed and never removed; what was wrong is reversed by another. Its canonical
+bytes are what blocks commit to. Knows nothing of why money moves: `starai.ledger.rules` does.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import struct
+from typing import Final
+
+import msgspec
+
+from starai.ledger.accounts import Account
+
+ID_BYTES: Final = 16
+_ID_DOMAIN: Final = b"starai/v1/transfer"
+_FIXED: Final = struct.Struct("<4sB3x16s16sQQ")
+_PART: Final = struct.Struct("<H")
+_MAGIC: Final = b"SAIT"
+_VERSION: Final = 1
+
+
+class Code(enum.StrEnum):
+    """Why money moved."""
+
+    DEPOSIT = "deposit"
+    HOLD = "hold"
+    CAPTURE = "capture"
+    FEE = "fee"
+    RELEASE = "release"
+    MATURE = "mature"
+    STAKE = "stake"
+    UNSTAKE = "unstake"
+    REFUND = "refund"
+    SLASH = "slash"
+    CLAIMED = "claimed"
+    WITHDRAW = "withdraw"
+    CORRECT = "correct"
+
+
+class Transfer(msgspec.Struct, frozen=True):
+    """``amount`` nano-USD from ``debit`` to ``credit``.
+
+    ``ref`` says what for. Where the money leaves or enters a customer's held account, ``ref``
+    begins with the 16 bytes of the hold (and of a `Code.HOLD`, the payer's 8 bytes follow), so
+    that open holds too can be found again from transfers alone. ``reverses`` is the id of the
+    transfer that a correction undoes, else empty.
+    """
+
+    transfer_id: bytes
+    event_id: bytes
+    code: Code
+    debit: Account
+    credit: Account
+    amount: int
+    ref: bytes
+    reverses: bytes
+    at_ms: int
+
+    def canonical(self) -> bytes:
+        """Bytes that no other transfer has: fixed fields, then the others with their lengths."""
+        parts = (
+            self.code.encode(),
+            self.debit.kind.encode(),
+            self.debit.owner,
+            self.credit.kind.encode(),
+            self.credit.owner,
+            self.ref,
+            self.reverses,
+        )
+        fixed = _FIXED.pack(
+            _MAGIC, _VERSION, self.transfer_id, self.event_id, self.amount, self.at_ms
+        )
+        return fixed + b"".join(_PART.pack(len(part)) + part for part in parts)
+
+
+def transfer_id(event_id: bytes, index: int) -> bytes:
+    """The id of an event's transfer number ``index``, from 0."""
+    return hashlib.sha256(_ID_DOMAIN + event_id + index.to_bytes(4, "big")).digest()[:ID_BYTES]
