@@ -16,8 +16,9 @@ from starai.core.errors import InvalidRequest, NotFound
 from starai.protocol.identity import PartyId
 from starai.protocol.registry import Query
 from starai.protocol.subjects import Role
-from starai.registry import reports
+from starai.registry import proofs, reports
 from starai.registry.admission import Admission
+from starai.registry.blocks import Closer
 from starai.registry.integrity import check_integrity
 from starai.registry.keys import Keys
 from starai.registry.parties import Parties
@@ -28,6 +29,8 @@ TOKEN_LIFETIME_MS: Final = 86_400_000
 _OPERATOR: Final = (Role.OPERATOR,)
 #: A gateway may show its users what is on record, but not who they are.
 _READERS: Final = (Role.OPERATOR, Role.GATEWAY)
+#: The log itself is for everybody who is paid by it.
+_AUDITORS: Final = (*_READERS, Role.NODE)
 
 _Answer = Callable[..., Awaitable[object]]
 
@@ -53,6 +56,15 @@ class _Task(_Arguments, frozen=True):
 
 class _Ledger(_Arguments, frozen=True):
     limit: int = 20
+
+
+class _Checkpoint(_Arguments, frozen=True):
+    size: int | None = None
+
+
+class _Consistency(_Arguments, frozen=True):
+    old: int
+    size: int
 
 
 class _CreateKey(_Arguments, frozen=True):
@@ -85,16 +97,23 @@ class _RevokeParty(_Arguments, frozen=True):
 class Queries:
     """Answers queries from the parts of the registry."""
 
-    def __init__(self, store: Store, parties: Parties, admission: Admission, keys: Keys) -> None:
+    def __init__(
+        self, store: Store, parties: Parties, admission: Admission, keys: Keys, blocks: Closer
+    ) -> None:
         """Take the parts."""
         self._store = store
         self._parties = parties
         self._admission = admission
         self._keys = keys
+        self._blocks = blocks
         self._known: dict[str, tuple[tuple[Role, ...], type[_Arguments], _Answer]] = {
             "tasks": (_READERS, _Tasks, self._tasks),
             "task": (_READERS, _Task, self._task),
             "ledger": (_READERS, _Ledger, self._ledger),
+            "checkpoint": (_AUDITORS, _Checkpoint, self._checkpoint),
+            "proof": (_READERS, _Task, self._proof),
+            "consistency": (_AUDITORS, _Consistency, self._consistency),
+            "close_block": (_OPERATOR, _Nothing, self._close_block),
             "parties": (_OPERATOR, _Nothing, self._list_parties),
             "keys": (_OPERATOR, _Nothing, self._list_keys),
             "tokens": (_OPERATOR, _Nothing, self._list_tokens),
@@ -139,6 +158,27 @@ class Queries:
         return await self._store.read(
             lambda connection: reports.ledger(connection, limit=asked.limit)
         )
+
+    async def _checkpoint(self, asked: _Checkpoint) -> object:
+        return await self._store.read(
+            lambda connection: proofs.checkpoint(connection, size=asked.size)
+        )
+
+    async def _proof(self, asked: _Task) -> object:
+        return await self._store.read(
+            lambda connection: proofs.task_proof(connection, task_id=asked.task_id)
+        )
+
+    async def _consistency(self, asked: _Consistency) -> object:
+        return await self._store.read(
+            lambda connection: proofs.consistency_proof(
+                connection, old=asked.old, size=asked.size
+            )
+        )
+
+    async def _close_block(self, _: _Nothing) -> object:
+        block = await self._blocks.close_now()
+        return {"block": None if block is None else block.height}
 
     async def _check(self, _: _Nothing) -> object:
         return await self._store.read(check_integrity)

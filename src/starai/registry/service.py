@@ -22,8 +22,10 @@ from starai.core.errors import Overloaded, StarAIError, StoreFailed
 from starai.core.logging import event
 from starai.core.randomness import Randomness
 from starai.exchange.presence import keep_beating
+from starai.ledger.state import state_hash
 from starai.protocol.frames import Message, decode, encode
 from starai.protocol.identity import Identity, PartyId
+from starai.protocol.log import Witnessing
 from starai.protocol.ports import Delivery, Handler, Wire
 from starai.protocol.presence import Beat
 from starai.protocol.registry import (
@@ -38,12 +40,14 @@ from starai.protocol.registry import (
 )
 from starai.protocol.subjects import KEYS_CHANGED, Role, inbox, registry_all
 from starai.registry.admission import Admission, OnRevoke, Terms, do_nothing
+from starai.registry.blocks import BlockTerms, Closer
 from starai.registry.confirmations import Confirmations
 from starai.registry.keys import Keys
 from starai.registry.parties import Parties
 from starai.registry.queries import Queries
 from starai.registry.schema import bind_network
-from starai.registry.storage import Store
+from starai.registry.storage import Connection, Store
+from starai.registry.witnesses import Witnesses
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,7 +69,7 @@ class RegistryConfig:
     ``parties`` are those that got their credentials from the authority directly (the services of
     ``starai up``, the operator): each with its role, without which it is a stranger here.
     ``urls`` and ``ca`` go into join tickets: where newcomers reach the wire, and the certificate
-    (DER) to which they hold it.
+    (DER) to which they hold it. ``blocks`` says when a block of the chain is closed.
     """
 
     network: str
@@ -74,6 +78,7 @@ class RegistryConfig:
     parties: Mapping[PartyId, Role] = field(default_factory=dict)
     credential_lifetime_ms: int = 86_400_000
     ca: bytes = b""
+    blocks: BlockTerms = field(default_factory=BlockTerms)
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,11 @@ class Registry:
             store, self.parties, account, terms, clock, randomness, on_revoke=on_revoke
         )
         self.keys = Keys(store, clock, randomness, self._publish_keys)
-        self.queries = Queries(store, self.parties, self.admission, self.keys)
+        self.blocks = Closer(store, network, account, clock, _empty_books, config.blocks)
+        self.witnesses = Witnesses(
+            store, self.parties, network, account.raw, clock, config.blocks
+        )
+        self.queries = Queries(store, self.parties, self.admission, self.keys, self.blocks)
 
     async def open(self) -> None:
         """Read what must be in memory; `run` does it too, so call it to use the parts before.
@@ -140,6 +149,7 @@ class Registry:
         async with task_group() as tasks:
             for name, verb in self._verbs().items():
                 await tasks.start(self._serve, name, verb)
+            tasks.start_soon(self.blocks.run)
             tasks.start_soon(keep_beating, self._wire, Role.REGISTRY, self._beat)
             event(_LOG, "registry_ready", network=self._config.network)
             task_status.started()
@@ -151,11 +161,13 @@ class Registry:
             "renew": _Verb(Renew, self.admission.renew, _not_acknowledged),
             "query": _Verb(Query, self._query, _no_report),
             "keys": _Verb(KeyTableRequest, self._key_table, _not_acknowledged),
+            "witness": _Verb(Witnessing, self.witnesses.handle, _not_acknowledged),
         }
 
     async def _confirm(self, sender: PartyId, confirm: Confirm) -> Message:
         answer, outcome = await self.confirmations.handle(sender, confirm)
         self._done += outcome.matched
+        self.blocks.note(outcome.fresh)
         if outcome.contradicting:
             event(
                 _LOG,
@@ -236,6 +248,10 @@ class Registry:
             await self._wire.publish(delivery.reply, frame)
         except StarAIError as error:  # the asker asks again, and the same answer is found
             event(_LOG, "answer_not_sent", logging.WARNING, code=error.code)
+
+
+def _empty_books(_: Connection) -> bytes:
+    return state_hash(0)
 
 
 def _sender(delivery: Delivery) -> PartyId:
