@@ -8,6 +8,8 @@ fails here costs nothing but the signature. Knows nothing of records.
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -15,6 +17,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from starai.core.concurrency import task_group
 from starai.core.errors import (
     ERRORS_BY_CODE,
     ConfigurationRefused,
@@ -155,3 +158,13 @@ class Witness:
         is_grave = isinstance(error, Conflict | NotFound)
         level = logging.ERROR if is_grave else logging.DEBUG
         event(_LOG, "not_cosigned", level, code=error.code, why=error.message)
+
+
+@asynccontextmanager
+async def cosigning(member: Member, role: Role, path: Path) -> AsyncIterator[None]:
+    """Have a party witness the registry's log inside the context; ``path`` is its memory."""
+    witness = Witness(member, role, WitnessFile(path, member.account))
+    async with task_group() as group:
+        group.start_soon(witness.run)
+        yield
+        group.cancel_scope.cancel()

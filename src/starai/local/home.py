@@ -8,6 +8,7 @@
     parties/NAME.json   a party's key and credential                     (owner only)
     registry.db         what the registry knows
     outbox/NAME.db      records that the registry has not acknowledged yet
+    witness/NAME.json   the last checkpoint of the registry's log that a party cosigned
     models/ORG/NAME/    pulled models
     logs/NAME.log       one JSON object a line; no prompt, no key
 
@@ -102,6 +103,10 @@ class Home:
         folder = self.path / "outbox"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{name}.db"
+
+    def witness(self, name: str) -> Path:
+        """What a party has seen of the registry's log."""
+        return self.path / "witness" / f"{name}.json"
 
     def log(self, name: str) -> Path:
         """A process's log."""
