@@ -32,6 +32,7 @@ from starai.core.errors import Unavailable
 from starai.core.randomness import Randomness, SystemRandomness
 from starai.distributor.service import Distributor
 from starai.exchange.confirming import Confirmer
+from starai.exchange.cosigning import cosigning
 from starai.exchange.member import Member
 from starai.gateway.config import GatewayConfig
 from starai.gateway.dispatch import Dispatch
@@ -162,7 +163,12 @@ class _Assembly:
             engine=settings.engine,
         )
         runner = Runner(engine_spec(self.home.models, options), self.clock)
+        await self._have_witness(name, member, Role.NODE)
         await group.start(Node(member, runner, confirmer, name).run)
+
+    async def _have_witness(self, name: str, member: Member, role: Role) -> None:
+        witnessing = cosigning(member, role, self.home.witness(name))
+        await self.stack.enter_async_context(witnessing)
 
     async def _start_gateway(self, group: TaskGroup, member: Member) -> str:
         settings = self.settings
@@ -171,6 +177,7 @@ class _Assembly:
         dispatch, keys = Dispatch(member), KeyRing()
         await self.stack.enter_async_context(dispatch.running())
         await self.stack.enter_async_context(follow_keys(member, keys))
+        await self._have_witness("gateway", member, Role.GATEWAY)
 
         async def run(*, task_status: anyio.abc.TaskStatus[str]) -> None:
             await serve(

@@ -18,6 +18,7 @@ from starai.core.concurrency import stopped_gently, task_group
 from starai.core.errors import ConfigurationRefused, PartyRefused, StarAIError, Unavailable
 from starai.core.randomness import SystemRandomness
 from starai.engines.base import EngineSpec
+from starai.exchange.cosigning import cosigning
 from starai.exchange.leaving import STOPPED
 from starai.exchange.member import Member
 from starai.local.fitness import fitness_of_node
@@ -34,6 +35,7 @@ from starai.node.yielding.sensors import sensors_here
 from starai.node.yielding.server import ServerProcesses
 from starai.protocol.identity import Identity
 from starai.protocol.registry import Side
+from starai.protocol.subjects import Role
 from starai.protocol.tickets import JoinTicket
 from starai.wire.diagnosis import first_failure
 from starai.wire.dialing import parse_address
@@ -163,6 +165,7 @@ class _Supplier:
         async with (
             membership(self._home, self._name, clock=self.clock) as member,
             confirming(self._home, self._name, member, Side.NODE) as confirmer,
+            cosigning(member, Role.NODE, self._home.witness(self._name)),
             task_group() as group,
         ):
             self._is_in = True
