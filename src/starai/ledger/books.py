@@ -53,12 +53,16 @@ class Books:
             InvalidRequest: it releases more than remains of a hold, corrects one, or would bring
                 an account beyond `MONEY_MAX`.
         """
-        before = self._events.get(event.event_id) or self._shelf.transfers_of(event.event_id)
+        before = self._moved_by(event.event_id)
         if before:
             if not agrees(event, before):
                 raise Conflict("this event's id was used before, for something else")
             return ()
         return self._post(event, plan(event, self))
+
+    def is_applied(self, event_id: bytes) -> bool:
+        """Whether an event of this id moved money before."""
+        return bool(self._moved_by(event_id))
 
     def changes(self) -> Changes:
         """All that differs from the shelf."""
@@ -103,6 +107,9 @@ class Books:
     def transfer(self, transfer_id: bytes) -> Transfer | None:
         """One transfer."""
         return self._transfers.get(transfer_id) or self._shelf.transfer(transfer_id)
+
+    def _moved_by(self, event_id: bytes) -> Sequence[Transfer]:
+        return self._events.get(event_id) or self._shelf.transfers_of(event_id)
 
     def _open_holds(self, customer: int, payer: int) -> list[Hold]:
         """Asked before a hold of this payer changes, so the shelf is right the first time."""

@@ -15,7 +15,7 @@ _OWNER_BYTES: Final = len(customer_owner(0))
 
 
 class Replay:
-    """Takes transfers one after the other, in their order. Of a hold it knows no expiry."""
+    """Takes transfers one after the other, in their order. It knows open holds, without expiry."""
 
     def __init__(self) -> None:
         """Start with empty books."""
@@ -78,6 +78,9 @@ class Replay:
             yield "it draws on no hold of this customer"
             return
         remaining = hold.remaining - transfer.amount
-        self.holds[hold.hold_id] = replace(hold, remaining=remaining)
+        if remaining:
+            self.holds[hold.hold_id] = replace(hold, remaining=remaining)
+        else:
+            del self.holds[hold.hold_id]
         if remaining < 0:
             yield "it draws more than its hold has"

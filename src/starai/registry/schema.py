@@ -61,6 +61,7 @@ CREATE TABLE key (
 # The money (ledger design, section 4.2). Amounts are nano-USD. An account is a kind and an owner
 # (a customer's number as 8 bytes, a node's raw key, or nothing); `debits` and `credits` are what
 # its transfers add up to. Transfers are only ever added: what repairs one names it in `reverses`.
+# The row of `books` is what the hash of all books is made of, and what was ever transferred.
 # A `key` row's `customer` is the key's own account number, which records carry as the payer;
 # `owner` is the customer whose balance it draws on. A hold is money set aside for one payer at one
 # gateway. A `block` covers the rows of `task` and `transfer` since the one before; the log of all
@@ -93,6 +94,7 @@ CREATE TABLE transfer (
   at_ms INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX transfer_by_event ON transfer (event_id);
+CREATE TABLE books (name TEXT PRIMARY KEY, state BLOB NOT NULL, debits TEXT NOT NULL) STRICT;
 CREATE TABLE hold (
   hold_id BLOB PRIMARY KEY, customer INTEGER NOT NULL, payer INTEGER NOT NULL,
   gateway BLOB NOT NULL, amount INTEGER NOT NULL, remaining INTEGER NOT NULL,

@@ -1,0 +1,190 @@
+"""The books' rows: how accounts, holds and transfers are read from the database and written to it.
+
+Knows nothing of what moves money; `starai.registry.money` applies events through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from starai.core.errors import StoreFailed
+from starai.ledger import state
+from starai.ledger.accounts import UNUSED, Account, Kind, Totals
+from starai.ledger.shelves import Changes, Hold
+from starai.ledger.transfers import Code, Transfer
+from starai.registry.schema import rows
+from starai.registry.storage import Connection
+
+_HOLD: Final = (
+    "SELECT hold_id, customer, payer, amount, remaining, placed_ms, expires_ms, gateway FROM hold"
+)
+_TRANSFER: Final = (
+    "SELECT id, event_id, code, debit_kind, debit_owner, credit_kind, credit_owner, amount, ref,"
+    " reverses, at_ms FROM transfer"
+)
+_ADD_TRANSFER: Final = """
+INSERT INTO transfer (
+  id, event_id, code, debit_kind, debit_owner, credit_kind, credit_owner, amount, ref, reverses,
+  at_ms
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+# Differences, not totals: whatever else has been written since, nothing of it is lost.
+_ADD_TO_ACCOUNT: Final = """
+INSERT INTO account (kind, owner, debits, credits) VALUES (?, ?, ?, ?)
+ON CONFLICT (kind, owner) DO UPDATE
+SET debits = account.debits + excluded.debits, credits = account.credits + excluded.credits
+"""
+_ADD_HOLD: Final = """
+INSERT INTO hold (
+  hold_id, customer, payer, amount, remaining, placed_ms, expires_ms, gateway, closed_ms
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+_CHANGE_HOLD: Final = "UPDATE hold SET remaining = ?, closed_ms = ? WHERE hold_id = ?"
+_SET_BOOKS: Final = """
+INSERT INTO books (name, state, debits) VALUES ('all', ?, ?)
+ON CONFLICT (name) DO UPDATE SET state = excluded.state, debits = excluded.debits
+"""
+
+
+class StoredShelf:
+    """The database as a `starai.ledger.Shelf`; used inside one transaction."""
+
+    def __init__(self, connection: Connection) -> None:
+        """Take the transaction's connection."""
+        self._connection = connection
+
+    def totals(self, account: Account) -> Totals:
+        """An account's totals."""
+        sql = "SELECT debits, credits FROM account WHERE kind = ? AND owner = ?"
+        for row in rows(self._connection, sql, account.kind.value, account.owner):
+            return Totals(*row)
+        return UNUSED
+
+    def hold(self, hold_id: bytes) -> Hold | None:
+        """A hold, open or closed."""
+        found = rows(self._connection, f"{_HOLD} WHERE hold_id = ?", hold_id)
+        return next((Hold(*row) for row in found), None)
+
+    def open_holds(self, customer: int, payer: int) -> Sequence[Hold]:
+        """The holds of which something remains, oldest first."""
+        found = rows(
+            self._connection,
+            f"{_HOLD} WHERE payer = ? AND closed_ms IS NULL AND customer = ?"
+            " ORDER BY placed_ms, hold_id",
+            payer,
+            customer,
+        )
+        return [Hold(*row) for row in found]
+
+    def transfer(self, transfer_id: bytes) -> Transfer | None:
+        """One transfer."""
+        found = rows(self._connection, f"{_TRANSFER} WHERE id = ?", transfer_id)
+        return next((_transfer(row) for row in found), None)
+
+    def transfers_of(self, event_id: bytes) -> Sequence[Transfer]:
+        """What an event moved, in order."""
+        found = rows(self._connection, f"{_TRANSFER} WHERE event_id = ? ORDER BY seq", event_id)
+        return [_transfer(row) for row in found]
+
+    def all_transfers(self) -> Iterator[Transfer]:
+        """Everything that ever moved, in order.
+
+        Raises:
+            StoreFailed: a row is no transfer.
+        """
+        return (_transfer(row) for row in rows(self._connection, f"{_TRANSFER} ORDER BY seq"))
+
+    def all_accounts(self) -> Iterator[tuple[Account, Totals]]:
+        """All accounts that were ever used.
+
+        Raises:
+            StoreFailed: a row is no account.
+        """
+        for kind, owner, *totals in rows(
+            self._connection, "SELECT kind, owner, debits, credits FROM account"
+        ):
+            yield _account(kind, owner), Totals(*totals)
+
+    def all_holds(self) -> Iterator[tuple[Hold, bool]]:
+        """All holds there ever were, and whether each counts as open."""
+        sql = _HOLD.replace("gateway", "gateway, closed_ms IS NULL")
+        for *hold, is_open in rows(self._connection, sql):
+            yield Hold(*hold), bool(is_open)
+
+    def books(self) -> tuple[int, int]:
+        """The sum that the state hash is made of, and all that was ever transferred (nano-USD)."""
+        for total, debits in rows(self._connection, "SELECT state, debits FROM books"):
+            return int.from_bytes(total, "big"), int(debits)
+        return 0, 0
+
+    def keep(self, changes: Changes) -> None:
+        """Write what `starai.ledger.Books.changes` says."""
+        if not changes.transfers:
+            return
+        execute_many = self._connection.executemany
+        execute_many(_ADD_TRANSFER, (_transfer_row(one) for one in changes.transfers))
+        execute_many(
+            _ADD_TO_ACCOUNT,
+            [
+                (account.kind.value, account.owner, new[0] - old[0], new[1] - old[1])
+                for account, old, new in changes.accounts
+            ],
+        )
+        at_ms = changes.transfers[-1].at_ms
+        for before, hold in changes.holds:
+            closed_ms = None if hold.remaining else at_ms
+            if before is None:
+                self._connection.execute(_ADD_HOLD, (*_hold_row(hold), closed_ms))
+            else:
+                self._connection.execute(_CHANGE_HOLD, (hold.remaining, closed_ms, hold.hold_id))
+        total, debits = self.books()
+        total = state.add(total, changes).to_bytes(state.SUM_BYTES, "big")
+        debits += sum(one.amount for one in changes.transfers)
+        self._connection.execute(_SET_BOOKS, (total, str(debits)))
+
+
+def _account(kind: str, owner: bytes) -> Account:
+    try:
+        return Account(Kind(kind), owner)
+    except ValueError as error:
+        raise StoreFailed(f"the database has an account of no known kind: {kind!r}") from error
+
+
+def _transfer(row: tuple[Any, ...]) -> Transfer:
+    transfer_id, event_id, code, debit_kind, debit_owner, credit_kind, credit_owner, *rest = row
+    try:
+        known = Code(code)
+    except ValueError as error:
+        raise StoreFailed(f"the database has a transfer of no known code: {code!r}") from error
+    debit, credit = _account(debit_kind, debit_owner), _account(credit_kind, credit_owner)
+    return Transfer(transfer_id, event_id, known, debit, credit, *rest)
+
+
+def _transfer_row(one: Transfer) -> tuple[Any, ...]:
+    return (
+        one.transfer_id,
+        one.event_id,
+        one.code.value,
+        one.debit.kind.value,
+        one.debit.owner,
+        one.credit.kind.value,
+        one.credit.owner,
+        one.amount,
+        one.ref,
+        one.reverses,
+        one.at_ms,
+    )
+
+
+def _hold_row(hold: Hold) -> tuple[Any, ...]:
+    return (
+        hold.hold_id,
+        hold.customer,
+        hold.payer,
+        hold.amount,
+        hold.remaining,
+        hold.placed_ms,
+        hold.expires_ms,
+        hold.gateway,
+    )
