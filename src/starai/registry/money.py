@@ -15,7 +15,15 @@ import msgspec
 
 from starai.core.errors import Conflict, StoreFailed
 from starai.ledger import state
-from starai.ledger.accounts import MONEY_MAX, UNUSED, Account, Kind, customer_owner, pending
+from starai.ledger.accounts import (
+    INSURANCE,
+    MONEY_MAX,
+    UNUSED,
+    Account,
+    Kind,
+    customer_owner,
+    pending,
+)
 from starai.ledger.books import Books
 from starai.ledger.events import Captured, Event, event_id
 from starai.ledger.prices import Price, node_share
@@ -183,6 +191,11 @@ def _settle(
         return None
     if transfers and _mark(connection, captured.event_id, bill.seqs) != len(bill.seqs):
         raise Conflict("a record of these was paid before")
+    spent = sum(one.amount for one in transfers if one.debit != INSURANCE)
+    if spent:
+        connection.execute(
+            "UPDATE key SET spent_nano = spent_nano + ? WHERE customer = ?", (spent, payer)
+        )
     return transfers
 
 

@@ -76,6 +76,7 @@ CREATE TABLE customer (
 ) STRICT;
 ALTER TABLE key ADD COLUMN owner INTEGER REFERENCES customer (id);
 ALTER TABLE key ADD COLUMN budget_nano INTEGER;
+ALTER TABLE key ADD COLUMN spent_nano INTEGER NOT NULL DEFAULT 0;
 INSERT INTO customer SELECT customer, name, created_ms, 0, NULL FROM key;
 UPDATE key SET owner = customer;
 CREATE TABLE price (
