@@ -8,39 +8,52 @@ Nothing new makes no block. Knows nothing of what records and transfers mean.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import anyio
 
 from starai.core.clock import Clock
 from starai.core.errors import InternalFault, StarAIError, StoreFailed
 from starai.core.logging import event
-from starai.ledger.accounts import Account, Kind
 from starai.ledger.blocks import NO_BLOCK, Block, signed_bytes
 from starai.ledger.checkpoints import Checkpoint, sign_checkpoint
-from starai.ledger.merkle_log import MerkleLog, tree_root
-from starai.ledger.transfers import Code, Transfer
+from starai.ledger.merkle_log import EMPTY_ROOT, MerkleLog, tree_root
+from starai.ledger.state import state_hash
+from starai.ledger.transfers import Transfer
 from starai.protocol.identity import Identity
 from starai.protocol.log import log_origin
 from starai.protocol.records import leaf_hash
+from starai.registry.money import books_hash
 from starai.registry.schema import rows
+from starai.registry.shelf import StoredShelf
 from starai.registry.storage import Connection, Store
 
 _LOG = logging.getLogger(__name__)
 
-#: The state of the books as a hash, at the moment of the call.
-BooksHash = Callable[[Connection], bytes]
-
-_TRANSFER: Final = (
-    "SELECT seq, id, event_id, code, debit_kind, debit_owner, credit_kind, credit_owner,"
-    " amount, ref, reverses, at_ms FROM transfer"
-)
 _INSERT: Final = (
     "INSERT INTO block (height, prev, last_task, n, tree_size, log_root, last_transfer,"
     " transfers_root, books_hash, total_debits, closed_ms, header, hash, sig)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+
+#: What the first block goes on from: as if a block of nothing had been closed before it.
+BEFORE_ALL: Final = Block(
+    network="",
+    height=-1,
+    prev=NO_BLOCK,
+    first_task=1,
+    last_task=0,
+    num_tasks=0,
+    tree_size=0,
+    log_root=EMPTY_ROOT,
+    first_transfer=1,
+    last_transfer=0,
+    transfers_root=EMPTY_ROOT,
+    books_hash=state_hash(0),
+    total_debits=0,
+    closed_ms=0,
 )
 
 
@@ -80,18 +93,18 @@ class Closer:
         network: str,
         account: Identity,
         clock: Clock,
-        books_hash: BooksHash,
         terms: BlockTerms,
     ) -> None:
-        """Sign with the network's ``account``; ``books_hash`` is called inside the transaction."""
+        """Sign with the network's ``account``."""
         self._store = store
         self._network = network
-        self._account = account
+        self._identity = account
         self._clock = clock
-        self._books_hash = books_hash
         self._terms = terms
         self._num_fresh = 0
         self._enough = anyio.Event()
+        #: The raw public key by which blocks are signed.
+        self.account = account.raw
 
     def note(self, num_tasks: int) -> None:
         """Hear of new rows; enough of them close a block early."""
@@ -127,50 +140,42 @@ class Closer:
         self._num_fresh, self._enough = 0, anyio.Event()
         now_ms = self._clock.now_ms()
         return await self._store.write(
-            lambda connection: close_block(
-                connection, self._network, self._account, self._books_hash, now_ms
-            )
+            lambda connection: close_block(connection, self._network, self._identity, now_ms)
         )
 
 
 def close_block(
-    connection: Connection, network: str, account: Identity, books_hash: BooksHash, now_ms: int
+    connection: Connection, network: str, account: Identity, now_ms: int
 ) -> Block | None:
     """Write the next block over all that is new, inside the caller's transaction.
 
     Raises:
         InternalFault: the log lacks tiles, or another checkpoint of this size is signed already.
     """
-    before = last_block(connection)
-    last_task, last_transfer, size, total, closed_ms, prev, height = (
-        (0, 0, 0, 0, 0, NO_BLOCK, -1)
-        if before is None
-        else (
-            *(before.last_task, before.last_transfer, before.tree_size, before.total_debits),
-            *(before.closed_ms, before.hash(), before.height),
-        )
-    )
-    tasks = list(rows(connection, "SELECT seq, leaf FROM task WHERE seq > ? ORDER BY seq", last_task))
-    moved = list(transfers_after(connection, last_transfer))
+    last = last_block(connection)
+    before = last or BEFORE_ALL
+    sql = "SELECT seq, leaf FROM task WHERE seq > ? ORDER BY seq"
+    tasks = list(rows(connection, sql, before.last_task))
+    moved = list(transfers_after(connection, before.last_transfer))
     if not tasks and not moved:
         return None
-    log = MerkleLog(StoredTiles(connection), size)
+    log = MerkleLog(StoredTiles(connection), before.tree_size)
     log.extend(leaf for _, leaf in tasks)
     block = Block(
         network=network,
-        height=height + 1,
-        prev=prev,
-        first_task=last_task + 1,
-        last_task=tasks[-1][0] if tasks else last_task,
+        height=before.height + 1,
+        prev=NO_BLOCK if last is None else last.hash(),
+        first_task=before.last_task + 1,
+        last_task=tasks[-1][0] if tasks else before.last_task,
         num_tasks=len(tasks),
         tree_size=log.size,
         log_root=log.root(),
-        first_transfer=last_transfer + 1,
-        last_transfer=moved[-1][0] if moved else last_transfer,
+        first_transfer=before.last_transfer + 1,
+        last_transfer=moved[-1][0] if moved else before.last_transfer,
         transfers_root=transfers_root(transfer for _, transfer in moved),
         books_hash=books_hash(connection),
-        total_debits=total + sum(transfer.amount for _, transfer in moved),
-        closed_ms=max(now_ms, closed_ms),
+        total_debits=before.total_debits + sum(transfer.amount for _, transfer in moved),
+        closed_ms=max(now_ms, before.closed_ms),
     )
     _write_tiles(connection, log)
     _write_block(connection, block, account)
@@ -201,10 +206,10 @@ def _write_block(connection: Connection, block: Block, account: Identity) -> Non
 
 def _write_checkpoint(connection: Connection, block: Block, account: Identity) -> None:
     """Sign the log's new size; a block without tasks leaves the checkpoint that there is."""
-    known = next(rows(connection, "SELECT root FROM checkpoint WHERE size = ?", block.tree_size), None)
-    if known is not None:
-        if known[0] != block.log_root:
-            raise InternalFault(f"another checkpoint of {block.tree_size} records is signed already")
+    size = block.tree_size
+    for (root,) in rows(connection, "SELECT root FROM checkpoint WHERE size = ?", size):
+        if root != block.log_root:
+            raise InternalFault(f"another checkpoint of {size} records is signed already")
         return
     checkpoint = Checkpoint(
         *(log_origin(block.network), block.tree_size, block.log_root),
@@ -228,22 +233,10 @@ def transfers_after(
     connection: Connection, seq: int, last: int | None = None
 ) -> Iterator[tuple[int, Transfer]]:
     """Transfers numbered above ``seq``, up to ``last`` or all, each with its number."""
-    bound = "" if last is None else " AND seq <= ?"
-    bindings = (seq,) if last is None else (seq, last)
-    found = rows(connection, f"{_TRANSFER} WHERE seq > ?{bound} ORDER BY seq", *bindings)
-    return ((number, _transfer(cells)) for number, *cells in found)
+    return StoredShelf(connection).transfers_after(seq, last)
 
 
-def transfers_root(transfers: Iterator[Transfer]) -> bytes:
+def transfers_root(transfers: Iterable[Transfer]) -> bytes:
     """The RFC 9162 root over transfers' canonical bytes."""
     return tree_root(leaf_hash(transfer.canonical()) for transfer in transfers)
 
-
-def _transfer(cells: list[Any]) -> Transfer:
-    transfer_id, event_id, code, debit_kind, debit_owner, credit_kind, credit_owner, *rest = cells
-    try:
-        debit = Account(Kind(debit_kind), debit_owner)
-        credit = Account(Kind(credit_kind), credit_owner)
-        return Transfer(transfer_id, event_id, Code(code), debit, credit, *rest)
-    except ValueError as error:
-        raise InternalFault(f"a transfer in the database is none: {error}") from error

@@ -1,11 +1,12 @@
 """Does the file still say what was signed? Recomputes leaves, roots, signatures and matches.
 
-Works block by block, so memory is bounded by one block. It shares no state with the code that
-wrote the file; callable whenever the registry is idle. It reports, and repairs nothing.
+First the confirmations, slot by slot; then the chain of blocks over them. It shares no state with
+the code that wrote the file; callable whenever the registry is idle. It reports, and repairs nothing.
 """
 
 from __future__ import annotations
 
+import struct
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -13,12 +14,14 @@ from typing import Any
 import msgspec
 
 from starai.core.errors import MalformedFrame, SealBroken
-from starai.protocol.identity import KeyKind, PartyId, public_nkey, verify
+from starai.ledger.reconciling import Standing, judge
+from starai.protocol.identity import KeyKind, PartyId, public_nkey, raw_public, verify
 from starai.protocol.records import TaskRecord, leaf_hash, set_root
 from starai.protocol.registry import Confirm, Side
+from starai.registry.chain_integrity import ChainCheck
+from starai.registry.contests import claims_of
 from starai.registry.schema import rows
 from starai.registry.storage import Connection
-from starai.registry.tasks import judge
 
 #: Problems listed before giving up: one broken page already says that the file is broken.
 PROBLEMS_MAX = 100
@@ -35,6 +38,7 @@ class Integrity(msgspec.Struct, frozen=True):
 
     confirms: int
     records: int
+    blocks: int
     problems: tuple[str, ...]
 
 
@@ -53,9 +57,12 @@ class _Findings:
         return len(self.problems) >= PROBLEMS_MAX
 
 
-def check_integrity(connection: Connection) -> Integrity:
-    """Check the whole file, through a connection that sees a consistent state of it."""
-    found = _Findings()
+def check_integrity(connection: Connection, account: bytes) -> Integrity:
+    """Check the whole file, through a connection that sees a consistent state of it.
+
+    ``account`` is the raw public key by which the network signs its blocks.
+    """
+    found, chain = _Findings(), None
     try:
         network, block_ms = next(rows(connection, "SELECT name, block_ms FROM network"), ("", 1))
         for line in connection.damage(PROBLEMS_MAX):
@@ -65,9 +72,16 @@ def check_integrity(connection: Connection) -> Integrity:
             if not found.done():
                 _check_block(connection, found, block, network, block_ms)
         _check_attempts(connection, found)
+        chain = ChainCheck(connection, network, account)
+        for problem in chain.problems():
+            found.complain(problem)
+            if found.done():
+                break
     except connection.errors as error:
         found.complain(f"the database: {error}")
-    return Integrity(found.confirms, found.records, tuple(found.problems[:PROBLEMS_MAX]))
+    blocks_seen = 0 if chain is None else chain.num_blocks
+    problems = tuple(found.problems[:PROBLEMS_MAX])
+    return Integrity(found.confirms, found.records, blocks_seen, problems)
 
 
 def _check_block(
@@ -77,10 +91,11 @@ def _check_block(
     confirmed: dict[tuple[int, bytes, bytes], set[bytes]] = defaultdict(set)
     for row in rows(
         connection,
-        "SELECT seq, signer, side, node, part, root, sig, leaves FROM confirm WHERE block = ?",
+        "SELECT seq, signer, side, node, part, root, sig, leaves, dist, charge FROM confirm"
+        " WHERE block = ?",
         block,
     ):
-        seq, signer, side, node, _, _, _, joined = row
+        seq, signer, side, node, _, _, _, joined, *_ = row
         found.confirms += 1
         leaves = {joined[i : i + _LEAF_BYTES] for i in range(0, len(joined), _LEAF_BYTES)}
         confirmed[side, signer, node] |= leaves
@@ -104,16 +119,29 @@ def _check_block(
 def _confirm_faults(
     row: tuple[Any, ...], leaves: set[bytes], network: str, block: int
 ) -> Iterator[str]:
-    _, signer, side, node, part, root, sig, joined = row
+    _, signer, _, _, _, root, sig, joined, *_ = row
     if len(joined) != _LEAF_BYTES * len(leaves) or set_root(leaves) != root:
         yield "its root is not that of its leaves"
     try:
-        signer_id = PartyId(public_nkey(KeyKind.USER, signer))
-        node_id = PartyId(public_nkey(KeyKind.USER, node))
-        confirm = Confirm(network, block, part, Side(side), signer_id, node_id, b"", root, sig)
-        verify(signer_id, confirm.signed_bytes(), sig)
-    except (MalformedFrame, SealBroken, ValueError):
+        verify(PartyId(public_nkey(KeyKind.USER, signer)), _signed(row, network, block), sig)
+    except (MalformedFrame, SealBroken, ValueError, TypeError, struct.error):
         yield "its signature does not verify"
+
+
+def _signed(row: tuple[Any, ...], network: str, block: int) -> bytes:
+    """The bytes under a confirmation's signature."""
+    _, signer, side, node, part, root, sig, joined, distributor, charge = row
+    if distributor is None:  # confirmed before confirmations named their distributor
+        name = network.encode()
+        form = f"<H{len(name)}sQIB32s32s32s"
+        fixed = struct.pack(form, len(name), name, block, part, side, signer, node, root)
+        return b"starai/v1/confirm" + fixed
+    parties = (PartyId(public_nkey(KeyKind.USER, raw)) for raw in (node, distributor))
+    count = len(joined) // _LEAF_BYTES
+    confirm = Confirm(network, block, part, Side(side), *parties, count, charge, root, sig)
+    if raw_public(confirm.signer) != signer:
+        raise MalformedFrame("its signer is neither of its parties")
+    return confirm.signed_bytes()
 
 
 def _record_faults(cells: dict[str, Any], block_ms: int) -> Iterator[str]:
@@ -147,24 +175,36 @@ def _record_faults(cells: dict[str, Any], block_ms: int) -> Iterator[str]:
 
 
 def _check_attempts(connection: Connection, found: _Findings) -> None:
-    """States against `judge`, attempt by attempt."""
+    """States against what was said, attempt by attempt."""
     group: list[tuple[int, int]] = []
     current: tuple[Any, Any] | None = None
     for task_id, attempt, sides, state in rows(
         connection, "SELECT task_id, attempt, sides, state FROM task ORDER BY task_id, attempt"
     ):
         if (task_id, attempt) != current:
-            _check_attempt(found, current, group)
+            _check_attempt(connection, found, current, group)
             current, group = (task_id, attempt), []
         group.append((sides, state))
-    _check_attempt(found, current, group)
+    _check_attempt(connection, found, current, group)
 
 
 def _check_attempt(
-    found: _Findings, attempt: tuple[Any, Any] | None, group: list[tuple[int, int]]
+    connection: Connection,
+    found: _Findings,
+    attempt: tuple[Any, Any] | None,
+    group: list[tuple[int, int]],
 ) -> None:
     if attempt is None or found.done():
         return
-    sound = all(0 < sides <= 3 for sides, _ in group)
-    if not sound or judge([sides for sides, _ in group]) != [state for _, state in group]:
+    if len(group) == 1:
+        ((sides, state),) = group
+        unknown = state == Standing.UNKNOWN and sides in set(Side)
+        sound = 0 < sides <= 3 and (unknown or state == sides)
+    else:
+        try:
+            kept = claims_of(connection, *attempt)
+            sound = judge([row.claim for row in kept]) == [row.state for row in kept]
+        except (MalformedFrame, ValueError):
+            sound = False
+    if not sound:
         found.complain(f"task {attempt[0].hex()}, attempt {attempt[1]}: its state is wrong")

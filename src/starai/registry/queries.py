@@ -21,6 +21,7 @@ from starai.registry.admission import Admission
 from starai.registry.blocks import Closer
 from starai.registry.integrity import check_integrity
 from starai.registry.keys import Keys
+from starai.registry.money_queries import MoneyQueries, Question
 from starai.registry.parties import Parties
 from starai.registry.storage import Store
 
@@ -72,6 +73,8 @@ class _CreateKey(_Arguments, frozen=True):
     key_hash: str
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
+    customer: str | None = None
+    budget_nano_usd: int | None = None
 
 
 class _RevokeKey(_Arguments, frozen=True):
@@ -98,7 +101,13 @@ class Queries:
     """Answers queries from the parts of the registry."""
 
     def __init__(
-        self, store: Store, parties: Parties, admission: Admission, keys: Keys, blocks: Closer
+        self,
+        store: Store,
+        parties: Parties,
+        admission: Admission,
+        keys: Keys,
+        blocks: Closer,
+        money: MoneyQueries,
     ) -> None:
         """Take the parts."""
         self._store = store
@@ -106,7 +115,7 @@ class Queries:
         self._admission = admission
         self._keys = keys
         self._blocks = blocks
-        self._known: dict[str, tuple[tuple[Role, ...], type[_Arguments], _Answer]] = {
+        known: dict[str, tuple[tuple[Role, ...], type[_Arguments], _Answer]] = {
             "tasks": (_READERS, _Tasks, self._tasks),
             "task": (_READERS, _Task, self._task),
             "ledger": (_READERS, _Ledger, self._ledger),
@@ -123,6 +132,10 @@ class Queries:
             "create_token": (_OPERATOR, _CreateToken, self._create_token),
             "revoke_token": (_OPERATOR, _RevokeToken, self._revoke_token),
             "revoke_party": (_OPERATOR, _RevokeParty, self._revoke_party),
+        }
+        self._known = {
+            **{what: Question(*one[:2], _unaware(one[2])) for what, one in known.items()},
+            **money.known,
         }
 
     async def answer(self, sender: PartyId, query: Query) -> bytes:
@@ -143,7 +156,7 @@ class Queries:
             arguments = msgspec.json.decode(query.arguments, type=shape)
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise InvalidRequest(f"query {query.what!r}: {error}") from error
-        return msgspec.json.encode(await answer(arguments))
+        return msgspec.json.encode(await answer(sender, arguments))
 
     async def _tasks(self, asked: _Tasks) -> object:
         given = {k: v for k, v in msgspec.structs.asdict(asked).items() if v is not None}
@@ -181,7 +194,8 @@ class Queries:
         return {"block": None if block is None else block.height}
 
     async def _check(self, _: _Nothing) -> object:
-        return await self._store.read(check_integrity)
+        account = self._blocks.account
+        return await self._store.read(lambda connection: check_integrity(connection, account))
 
     async def _list_parties(self, _: _Nothing) -> object:
         return {"parties": [_shown(row) for row in self._parties.all()]}
@@ -198,8 +212,10 @@ class Queries:
             asked.requests_per_minute,
             asked.tokens_per_minute,
             key_hash=_from_hex(asked.key_hash, "key_hash"),
+            owner=asked.customer,
+            budget_nano_usd=asked.budget_nano_usd,
         )
-        return {"key_id": entry.key_id, "customer": entry.customer}
+        return {"key_id": entry.key_id, "customer": entry.customer, "owner": entry.owner}
 
     async def _revoke_key(self, asked: _RevokeKey) -> object:
         entry = await self._keys.revoke(asked.key_id)
@@ -218,6 +234,11 @@ class Queries:
     async def _revoke_party(self, asked: _RevokeParty) -> object:
         await self._admission.revoke(PartyId(asked.party))
         return {"party": asked.party, "revoked": True}
+
+
+def _unaware(answer: _Answer) -> Callable[[PartyId, Any], Awaitable[object]]:
+    """The answer to a question that is the same whoever asks."""
+    return lambda _, asked: answer(asked)
 
 
 def _from_hex(text: str, name: str) -> bytes:

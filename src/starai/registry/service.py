@@ -22,7 +22,6 @@ from starai.core.errors import Overloaded, StarAIError, StoreFailed
 from starai.core.logging import event
 from starai.core.randomness import Randomness
 from starai.exchange.presence import keep_beating
-from starai.ledger.state import state_hash
 from starai.protocol.frames import Message, decode, encode
 from starai.protocol.identity import Identity, PartyId
 from starai.protocol.log import Witnessing
@@ -30,23 +29,38 @@ from starai.protocol.ports import Delivery, Handler, Wire
 from starai.protocol.presence import Beat
 from starai.protocol.registry import (
     Acknowledged,
+    AllotmentRequest,
     Confirm,
+    FundsChanged,
     Join,
     KeyTable,
     KeyTableRequest,
+    Prices,
+    PricesRequest,
     Query,
     Renew,
     Report,
 )
-from starai.protocol.subjects import KEYS_CHANGED, Role, inbox, registry_all
+from starai.protocol.subjects import (
+    FUNDS_CHANGED,
+    KEYS_CHANGED,
+    PRICES_CHANGED,
+    Role,
+    inbox,
+    registry_all,
+)
 from starai.registry.admission import Admission, OnRevoke, Terms, do_nothing
+from starai.registry.allotments import Allotments
 from starai.registry.blocks import BlockTerms, Closer
 from starai.registry.confirmations import Confirmations
+from starai.registry.customers import Customers
 from starai.registry.keys import Keys
+from starai.registry.money_queries import MoneyQueries
 from starai.registry.parties import Parties
+from starai.registry.prices import PriceList
 from starai.registry.queries import Queries
 from starai.registry.schema import bind_network
-from starai.registry.storage import Connection, Store
+from starai.registry.storage import Store
 from starai.registry.witnesses import Witnesses
 
 _LOG = logging.getLogger(__name__)
@@ -57,6 +71,8 @@ MAILBOX_MAX: Final = 1024
 CONFIRM_WORKERS: Final = 64
 #: Requests of any other verb in work at once: they are rare.
 OTHER_WORKERS: Final = 8
+#: Requests for allotments in work at once: a gateway's first, for all its keys, share commits.
+ALLOTMENT_WORKERS: Final = 32
 
 _Handle = Callable[[PartyId, Any], Awaitable[Message]]
 _Refuse = Callable[[str, str], Message]
@@ -70,6 +86,7 @@ class RegistryConfig:
     ``starai up``, the operator): each with its role, without which it is a stranger here.
     ``urls`` and ``ca`` go into join tickets: where newcomers reach the wire, and the certificate
     (DER) to which they hold it. ``blocks`` says when a block of the chain is closed.
+    What a node earned becomes payable ``maturity_ms`` after its block.
     """
 
     network: str
@@ -79,6 +96,7 @@ class RegistryConfig:
     credential_lifetime_ms: int = 86_400_000
     ca: bytes = b""
     blocks: BlockTerms = field(default_factory=BlockTerms)
+    maturity_ms: int = 172_800_000
 
 
 @dataclass(frozen=True)
@@ -120,11 +138,21 @@ class Registry:
             store, self.parties, account, terms, clock, randomness, on_revoke=on_revoke
         )
         self.keys = Keys(store, clock, randomness, self._publish_keys)
-        self.blocks = Closer(store, network, account, clock, _empty_books, config.blocks)
+        self.prices = PriceList(store, clock, self._publish_prices)
+        self.customers = Customers(store, clock, self._publish_funds)
+        self.allotments = Allotments(store, self.parties, clock, self._publish_funds)
+        self.blocks = Closer(store, network, account, clock, config.blocks)
         self.witnesses = Witnesses(
             store, self.parties, network, account.raw, clock, config.blocks
         )
-        self.queries = Queries(store, self.parties, self.admission, self.keys, self.blocks)
+        money = MoneyQueries(
+            *(store, self.parties, clock, self.customers, self.prices),
+            network=network,
+            maturity_ms=config.maturity_ms,
+        )
+        self.queries = Queries(
+            store, self.parties, self.admission, self.keys, self.blocks, money
+        )
 
     async def open(self) -> None:
         """Read what must be in memory; `run` does it too, so call it to use the parts before.
@@ -150,6 +178,7 @@ class Registry:
             for name, verb in self._verbs().items():
                 await tasks.start(self._serve, name, verb)
             tasks.start_soon(self.blocks.run)
+            tasks.start_soon(self.allotments.run)
             tasks.start_soon(keep_beating, self._wire, Role.REGISTRY, self._beat)
             event(_LOG, "registry_ready", network=self._config.network)
             task_status.started()
@@ -161,6 +190,10 @@ class Registry:
             "renew": _Verb(Renew, self.admission.renew, _not_acknowledged),
             "query": _Verb(Query, self._query, _no_report),
             "keys": _Verb(KeyTableRequest, self._key_table, _not_acknowledged),
+            "prices": _Verb(PricesRequest, self._price_table, _not_acknowledged),
+            "allotments": _Verb(
+                AllotmentRequest, self.allotments.handle, _not_acknowledged, ALLOTMENT_WORKERS
+            ),
             "witness": _Verb(Witnessing, self.witnesses.handle, _not_acknowledged),
         }
 
@@ -185,6 +218,22 @@ class Registry:
     async def _key_table(self, sender: PartyId, _: KeyTableRequest) -> Message:
         self.parties.require(sender, Role.GATEWAY)
         return await self.keys.table()
+
+    async def _price_table(self, sender: PartyId, _: PricesRequest) -> Message:
+        self.parties.require(sender, Role.GATEWAY)
+        return await self.prices.table()
+
+    async def _publish_prices(self, prices: Prices) -> None:
+        try:
+            await self._wire.publish(PRICES_CHANGED, encode(prices))
+        except StarAIError as error:  # gateways ask again every minute
+            event(_LOG, "prices_not_published", logging.WARNING, code=error.code)
+
+    async def _publish_funds(self, change: FundsChanged) -> None:
+        try:
+            await self._wire.publish(FUNDS_CHANGED, encode(change))
+        except StarAIError as error:  # gateways ask again within a second
+            event(_LOG, "funds_not_published", logging.WARNING, code=error.code)
 
     async def _publish_keys(self, change: KeyTable) -> None:
         try:
@@ -248,10 +297,6 @@ class Registry:
             await self._wire.publish(delivery.reply, frame)
         except StarAIError as error:  # the asker asks again, and the same answer is found
             event(_LOG, "answer_not_sent", logging.WARNING, code=error.code)
-
-
-def _empty_books(_: Connection) -> bytes:
-    return state_hash(0)
 
 
 def _sender(delivery: Delivery) -> PartyId:

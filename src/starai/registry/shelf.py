@@ -95,6 +95,21 @@ class StoredShelf:
         """
         return (_transfer(row) for row in rows(self._connection, f"{_TRANSFER} ORDER BY seq"))
 
+    def transfers_after(
+        self, seq: int, last: int | None = None
+    ) -> Iterator[tuple[int, Transfer]]:
+        """Transfers numbered above ``seq``, up to ``last`` or all, each with its number.
+
+        Raises:
+            StoreFailed: a row is no transfer.
+        """
+        sql = _TRANSFER.replace("SELECT id", "SELECT seq, id")
+        bound, bindings = ("", (seq,)) if last is None else (" AND seq <= ?", (seq, last))
+        for number, *cells in rows(
+            self._connection, f"{sql} WHERE seq > ?{bound} ORDER BY seq", *bindings
+        ):
+            yield number, _transfer(tuple(cells))
+
     def all_accounts(self) -> Iterator[tuple[Account, Totals]]:
         """All accounts that were ever used.
 
