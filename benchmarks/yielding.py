@@ -144,7 +144,7 @@ class Work:
     def __init__(self, number: int, generation: Generation, root: bytes) -> None:
         zero = "0"
         self.header = TaskHeader(
-            number.to_bytes(16, "big"), 0, zero, zero, b"", root, 0, 0, 0, 0, 0, 0, b""
+            number.to_bytes(16, "big"), 0, zero, zero, b"", root, 0, 0, 0, 0, 0, 0, 0, 0, b""
         )
         self.generation = generation
         self.finished = False

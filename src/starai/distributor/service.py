@@ -142,7 +142,7 @@ class Distributor:
             customer=header.customer,
             deadline_ms=header.deadline_ms,
             generation=task.generation,
-            price_id=header.price_id,
+            price=header.price,
             first_attempt=attempts_within(header.attempt),
         )
         async with self._carrier.carry(journey) as answer:

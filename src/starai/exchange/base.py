@@ -79,7 +79,7 @@ class Settled(msgspec.Struct, frozen=True):
 
 def task_record(settled: Settled, raw_node: bytes, raw_distributor: bytes) -> TaskRecord:
     """The record that both sides derive from how an attempt ended: equal on both, or disputed."""
-    header = settled.header
+    header, num_answer = settled.header, len(settled.ids) // 4
     return TaskRecord(
         task_id=header.task_id,
         attempt=header.attempt,
@@ -88,9 +88,9 @@ def task_record(settled: Settled, raw_node: bytes, raw_distributor: bytes) -> Ta
         customer=header.customer,
         model_root=header.model_root,
         prompt_tokens=header.prompt_tokens,
-        answer_tokens=len(settled.ids) // 4,
+        answer_tokens=num_answer,
         price_id=header.price_id,
-        charge_nano_usd=0,
+        charge_nano_usd=header.price.charge(header.prompt_tokens, num_answer),
         offered_ms=header.offered_ms,
         closed_ms=settled.closed_ms,
         request_hash=header.request_hash,

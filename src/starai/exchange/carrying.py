@@ -41,7 +41,7 @@ from starai.exchange.reading import OVERSLEPT_S
 from starai.protocol import tokens
 from starai.protocol.generation import Generation, Part
 from starai.protocol.identity import PartyId
-from starai.protocol.tasks import RefusalCode
+from starai.protocol.tasks import FREE, RefusalCode, TokenPrice
 
 _LOG = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Journey(msgspec.Struct, frozen=True):
     customer: int
     deadline_ms: int
     generation: Generation
-    price_id: int = 0
+    price: TokenPrice = FREE
     first_attempt: int = 0
 
 
@@ -347,6 +347,9 @@ class Carried:
             generation = msgspec.structs.replace(
                 generation, accepted=bytes(self._accepted), salt=salt
             )
+        price = journey.price
+        if generation.accepted:  # whoever answered with that was paid for the prompt
+            price = msgspec.structs.replace(price, input_nano_usd=0)
         ask = Ask(
             task_id=journey.task_id,
             attempt=journey.first_attempt + self._number,
@@ -357,7 +360,7 @@ class Carried:
             customer=journey.customer,
             deadline_ms=journey.deadline_ms,
             generation=generation,
-            price_id=journey.price_id,
+            price=price,
         )
         self._number += 1
         try:

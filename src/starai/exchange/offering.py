@@ -43,6 +43,7 @@ from starai.protocol.identity import PartyId
 from starai.protocol.ports import Delivery
 from starai.protocol.subjects import Role, answers_for, offer
 from starai.protocol.tasks import (
+    FREE,
     Answer,
     Close,
     Offer,
@@ -51,6 +52,7 @@ from starai.protocol.tasks import (
     RefusalCode,
     SessionOpening,
     TaskHeader,
+    TokenPrice,
 )
 from starai.sealing import (
     Session,
@@ -85,7 +87,7 @@ class Ask(msgspec.Struct, frozen=True):
     customer: int
     deadline_ms: int
     generation: Generation
-    price_id: int = 0
+    price: TokenPrice = FREE
 
 
 @dataclass
@@ -212,7 +214,9 @@ class Offering:
             offered_ms=self._clock.now_ms(),
             deadline_ms=ask.deadline_ms,
             customer=ask.customer,
-            price_id=ask.price_id,
+            price_id=ask.price.price_id,
+            input_nano_usd=ask.price.input_nano_usd,
+            output_nano_usd=ask.price.output_nano_usd,
             request_hash=request_hash(plaintext),
         )
         keys = derive_keys(line.session.secret, header)

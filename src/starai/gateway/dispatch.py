@@ -92,6 +92,7 @@ class Dispatch:
             customer=submission.customer,
             deadline_ms=submission.deadline_ms,
             generation=submission.generation,
+            price=submission.price,
         )
         return Submitted(self._carrier.carry(journey), self._count)
 

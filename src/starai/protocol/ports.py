@@ -11,6 +11,7 @@ import msgspec
 from starai.protocol.generation import Generation, Part
 from starai.protocol.identity import PartyId
 from starai.protocol.presence import ServedModel
+from starai.protocol.tasks import FREE, TokenPrice
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -87,6 +88,7 @@ class Submission(msgspec.Struct, frozen=True):
     customer: int
     deadline_ms: int
     generation: Generation
+    price: TokenPrice = FREE
 
 
 class TaskPort(Protocol):

@@ -20,14 +20,16 @@ RECORD_BYTES: Final = _RECORD.size
 _MAGIC: Final = b"SAIR"
 _VERSION: Final = 1
 _TYPE_TASK: Final = 1
+#: What every record begins with, padding included.
+_HEAD: Final = _MAGIC + bytes((_VERSION, _TYPE_TASK, 0, 0))
 
 
 class TaskRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One attempt of one task. Keys are raw 32-byte public keys; times Unix milliseconds.
 
-    ``charge_nano_usd`` is 0 while prices are not set. ``request_hash`` commits to the sealed
-    request, ``answer_hash`` to the accepted token ids (or the embedding), ``proof_hash`` to the
-    code chain's end.
+    ``charge_nano_usd`` is what the customer owes for it by the prices in the task's header.
+    ``request_hash`` commits to the sealed request, ``answer_hash`` to the accepted token ids (or
+    the embedding), ``proof_hash`` to the code chain's end.
     """
 
     task_id: bytes
@@ -96,13 +98,9 @@ class TaskRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         if len(data) != RECORD_BYTES:
             raise MalformedFrame(f"a record has {RECORD_BYTES} bytes")
-        magic, version, kind, *fields = _RECORD.unpack(data)
-        if (magic, version, kind) != (_MAGIC, _VERSION, _TYPE_TASK):
-            raise MalformedFrame("not a task record of this version")
-        record = cls(*fields)
-        if record.canonical() != data:
-            raise MalformedFrame("a record's padding must be zero")
-        return record
+        if not data.startswith(_HEAD):  # the padding too: other bytes would be another leaf
+            raise MalformedFrame("not a task record of this version, or its padding is not zero")
+        return cls(*_RECORD.unpack(data)[3:])
 
     def block(self, block_ms: int) -> int:
         """The confirmation block this record falls into: both sides derive it from the record."""

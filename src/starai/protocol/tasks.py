@@ -17,7 +17,28 @@ from starai.protocol.fields import U32, Bytes16, Bytes32, Count, Name, Party, Un
 from starai.protocol.frames import Message, travels
 from starai.protocol.identity import raw_public
 
-_HEADER: Final = struct.Struct("<4sB3x16sI32s32s16s32sIIQQQI32s")
+_HEADER: Final = struct.Struct("<4sB3x16sI32s32s16s32sIIQQQIII32s")
+_VERSION: Final = 2
+
+
+class TokenPrice(msgspec.Struct, frozen=True):
+    """What a token costs, in nano-USD (1e-9), by row ``price_id`` of the operator's price table.
+
+    The default is the price of a free network. A price has 32 bits: $4.29 a token at the most, so
+    no charge that a message can ask for is out of a record's range.
+    """
+
+    price_id: int = 0
+    input_nano_usd: int = 0
+    output_nano_usd: int = 0
+
+    def charge(self, prompt_tokens: int, answer_tokens: int) -> int:
+        """What that many tokens cost, in nano-USD."""
+        return prompt_tokens * self.input_nano_usd + answer_tokens * self.output_nano_usd
+
+
+#: A network without prices.
+FREE: Final = TokenPrice()
 
 
 class TaskHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
@@ -25,7 +46,9 @@ class TaskHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_
 
     Times are Unix milliseconds. ``request_hash`` is the SHA-256 of the sealed plaintext (which
     holds a random salt), ``customer`` an opaque account number, ``price_id`` a row of the
-    operator's price table (0: free). ``attempt`` counts re-offers of one task from 0.
+    operator's price table (0: free), whose prices of a token in nano-USD stand beside it, so that
+    both sides derive one charge. ``input_nano_usd`` is 0 where tokens of the answer were accepted
+    from an earlier attempt: that one is paid for the prompt. ``attempt`` counts re-offers from 0.
     """
 
     task_id: Bytes16
@@ -40,7 +63,14 @@ class TaskHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_
     deadline_ms: UnixMs
     customer: Count
     price_id: U32
+    input_nano_usd: U32
+    output_nano_usd: U32
     request_hash: Bytes32
+
+    @property
+    def price(self) -> TokenPrice:
+        """What the tokens of this attempt cost."""
+        return TokenPrice(self.price_id, self.input_nano_usd, self.output_nano_usd)
 
     def canonical(self) -> bytes:
         """Fixed-width bytes, equal on every machine.
@@ -55,7 +85,7 @@ class TaskHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_
         try:
             return _HEADER.pack(
                 b"SATH",
-                1,
+                _VERSION,
                 self.task_id,
                 self.attempt,
                 raw_public(self.caller),
@@ -68,6 +98,8 @@ class TaskHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_
                 self.deadline_ms,
                 self.customer,
                 self.price_id,
+                self.input_nano_usd,
+                self.output_nano_usd,
                 self.request_hash,
             )
         except struct.error as error:

@@ -247,7 +247,7 @@ async def test_an_offer_that_does_not_open_takes_nobodys_place() -> None:
         ask = made.ask()
         header = TaskHeader(
             *(ask.task_id, 0, made.caller.identity.party, ask.callee, b"?" * 16, b"m" * 32),
-            *(10, LENGTH, 1, ask.deadline_ms, 1, 0, b"?" * 32),
+            *(10, LENGTH, 1, ask.deadline_ms, 1, 0, 0, 0, b"?" * 32),
         )
         await made.spy.publish(made.subject, encode(Offer(header, b"rubbish")))
         await anyio.sleep(0.1)

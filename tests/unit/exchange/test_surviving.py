@@ -24,13 +24,14 @@ from starai.protocol.generation import Finish, Generation, Sampling
 from starai.protocol.identity import PartyId
 from starai.protocol.ports import Delivery
 from starai.protocol.subjects import Role, answer
-from starai.protocol.tasks import Answer, RefusalCode
+from starai.protocol.tasks import Answer, RefusalCode, TokenPrice
 from starai.testing.parties import Parties
 from starai.wire.memory import MemoryNetwork
 
 pytestmark = pytest.mark.anyio
 
 LENGTH = 40
+PRICE = TokenPrice(price_id=3, input_nano_usd=20, output_nano_usd=60)
 WHOLE = [(position * 7919 + 13) % 50_000 for position in range(LENGTH)]
 GENERATION = Generation(
     tokens.pack(range(10)), LENGTH, Sampling(b"k" * 32), stop_token_ids=(), salt=b"s" * 16
@@ -130,7 +131,7 @@ class Scene:
 
     async def read(self, number: int = 0) -> list[int]:
         deadline_ms = self.caller.clock.now_ms() + 300_000
-        journey = Journey(number.to_bytes(16, "big"), b"m" * 32, 1, deadline_ms, GENERATION)
+        journey = Journey(number.to_bytes(16, "big"), b"m" * 32, 1, deadline_ms, GENERATION, PRICE)
         ids: list[int] = []
         async with self.carrier.carry(journey) as carried:
             finish = None
@@ -172,6 +173,22 @@ async def test_a_stall_behind_signs_of_life_is_noticed_within_a_second() -> None
         lost_s = anyio.current_time() - began_s - LENGTH * 0.05
         assert 0.8 < lost_s < 1.0
         assert await made.books_agree() == 2
+
+
+async def test_a_customer_pays_the_prompt_once_however_many_answered() -> None:
+    """An attempt that carries on what another began charges for its own tokens only."""
+    async with scene(stalls_at(10), stalls_at(25), answer_all) as made:
+        assert await made.read() == WHOLE
+        raw = made.caller.identity.raw
+        records = [task_record(one, b"n" * 32, raw) for one in made.caller_book]
+        num_prompt = tokens.count(GENERATION.prompt)
+        assert [one.charge_nano_usd for one in records] == [
+            20 * num_prompt + 60 * 10,
+            60 * 15,
+            60 * 15,
+        ]
+        assert {one.price_id for one in records} == {3}
+        assert await made.books_agree() == 3
 
 
 async def test_a_slow_node_is_not_taken_for_a_stalled_one() -> None:

@@ -53,7 +53,7 @@ class Scene:
         )
         header = TaskHeader(
             *(self.number.to_bytes(16, "big"), 2**31, self.caller.identity.party),
-            *(self.callee.identity.party, b"i" * 16, root, 5, 30, 1, 2, 0, 0, b"h" * 32),
+            *(self.callee.identity.party, b"i" * 16, root, 5, 30, 1, 2, 0, 0, 0, 0, b"h" * 32),
         )
         generation = msgspec.structs.replace(generation, **changes)
         return ServedTask(header, generation, derive_keys(b"S" * 32, header), self.callee.wire)

@@ -30,7 +30,7 @@ PREKEY = Prekey(ME.party, b"i" * 16, b"p" * 32, 1, 2, b"s" * 64)
 MODEL = ServedModel("m", b"m" * 32, 100, 1)
 BEAT = Beat(ME.party, "node", 1, 1, 1, False, 0, 0, 0, 0, PREKEY, (MODEL,))
 HEADER = TaskHeader(
-    *(b"t" * 16, 0, ME.party, ME.party, b"s" * 16, b"m" * 32, 1, 1, 1, 2, 0, 0, b"h" * 32)
+    *(b"t" * 16, 0, ME.party, ME.party, b"s" * 16, b"m" * 32, 1, 1, 1, 2, 0, 0, 0, 0, b"h" * 32)
 )
 CLOSE = Close(b"t" * 16, 0, 1, 1, 1, b"g" * 16)
 

@@ -80,6 +80,8 @@ def header_for(plaintext: bytes, session_id: bytes = b"i" * 16) -> TaskHeader:
         deadline_ms=NOW_MS + 1000,
         customer=9,
         price_id=0,
+        input_nano_usd=0,
+        output_nano_usd=0,
         request_hash=request_hash(plaintext),
     )
 
