@@ -206,9 +206,7 @@ class Corrected(_Event, frozen=True, kw_only=True, tag="corrected"):
     @classmethod
     def of(cls, transfer_id: bytes, at_ms: int, ref: bytes = b"") -> Corrected:
         """The correction of a transfer; ``ref`` says why."""
-        return cls(
-            event_id=correction_id(transfer_id), at_ms=at_ms, reverses=transfer_id, ref=ref
-        )
+        return cls(event_id=correction_id(transfer_id), at_ms=at_ms, reverses=transfer_id, ref=ref)
 
     def __post_init__(self) -> None:
         """Refuse what could not mean anything.

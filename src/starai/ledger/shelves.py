@@ -1,4 +1,4 @@
-"""Where books are kept: what `Books` reads, what it hands back to be written, and a shelf in memory.
+"""Where books are kept: what `Books` reads, what it has to be written, and a shelf in memory.
 
 A shelf is all that the kernel knows of storage. `starai.registry.money` has one over a database.
 """

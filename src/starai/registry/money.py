@@ -128,9 +128,7 @@ def capture(connection: Connection, node: bytes, records: Iterable[Owed], now_ms
     return Paid(nano[Code.CAPTURE], nano[Code.FEE], tuple(overcharged), tuple(missing))
 
 
-def _bills(
-    connection: Connection, records: Iterable[Owed]
-) -> tuple[dict[int, _Bill], list[int]]:
+def _bills(connection: Connection, records: Iterable[Owed]) -> tuple[dict[int, _Bill], list[int]]:
     """What each payer owes, and the records that asked for too much."""
     prices: dict[int, Price | None] = {}
     bills: dict[int, _Bill] = {}
@@ -237,8 +235,10 @@ def verify_books(connection: Connection) -> BooksCheck:
             problems.append(problem)
             if len(problems) == PROBLEMS_MAX:
                 break
-    except (StoreFailed, *connection.errors) as error:
-        problems.append(str(error))
+    except StoreFailed as error:
+        problems.append(error.message)
+    except connection.errors as error:
+        problems.append(f"the database cannot be read: {error}")
     total = state.sum_of(replay.accounts, replay.holds.values())
     return BooksCheck(
         transfers=replay.num_transfers,

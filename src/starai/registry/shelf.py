@@ -95,9 +95,7 @@ class StoredShelf:
         """
         return (_transfer(row) for row in rows(self._connection, f"{_TRANSFER} ORDER BY seq"))
 
-    def transfers_after(
-        self, seq: int, last: int | None = None
-    ) -> Iterator[tuple[int, Transfer]]:
+    def transfers_after(self, seq: int, last: int | None = None) -> Iterator[tuple[int, Transfer]]:
         """Transfers numbered above ``seq``, up to ``last`` or all, each with its number.
 
         Raises:
@@ -154,9 +152,9 @@ class StoredShelf:
             else:
                 self._connection.execute(_CHANGE_HOLD, (hold.remaining, closed_ms, hold.hold_id))
         total, debits = self.books()
-        total = state.add(total, changes).to_bytes(state.SUM_BYTES, "big")
         debits += sum(one.amount for one in changes.transfers)
-        self._connection.execute(_SET_BOOKS, (total, str(debits)))
+        after = state.add(total, changes).to_bytes(state.SUM_BYTES, "big")
+        self._connection.execute(_SET_BOOKS, (after, str(debits)))
 
 
 def _account(kind: str, owner: bytes) -> Account:
