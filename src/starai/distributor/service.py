@@ -85,6 +85,7 @@ class Distributor:
             self._offering.lose,
             on_draining=self._offering.drain,
         )
+        self._nodes.roster.on_served = self._news.ring  # who waits for a model hears at once
         self._admission = Admission(member, self._offering, self._nodes) if measures_nodes else None
         self._hearing = Hearing(member, self._nodes.ladder, self._nodes.roster.changed)
         self._carrier = Carrier(

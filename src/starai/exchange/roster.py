@@ -92,6 +92,9 @@ class Roster:
         self._rtt_ms = rtt_ms
         #: What is believed of what a party says of a model: whoever measured it may know better.
         self.believe: Callable[[PartyId, ServedModel], ServedModel] = lambda _party, model: model
+        #: Hears when somebody is the first to serve a model, or the last.
+        self.on_served: Callable[[], None] = lambda: None
+        self._num_serving: Counter[bytes] = Counter()
         self._parties: dict[PartyId, _Party] = {}
         self._pools: dict[bytes, Pool] = {}
         # Moved in their pools before somebody looks there, and not for every task that comes and
@@ -138,7 +141,7 @@ class Roster:
         """Who serves what, of those that take tasks at all."""
         for known in self._parties.values():
             beat = known.beat
-            if not beat.draining and not beat.paused and beat.prekey is not None:
+            if _served(beat):
                 for model in beat.models:
                     yield beat, model
 
@@ -146,6 +149,7 @@ class Roster:
         """A beat came."""
         now_s = self._clock.monotonic_s()
         known = self._parties.get(beat.party)
+        before = _served(known.beat) if known is not None else frozenset()
         if known is None:
             known = self._parties[beat.party] = _Party(beat, now_s)
         gone = {one.model_root for one in known.beat.models} - {m.model_root for m in beat.models}
@@ -159,6 +163,7 @@ class Roster:
             self._leave_pool(model_root, beat.party)
         for model in beat.models:
             self._put(known, model, now_s)
+        self._count(before, _served(beat))
 
     def gone(self, party: PartyId) -> None:
         """A party is there no longer, nor are its places."""
@@ -166,6 +171,18 @@ class Roster:
         if known is not None:
             for model in known.beat.models:
                 self._leave_pool(model.model_root, party)
+            self._count(_served(known.beat), frozenset())
+
+    def _count(self, before: frozenset[bytes], after: frozenset[bytes]) -> None:
+        """Count who serves what, for `on_served`."""
+        if before == after:
+            return
+        self._num_serving.update(after - before)
+        self._num_serving.subtract(before - after)
+        changed = [root for root in before ^ after if self._num_serving[root] == (root in after)]
+        self._num_serving = +self._num_serving
+        if changed:
+            self.on_served()
 
     def changed(self, party: PartyId) -> None:
         """Something about a party is different: its tasks, or its place on the ladder."""
@@ -309,3 +326,10 @@ def _check_own(prekey: Prekey, party: PartyId, now_ms: int) -> None:
     if prekey.party != party:
         raise SealBroken("a prekey is another party's")
     check_prekey(prekey, now_ms)
+
+
+def _served(beat: Beat) -> frozenset[bytes]:
+    """What a party takes tasks for, as its beat says."""
+    if beat.draining or beat.paused or beat.prekey is None:
+        return frozenset()
+    return frozenset(model.model_root for model in beat.models)

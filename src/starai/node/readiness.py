@@ -8,6 +8,7 @@ A busy engine is not asked: its tokens show it, and their lack is noticed by who
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import anyio
@@ -41,9 +42,10 @@ class Probed(Protocol):
 class Readiness:
     """Asks an engine again and again. ``is_ready`` is about the process that runs now."""
 
-    def __init__(self, engine: Probed) -> None:
-        """Nothing is ready before it has answered once."""
+    def __init__(self, engine: Probed, on_change: Callable[[], None] = lambda: None) -> None:
+        """Nothing is ready before it has answered once; ``on_change`` hears when that changes."""
         self._engine = engine
+        self._on_change = on_change
         self._answered_pid = 0
 
     @property
@@ -72,7 +74,8 @@ class Readiness:
         self._set(0)
 
     def _set(self, pid: int) -> None:
-        if bool(pid) != bool(self._answered_pid):
+        changes, self._answered_pid = bool(pid) != bool(self._answered_pid), pid
+        if changes:
             level = logging.INFO if pid else logging.WARNING
             event(_LOG, "engine_answers" if pid else "engine_does_not_answer", level, pid=pid)
-        self._answered_pid = pid
+            self._on_change()

@@ -67,7 +67,7 @@ class Node:
         self._leaving = anyio.Event()
         self._patience = ORDERED
         self._news = Bell()
-        self._readiness = Readiness(runner)
+        self._readiness = Readiness(runner, self._news.ring)
         self._done = 0
         self._serving = Serving(
             member, Role.NODE, (Role.DISTRIBUTOR,), self._answer, self._on_settled

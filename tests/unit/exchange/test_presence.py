@@ -12,8 +12,9 @@ from starai.core.limits import BEAT_INTERVAL_S, BEAT_LEASE_S
 from starai.exchange import presence as module
 from starai.exchange.guarding import SHUT_S
 from starai.exchange.ladder import Fault
+from starai.exchange.mailboxes import Bell
 from starai.exchange.member import Member
-from starai.exchange.presence import Presence, keep_beating
+from starai.exchange.presence import HURRY_S, Presence, keep_beating
 from starai.protocol.frames import encode
 from starai.protocol.identity import PartyId
 from starai.protocol.ports import Delivery
@@ -97,6 +98,27 @@ async def test_kept_beating_it_stays_for_an_hour() -> None:
         assert seen is not None
         assert seen.seq == pytest.approx(3600 / BEAT_INTERVAL_S, abs=2)
         assert made.gone == []
+        tasks.cancel_scope.cancel()
+
+
+async def test_whoever_has_news_beats_at_once_but_never_floods() -> None:
+    """A first ring is heard within `HURRY_S`; a bell that never stops makes ten beats a second."""
+    async with watch() as made, anyio.create_task_group() as tasks:
+        bell, party = Bell(), made.node.identity.party
+
+        def make(seq: int) -> Beat:
+            return make_beat(made.node, seq)
+
+        tasks.start_soon(keep_beating, made.node.wire, Role.NODE, make, bell)
+        await anyio.sleep(0.01)
+        bell.ring()
+        await anyio.sleep(HURRY_S)
+        assert made.presence.get(party).seq == 2
+        for _ in range(1000):
+            bell.ring()
+            await anyio.sleep(0.01)
+        assert made.presence.get(party).seq == pytest.approx(2 + 10 / HURRY_S, abs=2)
+        assert made.faults == []
         tasks.cancel_scope.cancel()
 
 

@@ -645,3 +645,27 @@ async def test_a_node_that_says_it_is_full_is_believed_until_its_next_beat() -> 
         assert (await made.choose()).callee == other.party
         await anyio.sleep(BEAT_INTERVAL_S)
         assert (await made.choose()).callee == full.party
+
+
+async def test_the_first_to_serve_a_model_and_the_last_are_news() -> None:
+    """A second node changes nothing of what is served; the first one and the last one's end do."""
+    async with scene() as made:
+        news: list[int] = []
+        made.routing.roster.on_served = lambda: news.append(1)
+        first = await made.add()
+        assert len(news) == 1
+        second = await made.add()
+        await anyio.sleep(5)
+        assert len(news) == 1
+        first.draining = True
+        await anyio.sleep(2 * BEAT_INTERVAL_S)
+        assert len(news) == 1
+        second.models = ()
+        await anyio.sleep(2 * BEAT_INTERVAL_S)
+        assert len(news) == 2
+        first.draining = False
+        await anyio.sleep(2 * BEAT_INTERVAL_S)
+        assert len(news) == 3
+        first.scope.cancel()
+        await anyio.sleep(BEAT_LEASE_S + 2 * BEAT_INTERVAL_S)
+        assert len(news) == 4
