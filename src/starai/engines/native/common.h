@@ -79,6 +79,8 @@ void linear(const Weight& w, const void* x, int dtype, int64_t m, void* y, int t
 // and k only, so that several weights may share them.
 constexpr int64_t PIECE_ROWS = 128;  // most rows that `prepare` and `multiply` take
 size_t prepared_bytes(const Weight& w, int64_t m);
+// Whether `multiply` will look at what `prepare` made of m rows, in pieces.
+bool wants_preparation(const Weight& w, int64_t m);
 void prepare(const Weight& w, const void* x, int dtype, int64_t m, int64_t row_begin,
              int64_t row_end, void* prepared);
 // Columns [begin, end) of y, whose rows are `ldy` elements apart.

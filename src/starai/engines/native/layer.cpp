@@ -38,6 +38,7 @@ struct Pass {
     int64_t turned;
     Spans spans;
     int threads;
+    bool keys_only;  // of the one layer, whose keys and values are kept; hidden states stay
 };
 
 // What all threads of the team know: buffers between the parts, for the widest layer.
@@ -130,6 +131,7 @@ struct Worker {
     }
 
     void run() const {
+        if (pass.keys_only) return keep_keys(pass.first);
         for (int64_t i = pass.first; i < pass.last; ++i) layer(i);
         add_branch(pass.layers[pass.last - 1].output_norm, pass.layers[pass.last - 1]);
     }
@@ -141,11 +143,11 @@ struct Worker {
         ready(layer.qkv, desk.normed);
         columns(layer.qkv, desk.normed, desk.qkv);
         meet();
-        place_heads(layer, pass.pools[i]);
+        place_heads(layer, pass.pools[i], 0);
         meet();
         attend(desk.plans[desk.plan_of[size_t(i - pass.first)]], pass.pools[i], pass.spans,
                query_of(layer, desk, pass.dtype), desk.shared);
-        if (layer.out.kind >= W_INT8) ready(layer.out, desk.attended);
+        if (wants_preparation(layer.out, rows)) ready(layer.out, desk.attended);
         columns(layer.out, desk.attended, desk.branch);
         meet();
         add_branch(layer.attention_norm, layer);
@@ -153,9 +155,21 @@ struct Worker {
         ready(layer.gate_up, desk.normed);
         feed(layer);
         meet();
-        if (layer.down.kind >= W_INT8) ready(layer.down, desk.gated);
+        if (wants_preparation(layer.down, rows)) ready(layer.down, desk.gated);
         columns(layer.down, desk.gated, desk.branch);
         meet();
+    }
+
+    void keep_keys(int64_t i) const {
+        const Layer& layer = pass.layers[i];
+        normalise(layer.input_norm, layer);
+        ready(layer.qkv, desk.normed);
+        const int64_t queries = layer.heads * layer.head_dim;
+        int64_t begin, end;
+        share(layer.qkv.n - queries, threads, own, &begin, &end);
+        multiply_rows(layer.qkv, desk.normed, desk.qkv, queries + begin, queries + end);
+        meet();
+        place_heads(layer, pass.pools[i], layer.heads);
     }
 
     // Hidden states of this thread's rows take in what the last part gave.
@@ -220,13 +234,14 @@ struct Worker {
         }
     }
 
-    // Norm and rotation of heads, new keys and values into the pool; heads are dealt to threads.
-    void place_heads(const Layer& layer, const Pool& pool) const {
-        const int64_t all = layer.heads + 2 * layer.kv_heads;
-        const int64_t begin = rows * all * own / threads, end = rows * all * (own + 1) / threads;
+    // Norm and rotation of heads from `first` on, new keys and values into the pool; heads are dealt
+    // to threads.
+    void place_heads(const Layer& layer, const Pool& pool, int64_t first) const {
+        const int64_t all = layer.heads + 2 * layer.kv_heads, some = all - first;
+        const int64_t begin = rows * some * own / threads, end = rows * some * (own + 1) / threads;
         for (int64_t item = begin; item < end; ++item) {
-            const int64_t r = item / all, h = item % all;
-            X* head = reinterpret_cast<X*>(desk.qkv) + item * layer.head_dim;
+            const int64_t r = item / some, h = first + item % some;
+            X* head = reinterpret_cast<X*>(desk.qkv) + (r * all + h) * layer.head_dim;
             if (h < layer.heads) {
                 turn(layer, layer.query_norm, head, r);
             } else if (h < layer.heads + layer.kv_heads) {
@@ -277,16 +292,18 @@ int threads_worth(const Pass& pass, int64_t most) {
 
 extern "C" {
 
-// Layers [first, last) on hidden [rows, width] in place. Null, or why the spans cannot be.
+// Layers [first, last) on hidden [rows, width] in place; with `keys_only`, which is for one layer, its
+// keys and values are kept and hidden stays. Null, or why the spans cannot be.
 const char* starai_decoder_layers(const starai::Layer* layers, const starai::Pool* pools,
                                   int64_t first, int64_t last, void* hidden, int64_t dtype,
                                   const float* cosine, const float* sine, int64_t turned,
                                   const int32_t* tables, const int32_t* starts,
                                   const int32_t* counts, const int32_t* limits, int64_t spans,
-                                  int64_t max_blocks, int64_t rows, int64_t threads) {
+                                  int64_t max_blocks, int64_t rows, int64_t threads,
+                                  int64_t keys_only) {
     using namespace starai;
     Pass pass{layers, pools, first, last, hidden, dtype, cosine, sine, turned,
-              {tables, starts, counts, limits, spans, max_blocks, rows}, 1};
+              {tables, starts, counts, limits, spans, max_blocks, rows}, 1, keys_only != 0};
     for (int64_t i = first; i < last; ++i)
         if (i == first || pools[i].blocks != pools[i - 1].blocks ||
             layers[i].window != layers[i - 1].window)

@@ -235,6 +235,8 @@ class NativeLayers:
         first: int = 0,
         last: int | None = None,
         limits: Tensor | None = None,
+        *,
+        keys_only: bool = False,
     ) -> None:
         """Run layers [first, last) on packed rows, in place; their keys and values are kept.
 
@@ -250,6 +252,7 @@ class NativeLayers:
             first: the first layer to run.
             last: the layer behind the last one to run; None is all.
             limits: int32 [T], how many tokens each row sees, in place of causality.
+            keys_only: of one layer only keep what it would; hidden states stay as they are.
 
         Raises:
             InternalFault: shapes or types do not fit, or a table leads outside a pool.
@@ -259,6 +262,8 @@ class NativeLayers:
         if self._dtype not in {None, hidden.dtype} or not hidden.is_contiguous():
             raise InternalFault(f"hidden states are {hidden.dtype}, weights {self._dtype}")
         self._check(hidden, cosine, sine, first, last)
+        if keys_only and last != first + 1:
+            raise InternalFault("the keys of one layer are kept at a time")
         reason = self._call(
             self._described,
             self._pools_of(pools),
@@ -271,6 +276,7 @@ class NativeLayers:
             cosine.shape[-1],
             *spans_of(tables, starts, counts, limits, rows),
             library.threads(),
+            int(keys_only),
         )
         if reason:
             raise InternalFault(f"decoder layers: {reason.decode()}")
@@ -341,7 +347,7 @@ def _kernel() -> Callable[..., Any]:
         "starai_decoder_layers",
         *(POINTER, POINTER, COUNT, COUNT, POINTER, COUNT, POINTER, POINTER, COUNT),
         *SPANS,
-        COUNT,
+        *(COUNT, COUNT),
         returns=ctypes.c_char_p,
     )
     if size is None or call is None:

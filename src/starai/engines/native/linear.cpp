@@ -1,4 +1,6 @@
 // Linear layers on float, bfloat16, int8 and int4 weights: who computes which part of y.
+#include <algorithm>
+
 #include "dots.h"
 #ifdef STARAI_AVX512
 #include "wide.h"
@@ -16,9 +18,9 @@ constexpr int64_t MIDDLE_BYTES = 256 << 10;
 constexpr int64_t AHEAD_BYTES = 4096;
 
 // Activations made ready at a time, which share the second-level cache with weights.
-constexpr int64_t PREPARED_BYTES = 512 << 10;
-// Rows from which floats are summed by blocks: faster, but a row's last bits then depend on the
-// number of rows. Below, as with integers always, they do not.
+constexpr int64_t PREPARED_BYTES = 1 << 20;
+// Rows from which float32 is summed by blocks: faster, but a row's last bits then depend on the
+// number of rows. Below, as with all other kinds always, they do not.
 constexpr int64_t FLOAT_WIDE_ROWS = 48;
 // Multiplications below which a second thread is late.
 constexpr int64_t WORTH_THREADS = 1 << 16;
@@ -113,6 +115,11 @@ void prepare_rows(const Weight& w, const void* x, int dtype, int64_t m, int64_t 
     for (int64_t r = row_begin; r < row_end; ++r) {
         const char* from = static_cast<const char*>(x) + size_t(r) * bytes;
 #ifdef STARAI_AVX512
+        if (by_blocks && w.kind == W_BF16 && r % WIDE == 0 && r + WIDE <= row_end) {
+            prepare_wide_bf16(from, w.k, r, to);
+            r += WIDE - 1;
+            continue;
+        }
         if (by_blocks) {
             prepare_wide(w.kind, from, dtype, w.k, m, r, to, spare);
             continue;
@@ -183,17 +190,21 @@ void piece(const Weight& w, const void* x, int dtype, int64_t m, void* y, int th
 }  // namespace
 
 size_t prepared_bytes(const Weight& w, int64_t m) {
-    return w.kind >= W_INT8 ? room_for(w, m) : 0;  // floats are taken as they are
+    return w.kind == W_F32 ? 0 : room_for(w, m);  // float32 is taken as it is
 }
 
 void prepare(const Weight& w, const void* x, int dtype, int64_t m, int64_t row_begin, int64_t row_end,
              void* prepared) {
-    prepare_rows(w, x, dtype, m, row_begin, row_end, prepared, w.kind >= W_INT8 && use_wide(w, m));
+    prepare_rows(w, x, dtype, m, row_begin, row_end, prepared, w.kind != W_F32 && use_wide(w, m));
 }
 
 void multiply(const Weight& w, const void* x, int dtype, int64_t m, const void* prepared, void* y,
               int64_t ldy, int64_t begin, int64_t end) {
-    multiply_rows(w, x, dtype, m, prepared, y, ldy, begin, end, w.kind >= W_INT8 && use_wide(w, m));
+    multiply_rows(w, x, dtype, m, prepared, y, ldy, begin, end, w.kind != W_F32 && use_wide(w, m));
+}
+
+bool wants_preparation(const Weight& w, int64_t m) {
+    return w.kind >= W_INT8 || (w.kind == W_BF16 && use_wide(w, std::min(m, PIECE_ROWS)));
 }
 
 void share(int64_t n, int threads, int thread, int64_t* begin, int64_t* end) {
@@ -210,7 +221,7 @@ void linear(const Weight& w, const void* x, int dtype, int64_t m, void* y, int t
     if (w.n * w.k * m < WORTH_THREADS) threads = 1;
     for (int64_t first = 0; first < m; first += most) {
         const int64_t rows = m - first < most ? m - first : most;
-        const bool by_blocks = use_wide(w, rows) && (w.kind >= W_INT8 || m >= FLOAT_WIDE_ROWS);
+        const bool by_blocks = use_wide(w, rows) && (w.kind != W_F32 || m >= FLOAT_WIDE_ROWS);
         piece(w, static_cast<const char*>(x) + size_t(first) * in, dtype, rows,
               static_cast<char*>(y) + size_t(first) * out, threads, by_blocks);
     }

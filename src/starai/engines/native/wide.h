@@ -8,7 +8,8 @@ namespace starai {
 class Wide {
   public:
     Wide(const Weight& w, const void* prepared, int64_t m, void* y, int64_t ldy, int dtype)
-        : w_(w), row_(weight_row_bytes(w)), block_(wide_block_bytes(w.kind, w.k)), m_(m), ldy_(ldy),
+        : w_(w), row_(weight_row_bytes(w)), ordered_(row_ + 64),
+          block_(wide_block_bytes(w.kind, w.k)), m_(m), ldy_(ldy),
           head_(static_cast<const WideHead*>(prepared)),
           x_(static_cast<const char*>(prepared) + sizeof(WideHead)), y_(static_cast<char*>(y)),
           dtype_(dtype) {}
@@ -36,22 +37,24 @@ class Wide {
         }
         const char* weights = static_cast<const char*>(w_.data) + size_t(first) * row_;
         const float* scales = nullptr;
-        if (w_.kind == W_INT4 || w_.n < WIDE_COLUMNS) weights = gather(scratch, first, &scales);
+        const char* next = weights + WIDE_COLUMNS * row_;
+        if (w_.kind == W_INT4 || w_.kind == W_BF16 || w_.n < WIDE_COLUMNS)
+            weights = gather(scratch, first, &scales);
         for (int64_t row = 0; row < m_; row += WIDE_BLOCKS * WIDE) {
             WideSums sums;
             const int blocks = m_ - row > WIDE ? 2 : 1;
             if (blocks == 2)
-                some<2>(weights, scales, row, sums);
+                some<2>(weights, scales, next, row, sums);
             else
-                some<1>(weights, scales, row, sums);
+                some<1>(weights, scales, next, row, sums);
             for (int b = 0; b < blocks; ++b)
                 store(sums, b, row + b * WIDE, first, mask, _mm512_loadu_ps(factor), _mm512_loadu_ps(bias));
         }
     }
 
-    // A tile's weights where they are not usable as they lie: packed, or fewer than a tile's.
+    // A tile's weights where they are not usable as they lie: packed, in another order, or too few.
     const char* gather(Scratch& scratch, int64_t first, const float** scales) const {
-        const size_t row = w_.kind == W_INT4 ? size_t(w_.k) : row_;
+        const size_t row = w_.kind == W_INT4 ? size_t(w_.k) : w_.kind == W_BF16 ? ordered_ : row_;
         const size_t groups = size_t(w_.k / GROUP);
         char* bytes = static_cast<char*>(scratch.get(WIDE_COLUMNS * (row + groups * 4)));
         auto* floats = reinterpret_cast<float*>(bytes + WIDE_COLUMNS * row);
@@ -61,22 +64,25 @@ class Wide {
             if (w_.kind == W_INT4)
                 unpack(from, static_cast<const char*>(w_.scale) + n * groups * 2, w_.k,
                        bytes + size_t(c) * row, floats + size_t(c) * groups);
+            else if (w_.kind == W_BF16)
+                put_in_order(from, w_.k, bytes + size_t(c) * row);
             else
-                std::memcpy(bytes + size_t(c) * row, from, row);
+                std::memcpy(bytes + size_t(c) * row, from, row_);
         }
         *scales = floats;
         return bytes;
     }
 
     template <int BLOCKS>
-    void some(const char* weights, const float* scales, int64_t row, WideSums& sums) const {
+    void some(const char* weights, const float* scales, const char* next, int64_t row,
+              WideSums& sums) const {
         const char* x = x_ + size_t(row / WIDE) * block_;
         const int32_t* row_sums = head_->sum + row;
         switch (w_.kind) {
             case W_F32:
                 return wide_sums<WideFloat, BLOCKS>(weights, int64_t(row_), x, block_, row_sums, sums);
             case W_BF16:
-                return wide_sums<WideBf16, BLOCKS>(weights, int64_t(row_), x, block_, row_sums, sums);
+                return wide_bf16_sums<BLOCKS>(weights, int64_t(ordered_), w_.k, next, x, block_, sums);
             case W_INT8:
                 return wide_sums<WideInt8, BLOCKS>(weights, int64_t(row_), x, block_, row_sums, sums);
             default:
@@ -105,7 +111,9 @@ class Wide {
     }
 
     const Weight& w_;
-    size_t row_, block_;
+    size_t row_;
+    size_t ordered_;  // of a gathered bfloat16 row: no power of two, which would share cache sets
+    size_t block_;
     int64_t m_, ldy_;
     const WideHead* head_;
     const char* x_;

@@ -279,6 +279,25 @@ def test_layers_in_two_calls_are_layers_in_one():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [5, 150])
+def test_only_the_keys_of_a_layer_are_kept_if_nobody_reads_more(kind, rows):
+    """The pools get the very bits that they get with all of the layer; hidden states stay."""
+    dtype = BF16 if kind == "bfloat16" else F32
+    layers = [layer(kind, seed, key_norm=norm(DIM)) for seed in (0, 50)]
+    one, two = (Setting(layers, [(3, rows), (40, 1)], dtype) for _ in range(2))
+    one.run()
+    two.hidden = two.run(last=1)
+    assert torch.equal(two.run(first=1, last=2, keys_only=True), two.hidden)
+    assert all(torch.equal(*pair) for pair in zip(one.pools[1], two.pools[1], strict=True))
+
+
+def test_keys_are_kept_of_one_layer_at_a_time():
+    """Another layer needs the hidden states that this one would have given."""
+    with pytest.raises(InternalFault, match="one layer"):
+        Setting([layer("float32"), layer("float32", 50)], SPANS).run(keys_only=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_row_gives_the_same_bits_in_any_company(kind, threads):
     """Decoding alone or in a batch gives the same hidden states, on one thread or two."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -15,6 +16,8 @@ from starai.engines.native import library, linear as native
 if library.load() is None:
     pytest.skip(f"no native kernels: {library.why_not()}", allow_module_level=True)
 
+_ABILITIES = library.function("starai_abilities", returns=ctypes.c_int64)
+_WIDE = _ABILITIES is not None and bool(_ABILITIES() & 1)
 #: Rows on both sides of every way of doing them: one, a few, blocks of 16, pieces of 128.
 ROWS = (0, 1, 2, 3, 4, 5, 7, 8, 9, 12, 16, 17, 24, 31, 33, 48, 65, 129)
 #: Columns and outputs that are no multiples of what is done at a time.
@@ -130,6 +133,17 @@ def test_a_few_rows_of_floats_do_not_depend_on_their_company(dtype: torch.dtype)
     alone = torch.cat([layer(row[None]) for row in x])
     for m in (2, 3, 5, 8, 9, 16, 32):
         assert torch.equal(layer(x[:m]), alone[:m]), m
+
+
+@pytest.mark.skipif(not _WIDE, reason="without wide kernels torch multiplies many rows")
+@pytest.mark.parametrize(("n", "k"), [*SHAPES, (203, 1024), (12, 80)])
+def test_a_row_of_bfloat16_does_not_depend_on_its_company(n: int, k: int) -> None:
+    """A row of a long prompt has the bits that it has alone, as a token of an answer."""
+    layer = Layer("float", n, k)
+    x = layer.rows(max(ROWS), torch.bfloat16)
+    alone = torch.cat([layer(row[None], layer.bias) for row in x])
+    for m in ROWS:
+        assert torch.equal(layer(x[:m], layer.bias), alone[:m]), m
 
 
 @pytest.mark.parametrize("kind", KINDS)
