@@ -23,6 +23,7 @@ from starai.core.errors import (  # noqa: E402
 )
 from starai.engines.base import EngineSpec  # noqa: E402
 from starai.engines.registry import open_engine  # noqa: E402
+from starai.engines.text.attention import Pass, Span  # noqa: E402
 from starai.protocol import tokens  # noqa: E402
 from starai.protocol.generation import Finish, Generation, Grammar, Sampling  # noqa: E402
 
@@ -157,6 +158,24 @@ def test_a_long_prompt_is_taken_in_pieces(folder_of):
         steps_before_first += not ids
     assert ids == whole
     assert steps_before_first >= 14
+
+
+def test_a_pass_for_few_rows_gives_their_bits(folder_of):
+    """What nobody reads is left out: the same logits, and the same keys and values in memory."""
+    engine = open_engine(EngineSpec("text", str(folder_of("llama")), threads=1))
+    pool, ids, found = engine.memory.pool, [(7 * n) % 290 for n in range(96)], []
+    with torch.inference_mode():
+        for wanted in (None, [63, 94, 95], range(96)):
+            for x in (x for pair in pool.pairs for x in pair):
+                x.zero_()
+            run = Pass(pool, [Span(range(4), 0, 64), Span((5, 4), 0, 32)], wanted=wanted)
+            output = engine.model.run(run, ids, [63, 94, 95])
+            found.append((output.logits, [x.clone() for pair in pool.pairs for x in pair]))
+        for logits, kept in found[1:]:
+            assert np.array_equal(logits, found[0][0])
+            assert all(map(torch.equal, kept, found[0][1]))
+        run = Pass(pool, [Span(range(4), 0, 64)], wanted=())
+        assert engine.model.run(run, ids[:64], []).logits.shape == (0, engine.info.vocab_size)
 
 
 def test_only_steps_full_of_prompt_enlarge_a_steps_share(folder_of):

@@ -62,6 +62,7 @@ class Pass:
     """One forward pass: its spans in the order of the packed tokens, and what the layers did.
 
     ``adapters`` has each span's, or None for the model itself; it is empty where none has one.
+    ``wanted`` are the packed tokens whose final states somebody will read, by default all.
     """
 
     pool: KeyValuePool
@@ -69,6 +70,7 @@ class Pass:
     exchange: Exchange | None = None
     native: bool = True
     adapters: Sequence[Adapter | None] = ()
+    wanted: Sequence[int] | None = None
     windows: dict[int, int | None] = field(default_factory=dict)
     masks: dict[tuple[int, int, int, int | None], Tensor] = field(default_factory=dict)
 

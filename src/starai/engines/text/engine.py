@@ -42,7 +42,13 @@ from starai.protocol.generation import Generation
 _SHARE_MIN: Final = 32
 _SHARE_MAX: Final = 4096
 _STEP_LONG_S: Final = 0.6
-_STEP_SHORT_S: Final = 0.3
+_STEP_SHORT_S: Final = 0.25
+#: Shares that a step may take while nobody's answer waits for it: fewer, longer steps cost less.
+_SHARES_ALONE: Final = 2
+#: Rows that the kernels multiply by at a time; a few more take nearly as long as so many again.
+_TILE_ROWS: Final = 32
+#: Smaller shares stay as they are: such a step is long because of the weights, not of its rows.
+_SHARE_LARGE: Final = 4 * _TILE_ROWS
 #: A step whose tokens are a prompt's to this share tells how fast prompts are computed.
 _MOSTLY_PROMPT: Final = 0.8
 #: Rows of a step up to which one more is nearly free: the weights are read once for all of them.
@@ -209,7 +215,7 @@ class TextEngine:
         self._guess()
         drafts = {key: len(one.drafts) for key, one in self._running.items() if one.drafts}
         now_s = self._clock.monotonic_s()
-        plan = self._scheduler.plan(now_s, Budget(self._share, drafts))
+        plan = self._scheduler.plan(now_s, Budget(self._prompt_tokens(), drafts))
         late = [self._running[key].answer.failed(DeadlinePassed.code) for key in plan.expired]
         self._memory.carry_out(plan)
         news = self._run(plan) if plan.works else []
@@ -217,6 +223,15 @@ class TextEngine:
         self._lead(news)
         self._forget(late + news)
         return complete + late + news
+
+    def _prompt_tokens(self) -> int:
+        """What a step spends on prompts: with the answers' rows, whole tiles of the kernels."""
+        if self._share < _SHARE_LARGE:
+            return self._share
+        answering = sum(1 + len(one.drafts) for one in self._running.values() if one.begun)
+        if not answering:
+            return min(_SHARES_ALONE * self._share, _SHARE_MAX)
+        return self._share - (self._share + answering) % _TILE_ROWS
 
     def _run(self, plan: Plan) -> list[Emitted]:
         begun_s = self._clock.monotonic_s()
@@ -228,6 +243,8 @@ class TextEngine:
     def _advance(self, works: Sequence[Work]) -> list[Emitted]:
         """Run some works in one pass and draw where a sequence is at its end."""
         packed = pack(works, self._running, self._memory)
+        if self._hook is not None:
+            packed.run.wanted = None  # the hook reads all rows
         try:
             output = self._model.run(packed.run, packed.ids, packed.keep)
         except _FAULTS:
@@ -280,9 +297,10 @@ class TextEngine:
         total = sum(work.count for work in works)
         if asked <= _ROWS_CHEAP:
             return  # guesses, or a few words: a step takes that long without them
-        if seconds > _STEP_LONG_S:
+        shares = max(1.0, asked / self._share)
+        if seconds > _STEP_LONG_S * shares:
             self._share = max(_SHARE_MIN, self._share // 2)
-        elif seconds < _STEP_SHORT_S and 2 * asked > self._share:
+        elif seconds < _STEP_SHORT_S * shares and 2 * asked > self._share:
             self._share = min(_SHARE_MAX, self._share * 2)
         if len(prompts) == 1 and asked >= _MOSTLY_PROMPT * total:
             self._memory.tier.note_prefill(total, prompts[0].start, max(seconds, 1e-6))

@@ -21,7 +21,7 @@ def forward(model: Any, run: Pass, packed: Sequence[int], keep: Sequence[int]) -
         model: a causal language model with the packed attention.
         run: the spans of ``packed``.
         packed: the token ids of all spans, one after another.
-        keep: rows of ``packed`` whose logits are wanted.
+        keep: rows of ``packed`` whose logits are wanted, maybe none.
 
     Returns:
         Logits [rows, vocabulary].
@@ -33,7 +33,7 @@ def forward(model: Any, run: Pass, packed: Sequence[int], keep: Sequence[int]) -
             input_ids=torch.tensor([packed], device=at),
             position_ids=torch.tensor([run.positions], device=at),
             use_cache=False,
-            logits_to_keep=torch.tensor(keep, device=at),
+            logits_to_keep=torch.tensor(keep, dtype=torch.int64, device=at),
         ).logits[0]
     finally:
         CURRENT.reset(token)

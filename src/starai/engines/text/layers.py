@@ -8,7 +8,7 @@ recognised by its parts, and the proof is that the model's logits stay the same 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from starai.core.errors import InternalFault
 from starai.engines.linear.base import Linear
 from starai.engines.linear.groups import FusedGroup, Share
 from starai.engines.native import library
-from starai.engines.native.layer import LayerWeights, Matrix, NativeLayers
+from starai.engines.native.layer import LayerWeights, Matrix, NativeLayers, Pool
 from starai.engines.native.rows import Activation
 from starai.engines.text.attention import CURRENT, Pass
 from starai.engines.text.pool import BLOCK_TOKENS
@@ -110,17 +110,41 @@ class LayerStack:
             return hidden_states
         cosine, sine = (x.reshape(-1, x.shape[-1]).float() for x in more["position_embeddings"])
         hidden = hidden_states.clone()
-        tables = run.tables
-        self._native.run(
-            hidden.view(-1, self._width),
-            cosine.contiguous(),
-            sine.contiguous(),
-            run.pool.pairs,
-            tables.tables,
-            tables.starts,
-            tables.counts,
-        )
+        states, angles = hidden.view(-1, self._width), (cosine.contiguous(), sine.contiguous())
+        spans = (run.tables.tables, run.tables.starts, run.tables.counts)
+        wanted = run.wanted
+        if wanted is None or 2 * len(wanted) > len(states):
+            self._native.run(states, *angles, run.pool.pairs, *spans)
+        else:
+            self._run_for(wanted, states, angles, run.pool.pairs, spans)
         return hidden
+
+    def _run_for(
+        self,
+        wanted: Sequence[int],
+        states: Tensor,
+        angles: tuple[Tensor, Tensor],
+        pools: Sequence[Pool],
+        spans: tuple[Tensor, Tensor, Tensor],
+    ) -> None:
+        """All layers, but the last one of all rows keeps only the keys; for some it is complete.
+
+        Nobody reads more of a prompt's chunk, and a row has the same bits in any company.
+        """
+        last = len(self._native) - 1
+        self._native.run(states, *angles, pools, *spans, last=last)
+        self._native.run(states, *angles, pools, *spans, first=last, keys_only=True)
+        if not wanted:
+            return
+        tables, starts, counts = spans
+        rows = torch.tensor(wanted)
+        ends = counts.cumsum(0)
+        span = torch.searchsorted(ends, rows, right=True)
+        places = (starts[span] + rows - ends[span] + counts[span]).int()
+        some, cosine, sine = states[rows], angles[0][rows], angles[1][rows]
+        chosen = (tables[span].contiguous(), places, torch.ones_like(places))
+        self._native.run(some, cosine, sine, pools, *chosen, first=last)
+        states[rows] = some
 
 
 def _weights_of(layer: Any, window: int) -> LayerWeights | None:

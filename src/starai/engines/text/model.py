@@ -72,9 +72,7 @@ class TextModel:
     def run(self, run: Pass, packed: Sequence[int], keep: Sequence[int]) -> Output:
         """One pass; ``keep`` are the rows of ``packed`` whose logits are wanted, maybe none."""
         run.native = run.native and self._native
-        logits = forward(self.module, run, packed, keep or [len(packed) - 1])
-        if not keep:
-            logits = logits[:0]
+        logits = forward(self.module, run, packed, keep)
         return Output(np.asarray(logits.float().cpu().numpy()), self._states[0])
 
     def context_length(self, own: int, asked: int) -> int:

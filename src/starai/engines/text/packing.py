@@ -96,6 +96,7 @@ def pack(works: Sequence[Work], running: Mapping[bytes, Running], memory: KeyVal
             one.drafts = drafts
             drawing.append((one, len(keep)))
             keep += range(last, len(ids))
-    run = Pass(memory.pool, spans, adapters=adapters if any(adapters) else ())
+    wanted = keep + [row for _, row in embedded]
+    run = Pass(memory.pool, spans, adapters=adapters if any(adapters) else (), wanted=wanted)
     lengths = [len(running[work.key].job.ids) for work in works]
     return Packed(run, ids, keep, drawing, embedded, lengths)
