@@ -428,14 +428,19 @@ class Chooser:
         self.rates = unknown.observe_write(size, size / self.tier)
         self.rates = self.rates.observe_read(size, size / self.tier)
 
-    def choose(self, private_tokens: int, cached_tokens: int) -> Action:
+    def choose(self, private_tokens: int, cached_tokens: int, surviving_tokens: int) -> Action:
         """See `Costs.choose`; keeps count of choices within 10 % of the better way."""
         chosen = self.always or choose(
-            private_tokens * KV_BYTES, private_tokens, cached_tokens, self.rates
+            private_tokens,
+            cached_tokens,
+            surviving_tokens,
+            bytes_per_token=KV_BYTES,
+            rates=self.rates,
         )
+        lost = private_tokens - surviving_tokens
         true = {
-            Action.SWAP: 2 * private_tokens * KV_BYTES / self.tier,
-            Action.RECOMPUTE: prefill_s(cached_tokens, private_tokens),
+            Action.SWAP: (private_tokens + lost) * KV_BYTES / self.tier,
+            Action.RECOMPUTE: prefill_s(cached_tokens + surviving_tokens, lost),
         }
         self.asked += 1
         self.dropped += private_tokens if chosen is Action.RECOMPUTE else 0
@@ -529,8 +534,9 @@ def pressure(quick: bool) -> list[str]:
             position, a step {1e3 * WEIGHTS_S:.0f} ms and {1e3 * DECODE_S:.0f} ms for each that
             decodes; a token's KV is 114,688 bytes. The scheduler, the books and the cost rule are
             the engine's; the rule begins with a trial of the tier and learns. A dropped sequence
-            finds again in the prefix cache what nobody has overwritten, so that recomputing costs
-            less than the rule predicts; the last column judges the rule by what it knows."""
+            finds again in the prefix cache what nobody has overwritten. The rule foresees how much
+            that is from how far the others may grow (here all do, to their limits; an answer that
+            ends early leaves more); the last column judges the rule by what it foresees."""
         ),
         "| tier | policy | seconds | blocks out | recomputed of dropped | within 10 % of best |",
         "|---|---|---|---|---|---|",

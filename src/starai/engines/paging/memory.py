@@ -127,6 +127,7 @@ class PagedMemory:
     def drop(self, key: bytes) -> None:
         """Give all blocks back, to compute them again after `reattach`."""
         held = self._get(key)
+        self._tally.dropped_tokens += max(0, held.computed - held.lost)
         held.lost = max(held.lost, held.computed)
         self._release(held, 0)
         held.swapped = False
@@ -233,6 +234,18 @@ class PagedMemory:
         refs = self._blocks.refs
         private = sum(refs[block] == 1 for block in held.table)
         return min(held.computed, private * self.block_tokens)
+
+    def surviving_tokens(self, key: bytes, taken: int) -> int:
+        """Private tokens still findable if ``taken`` blocks were taken after the sequence gave way.
+
+        What was free or cached before goes first, then this sequence's blocks, the last one first.
+        """
+        held = self._running(key)
+        blocks = self._blocks
+        own = [block for block in held.table if blocks.refs[block] == 1]
+        named = sum(blocks.links[block] is not None for block in own)
+        evicted = max(0, taken - blocks.available - (len(own) - named))
+        return max(0, named - evicted) * self.block_tokens
 
     def blocks_to_swap_in(self, key: bytes) -> int:
         """How many free blocks `swap_in` would take."""

@@ -46,6 +46,7 @@ class MemoryReport(msgspec.Struct, frozen=True):
     seed_formula_blocks: int
     swapped_out_blocks: int
     swapped_in_blocks: int
+    dropped_tokens: int
     recomputed_tokens: int
     bytes_per_block: int = 0
     rates: Rates | None = None
@@ -83,7 +84,7 @@ class MemoryReport(msgspec.Struct, frozen=True):
             f"{self.copies:,} copies made",
             "tier": f"{self.tier_used:,} of {self.tier_total:,} blocks; "
             f"{self.swapped_out_blocks:,} swapped out, {self.swapped_in_blocks:,} in; "
-            f"{self.recomputed_tokens:,} tokens recomputed",
+            f"{self.recomputed_tokens:,} of {self.dropped_tokens:,} dropped tokens recomputed",
         }
         if rates is not None and bytes_per_block:
             swap_ms = 1000 * rates.swap_seconds(bytes_per_block)
@@ -134,5 +135,6 @@ def report_on(
         seed_formula_blocks=sum(shared),
         swapped_out_blocks=tally.swapped_out_blocks,
         swapped_in_blocks=tally.swapped_in_blocks,
+        dropped_tokens=tally.dropped_tokens,
         recomputed_tokens=tally.recomputed_tokens,
     )

@@ -35,4 +35,5 @@ class Tally:
     copies: int = 0
     swapped_out_blocks: int = 0
     swapped_in_blocks: int = 0
+    dropped_tokens: int = 0
     recomputed_tokens: int = 0

@@ -1,7 +1,9 @@
 """Memory for those who run, and who gives way when there is none.
 
-The least deserving gives way: by swapping or recomputing, whichever costs less. The most deserving
-never does, so that something always advances. It does not know who waits or why.
+The least deserving gives way: by swapping or recomputing, whichever costs less. What either costs
+depends on how much of it the prefix cache will still hold: the others' growth is known, and evicts
+it from its end. The most deserving never gives way, so that something always advances. It does not
+know who waits or why.
 
 Why moves may be executed by kind (all swaps out, then all swaps in, then all copies): sequences
 grow from the most to the least deserving, so that whoever gives way was not touched in the same
@@ -96,7 +98,8 @@ class Pressure:
 
     def _preempt(self, victim: Sequence, moves: Moves) -> None:
         private = self._memory.private_tokens(victim.key)
-        action = self._costs.choose(private, victim.computed - private)
+        survives = self._memory.surviving_tokens(victim.key, self._taken_before(victim))
+        action = self._costs.choose(private, victim.computed - private, survives)
         if action is Action.SWAP:
             try:
                 moves.swap_out += self._memory.swap_out(victim.key)
@@ -109,6 +112,26 @@ class Pressure:
         self._running.remove(victim)
         self._set_aside(victim)
         moves.preempted.append((victim.key, action))
+
+    def _taken_before(self, victim: Sequence) -> int:
+        """Blocks that the others take before the victim fits again, if all grow to their limits."""
+        size = self._memory.block_tokens
+        need = -(-len(victim.job.ids) // size)
+        others = sorted(
+            (other.job.limit - len(other.job.ids), len(other.job.ids))
+            for other in self._running
+            if other is not victim
+        )
+        free = self._memory.free_blocks + len(self._memory.table(victim.key))
+        taken = ended = 0
+        for number, (steps, _) in enumerate(others):
+            grown = [length + min(steps, own) for own, length in others]
+            now = sum(-(-length // size) for _, length in others)
+            taken = sum(-(-length // size) for length in grown) - now
+            ended = sum(-(-g // size) for g in grown[: number + 1])
+            if free - taken + ended >= need:
+                break
+        return taken
 
     def _drop(self, victim: Sequence) -> None:
         self._memory.drop(victim.key)

@@ -75,12 +75,17 @@ class Tier:
         """A pass over ``tokens`` of a prompt from ``start`` on took ``seconds``."""
         self.rates = self.rates.observe_prefill(tokens, seconds, start)
 
-    def choose(self, private_tokens: int, cached_tokens: int) -> Action:
-        """Swap or recompute, whichever is predicted to be faster."""
+    def choose(self, private_tokens: int, cached_tokens: int, surviving_tokens: int = 0) -> Action:
+        """Swap or recompute, whichever is predicted to be faster; see `Costs.choose`."""
         if self._always is not None:
             return self._always
-        num_bytes = private_tokens * self._pool.bytes_per_token
-        return choose(num_bytes, private_tokens, cached_tokens, self.rates)
+        return choose(
+            private_tokens,
+            cached_tokens,
+            surviving_tokens,
+            bytes_per_token=self._pool.bytes_per_token,
+            rates=self.rates,
+        )
 
     def _bytes(self, copies: Sequence[Copy]) -> int:
         return len(copies) * self._pool.bytes_per_block

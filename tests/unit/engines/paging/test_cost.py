@@ -21,6 +21,11 @@ RATES = Rates(1e9, 2e9, 1000.0)
 KV_BYTES = 114_688
 
 
+def chosen(private: int, cached: int, rates: Rates, surviving: int = 0) -> Action:
+    """What the rule says of a model of `KV_BYTES`."""
+    return choose(private, cached, surviving, bytes_per_token=KV_BYTES, rates=rates)
+
+
 def took(tokens: int, start: int, a: float, b: float) -> float:
     """What a pass takes on a machine with these coefficients."""
     return a * tokens + b * ((start + tokens) ** 2 - start**2)
@@ -97,9 +102,9 @@ def test_a_guess_predicts_until_the_first_pass() -> None:
 def test_the_smaller_time_is_chosen() -> None:
     """Fast tiers swap, slow ones recompute, and what others hold costs nothing to keep."""
     disk = Rates(1e8, 1e8, 1000.0)
-    assert choose(1000 * KV_BYTES, 1000, 0, RATES) is Action.SWAP
-    assert choose(1000 * KV_BYTES, 1000, 0, disk) is Action.RECOMPUTE
-    assert choose(0, 0, 1000, RATES) is Action.RECOMPUTE
+    assert chosen(1000, 0, RATES) is Action.SWAP
+    assert chosen(1000, 0, disk) is Action.RECOMPUTE
+    assert chosen(0, 1000, RATES) is Action.RECOMPUTE
 
 
 def test_long_sequences_are_swapped_where_short_ones_are_recomputed() -> None:
@@ -107,10 +112,10 @@ def test_long_sequences_are_swapped_where_short_ones_are_recomputed() -> None:
     rates = Rates(1.6e8, 4e8, 1000.0)
     for tokens in (256, 1024, 4096):
         rates = rates.observe_prefill(tokens, took(tokens, 0, 0.9e-3, 8e-8))
-    chosen = [choose(n * KV_BYTES, n, 0, rates) for n in (256, 512, 1024, 4096, 8192)]
-    assert chosen[0] is Action.RECOMPUTE
-    assert chosen[-1] is Action.SWAP
-    assert sum(left is not right for left, right in itertools.pairwise(chosen)) == 1
+    actions = [chosen(n, 0, rates) for n in (256, 512, 1024, 4096, 8192)]
+    assert actions[0] is Action.RECOMPUTE
+    assert actions[-1] is Action.SWAP
+    assert sum(left is not right for left, right in itertools.pairwise(actions)) == 1
 
 
 def test_the_same_tokens_cost_more_behind_a_long_beginning() -> None:
@@ -124,7 +129,17 @@ def test_the_same_tokens_cost_more_behind_a_long_beginning() -> None:
 def test_a_tier_is_as_fast_as_its_first_transfer_was() -> None:
     """No guess outlives a measurement: the first preemption on a slow disk is decided rightly."""
     unknown = Rates(0.0, 0.0, 500.0)
-    assert choose(1, 1, 0, unknown) is Action.RECOMPUTE
+    assert chosen(1, 0, unknown) is Action.RECOMPUTE
     slow = unknown.observe_write(10_000_000, 1.0).observe_read(10_000_000, 1.0)
     assert slow.swap_seconds(10_000_000) == pytest.approx(2.0)
-    assert choose(500 * KV_BYTES, 500, 0, slow) is Action.RECOMPUTE
+    assert chosen(500, 0, slow) is Action.RECOMPUTE
+
+
+def test_what_the_cache_will_hold_is_worth_dropping() -> None:
+    """A swap writes whatever survives, too: where all of it does, nothing beats dropping."""
+    fast = Rates(2e8, 2e8, 500.0)
+    assert chosen(1000, 0, fast) is Action.SWAP
+    assert chosen(1000, 0, fast, surviving=1000) is Action.RECOMPUTE
+    actions = [chosen(1000, 0, fast, surviving=n) for n in range(0, 1001, 100)]
+    assert sum(left is not right for left, right in itertools.pairwise(actions)) == 1
+    assert fast.swap_seconds(1000, 1000) == fast.swap_seconds(1000) / 2

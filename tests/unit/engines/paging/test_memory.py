@@ -26,6 +26,19 @@ def run(memory: PagedMemory, key: bytes, ids: list[int], salt: bytes = b"") -> i
     return reused
 
 
+@pytest.mark.parametrize("taken", range(9))
+def test_what_survives_is_what_is_found_again(taken: int) -> None:
+    """A dropped sequence finds what was predicted of the blocks that others took meanwhile."""
+    memory = PagedMemory(8, block_tokens=4)
+    run(memory, A, IDS[:18])
+    survives = memory.surviving_tokens(A, taken)
+    assert survives == 4 * min(4, 8 - taken)
+    memory.drop(A)
+    memory.open(B, IDS[50:])
+    memory.reach(B, 4 * taken)
+    assert memory.reattach(A, IDS[:18]) == survives
+
+
 def test_a_sequence_owns_as_many_blocks_as_its_length_needs() -> None:
     """ceil(length / block) blocks, growing one at a time."""
     memory = PagedMemory(8, block_tokens=4)
