@@ -1,7 +1,9 @@
 """Tells the registry what this party did: durable, in order of blocks, again until it is heard.
 
 A record waits in the outbox, which survives a crash, until the registry acknowledges it. All that
-waits is grouped by block and node and signed once a group. The part's number is the first four
+waits is grouped by block, node and distributor and signed once a group. A node says only the root
+of its group at first, a little later than its distributor says the records, and the records when
+the registry asks for them. The part's number is the first four
 bytes of its root: after a restart the same records make the same part, and other records another,
 without any memory of what was sent; the registry takes either twice without harm. A record that
 the registry will never take is put aside under another topic, and holds up no other. Knows
@@ -35,7 +37,7 @@ from starai.protocol.frames import decode, encode
 from starai.protocol.identity import Identity, KeyKind, PartyId, public_nkey
 from starai.protocol.ports import Wire
 from starai.protocol.records import RECORD_BYTES, TaskRecord, leaf_hash, set_root
-from starai.protocol.registry import Acknowledged, Confirm, Side
+from starai.protocol.registry import RECORDS_WANTED, Acknowledged, Confirm, Side, part_of
 from starai.protocol.subjects import registry
 
 _LOG = logging.getLogger(__name__)
@@ -46,8 +48,9 @@ PENDING_MAX: Final = 4 * CONFIRM_RECORDS_MAX
 IN_FLIGHT_MAX: Final = 8
 #: How long an answer may take: a commit takes milliseconds, a busy registry a second.
 ANSWER_TIMEOUT_S: Final = 5.0
-#: A record is sent this long after the end of its block: stragglers share the signature.
-GRACE_S: Final = 0.1
+#: A record is sent this long after the end of its block: stragglers share the signature. A node
+#: lets its distributor speak first, so that its root alone will do.
+GRACE_S: Final = {Side.DISTRIBUTOR: 0.1, Side.NODE: 0.5}
 #: The pause after a failed round, doubled each time up to the longest.
 BACKOFF_FIRST_S: Final = 0.25
 BACKOFF_LONGEST_S: Final = 10.0
@@ -86,10 +89,11 @@ class ConfirmerState(msgspec.Struct, frozen=True):
 
 
 class _Part(msgspec.Struct, frozen=True):
-    """Records of one (block, node): each record's bytes, and its ids in the outbox."""
+    """Records of one block, node and distributor: each one's bytes, and its ids in the outbox."""
 
     block: int
     node: PartyId
+    distributor: PartyId
     records: tuple[tuple[bytes, tuple[int, ...]], ...]
 
     @property
@@ -98,10 +102,10 @@ class _Part(msgspec.Struct, frozen=True):
 
     def halves(self) -> tuple[_Part, _Part]:
         middle = len(self.records) // 2
-        return (
-            _Part(self.block, self.node, self.records[:middle]),
-            _Part(self.block, self.node, self.records[middle:]),
-        )
+        return self.cut(0, middle), self.cut(middle, len(self.records))
+
+    def cut(self, start: int, end: int) -> _Part:
+        return msgspec.structs.replace(self, records=self.records[start:end])
 
 
 @dataclass
@@ -179,11 +183,11 @@ class Confirmer:
 
     def _until_due_s(self) -> float:
         left_ms = self.block_ms - self.clock.now_ms() % self.block_ms
-        return min(self.flush_after_s, left_ms / 1000 + GRACE_S)
+        return min(self.flush_after_s, left_ms / 1000 + GRACE_S[self.side])
 
     async def _parts(self, pending: Sequence[tuple[int, bytes]]) -> list[_Part]:
-        """What waits, by block and node, cut to what one confirmation may hold."""
-        groups: dict[tuple[int, bytes], dict[bytes, list[int]]] = defaultdict(dict)
+        """What waits, by block, node and distributor, cut to what one confirmation may hold."""
+        groups: dict[tuple[int, bytes, bytes], dict[bytes, list[int]]] = defaultdict(dict)
         for number, item in pending:
             canonical = item[:RECORD_BYTES]
             try:
@@ -191,14 +195,16 @@ class Confirmer:
             except MalformedFrame:
                 await self._put_aside([number], canonical, MalformedFrame.code)
                 continue
-            group = groups[record.block(self.block_ms), record.node]
+            group = groups[record.block(self.block_ms), record.node, record.distributor]
             group.setdefault(canonical, []).append(number)
         parts = []
-        for (block, node), group in groups.items():
-            records = [(canonical, tuple(ids)) for canonical, ids in group.items()]
-            for start in range(0, len(records), CONFIRM_RECORDS_MAX):
-                cut = tuple(records[start : start + CONFIRM_RECORDS_MAX])
-                parts.append(_Part(block, PartyId(public_nkey(KeyKind.USER, node)), cut))
+        for (block, node, distributor), group in groups.items():
+            parties = (_party(node), _party(distributor))
+            # In an order that the other side has too, so that both cut alike.
+            records = tuple((canonical, tuple(ids)) for canonical, ids in sorted(group.items()))
+            whole = _Part(block, *parties, records)
+            starts = range(0, len(records), CONFIRM_RECORDS_MAX)
+            parts += [whole.cut(start, start + CONFIRM_RECORDS_MAX) for start in starts]
         return parts
 
     async def _confirm(self, parts: Sequence[_Part]) -> bool:
@@ -218,7 +224,9 @@ class Confirmer:
 
     async def _deliver(self, part: _Part) -> bool:
         """Send one part, or its halves if it is refused for good; whether all of it is settled."""
-        answer = await self._ask(part)
+        answer = await self._ask(part, by_root=self.side is Side.NODE)
+        if answer is not None and answer.code == RECORDS_WANTED:
+            answer = await self._ask(part, by_root=False)
         if answer is None:
             return False
         if answer.ok:
@@ -238,18 +246,21 @@ class Confirmer:
         ((canonical, ids),) = part.records
         return await self._put_aside(ids, canonical, answer.code)
 
-    async def _ask(self, part: _Part) -> Acknowledged | None:
-        root = set_root(leaf_hash(canonical) for canonical, _ in part.records)
+    async def _ask(self, part: _Part, *, by_root: bool) -> Acknowledged | None:
+        canonical = [one for one, _ in part.records]
+        root = set_root(map(leaf_hash, canonical))
         confirm = Confirm(
             network=self.network,
             block=part.block,
-            part=int.from_bytes(root[:4], "big"),
+            part=part_of(root),
             side=self.side,
-            signer=self.identity.party,
             node=part.node,
-            records=b"".join(canonical for canonical, _ in part.records),
+            distributor=part.distributor,
+            count=len(canonical),
+            charge_nano_usd=sum(TaskRecord.parse(one).charge_nano_usd for one in canonical),
             root=root,
             signature=b"",
+            records=b"" if by_root else b"".join(canonical),
         )
         signature = self.identity.sign(confirm.signed_bytes())
         signed = msgspec.structs.replace(confirm, signature=signature)
@@ -280,3 +291,7 @@ class Confirmer:
     def _report(self, what: str, part: _Part, code: str) -> None:
         count = len(part.records)
         event(_LOG, what, logging.WARNING, code=code, block=part.block, records=count)
+
+
+def _party(raw: bytes) -> PartyId:
+    return PartyId(public_nkey(KeyKind.USER, raw))

@@ -14,18 +14,22 @@ from starai.core.errors import ConfigurationRefused, Conflict, MalformedFrame, P
 from starai.core.limits import CONFIRM_RECORDS_MAX
 from starai.protocol.identity import PartyId, raw_public, verify
 from starai.protocol.records import RECORD_BYTES, TaskRecord, leaf_hash, set_root
-from starai.protocol.registry import Acknowledged, Confirm, Side
+from starai.protocol.registry import RECORDS_WANTED, Acknowledged, Confirm, Side
 from starai.protocol.subjects import Role
 from starai.registry.parties import Parties
 from starai.registry.schema import INTEGER_MAX
 from starai.registry.storage import Store
-from starai.registry.tasks import CheckedRecord, Outcome, apply
+from starai.registry.tasks import CheckedRecord, Outcome, apply, apply_root
 
+#: A SHA-256.
+ROOT_BYTES: Final = 32
 _ROLE_OF: Final = {Side.NODE: Role.NODE, Side.DISTRIBUTOR: Role.DISTRIBUTOR}
 
 
 def check_confirm(confirm: Confirm, network: str, block_ms: int) -> list[CheckedRecord]:
     """The records of a confirmation, once everything that needs no database is seen to hold.
+
+    One by its root alone has none: what is under the root the distributor said.
 
     Raises:
         ConfigurationRefused: it is for another network, or cut into blocks of another length.
@@ -36,41 +40,48 @@ def check_confirm(confirm: Confirm, network: str, block_ms: int) -> list[Checked
         raise ConfigurationRefused(f"this is the registry of network {network!r}")
     data = confirm.records
     count, rest = divmod(len(data), RECORD_BYTES)
-    if rest or not 0 < count <= CONFIRM_RECORDS_MAX:
+    by_root = not data and confirm.side is Side.NODE
+    if rest or not 0 < confirm.count <= CONFIRM_RECORDS_MAX or not (by_root or count):
         raise MalformedFrame(f"a confirmation holds 1 to {CONFIRM_RECORDS_MAX} whole records")
+    if count != confirm.count and not by_root:
+        raise MalformedFrame("a confirmation does not hold as many records as it says")
+    if len(confirm.root) != ROOT_BYTES or max(confirm.block, confirm.charge_nano_usd) > INTEGER_MAX:
+        raise MalformedFrame("a confirmation has a number or root out of range")
     try:
         signed = confirm.signed_bytes()
     except struct.error as error:
         raise MalformedFrame("a confirmation has a number out of range") from error
-    if confirm.block > INTEGER_MAX:
-        raise MalformedFrame("a confirmation has a number out of range")
     checked = []
     for start in range(0, len(data), RECORD_BYTES):
         canonical = data[start : start + RECORD_BYTES]
         checked.append(CheckedRecord(leaf_hash(canonical), canonical, TaskRecord.parse(canonical)))
-    leaves = {one.leaf for one in checked}
-    if len(leaves) != count:
-        raise MalformedFrame("a confirmation holds a record twice")
-    if set_root(leaves) != confirm.root:
-        raise MalformedFrame("a confirmation's root is not that of its records")
+    if not by_root:
+        _check_root(confirm, {one.leaf for one in checked})
     verify(confirm.signer, signed, confirm.signature)
-    _check_records(confirm, checked, block_ms)
+    _check_records(confirm, [one.record for one in checked], block_ms)
     return checked
 
 
-def _check_records(confirm: Confirm, checked: list[CheckedRecord], block_ms: int) -> None:
-    node, signer = raw_public(confirm.node), raw_public(confirm.signer)
-    if confirm.side is Side.NODE and node != signer:
-        raise MalformedFrame("a node confirms its own records only")
-    for record in (one.record for one in checked):
+def _check_root(confirm: Confirm, leaves: set[bytes]) -> None:
+    if len(leaves) != confirm.count:
+        raise MalformedFrame("a confirmation holds a record twice")
+    if set_root(leaves) != confirm.root:
+        raise MalformedFrame("a confirmation's root is not that of its records")
+
+
+def _check_records(confirm: Confirm, records: list[TaskRecord], block_ms: int) -> None:
+    node, distributor = raw_public(confirm.node), raw_public(confirm.distributor)
+    for record in records:
         if record.node != node:
             raise MalformedFrame("a record is of another node than its confirmation")
-        if confirm.side is Side.DISTRIBUTOR and record.distributor != signer:
-            raise MalformedFrame("a distributor confirms its own records only")
+        if record.distributor != distributor:
+            raise MalformedFrame("a record is of another distributor than its confirmation")
         if max(record.customer, record.charge_nano_usd, record.closed_ms) > INTEGER_MAX:
             raise MalformedFrame("a record has a number out of range")
         if record.block(block_ms) != confirm.block:
             raise ConfigurationRefused(f"blocks of this network last {block_ms} ms")
+    if records and sum(record.charge_nano_usd for record in records) != confirm.charge_nano_usd:
+        raise MalformedFrame("a confirmation's charges do not add up to what it says")
 
 
 class Confirmations:
@@ -90,7 +101,8 @@ class Confirmations:
         """Check, keep and match one confirmation of ``sender``.
 
         Returns only when it is durable; an acknowledgement that reports contradicting records is
-        ``ok`` nonetheless: they are kept, and sending them again helps nobody.
+        ``ok`` nonetheless: they are kept, and sending them again helps nobody. A node that said
+        its root only may be asked for its records (`RECORDS_WANTED`): then nothing is kept.
 
         Raises:
             PartyRefused: ``sender`` is not the signer, unknown, revoked, or of another role.
@@ -103,9 +115,18 @@ class Confirmations:
         self._parties.require(sender, _ROLE_OF[confirm.side])
         checked = check_confirm(confirm, self._network, self._block_ms)
         now_ms = self._clock.now_ms()
-        outcome = await self._store.write(
-            lambda connection: apply(connection, confirm, checked, now_ms)
-        )
+        if not checked:
+            matched = await self._store.write(
+                lambda connection: apply_root(connection, confirm, now_ms)
+            )
+            if matched is None:
+                return Acknowledged(ok=False, code=RECORDS_WANTED), Outcome()
+            outcome = matched
+        else:
+            unknown = not self._is_known(confirm)
+            outcome = await self._store.write(
+                lambda connection: apply(connection, confirm, checked, now_ms, unknown=unknown)
+            )
         if not outcome.contradicting:
             return Acknowledged(ok=True), outcome
         return Acknowledged(
@@ -113,3 +134,9 @@ class Confirmations:
             code=Conflict.code,
             message=f"{outcome.contradicting} records contradict what was confirmed before",
         ), outcome
+
+    def _is_known(self, confirm: Confirm) -> bool:
+        """Whether the other party of a confirmation is, or was, what it is said to be."""
+        other = Side.NODE if confirm.side is Side.DISTRIBUTOR else Side.DISTRIBUTOR
+        party = confirm.node if other is Side.NODE else confirm.distributor
+        return self._parties.was(party, _ROLE_OF[other])

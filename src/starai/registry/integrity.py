@@ -1,7 +1,7 @@
 """Does the file still say what was signed? Recomputes leaves, roots, signatures and matches.
 
 First the confirmations, slot by slot; then the chain of blocks over them. It shares no state with
-the code that wrote the file; callable whenever the registry is idle. It reports, and repairs nothing.
+the code that wrote the file, and can be called at any time. It reports, and repairs nothing.
 """
 
 from __future__ import annotations
@@ -136,9 +136,18 @@ def _signed(row: tuple[Any, ...], network: str, block: int) -> bytes:
         form = f"<H{len(name)}sQIB32s32s32s"
         fixed = struct.pack(form, len(name), name, block, part, side, signer, node, root)
         return b"starai/v1/confirm" + fixed
-    parties = (PartyId(public_nkey(KeyKind.USER, raw)) for raw in (node, distributor))
-    count = len(joined) // _LEAF_BYTES
-    confirm = Confirm(network, block, part, Side(side), *parties, count, charge, root, sig)
+    confirm = Confirm(
+        network=network,
+        block=block,
+        part=part,
+        side=Side(side),
+        node=PartyId(public_nkey(KeyKind.USER, node)),
+        distributor=PartyId(public_nkey(KeyKind.USER, distributor)),
+        count=len(joined) // _LEAF_BYTES,
+        charge_nano_usd=charge,
+        root=root,
+        signature=sig,
+    )
     if raw_public(confirm.signer) != signer:
         raise MalformedFrame("its signer is neither of its parties")
     return confirm.signed_bytes()

@@ -60,6 +60,11 @@ class Parties:
             return self._fixed[party]
         raise PartyRefused("this party is not in the network; join with a token")
 
+    def was(self, party: PartyId, role: Role) -> bool:
+        """Whether ``party`` is or was a ``role`` here: who was revoked keeps what it did before."""
+        row = self._rows.get(party)
+        return (self._fixed.get(party) if row is None else row.role) is role
+
     def fixed_role(self, party: PartyId) -> Role | None:
         """The role that ``party`` was started with, or None if it joined or is unknown."""
         return self._fixed.get(party)

@@ -10,11 +10,11 @@ from starai.core.errors import InvalidRequest, NotFound
 from starai.ledger.blocks import Block
 from starai.ledger.checkpoints import with_cosignatures
 from starai.ledger.merkle_log import MerkleLog
+from starai.ledger.reconciling import Standing
 from starai.protocol.log import ConsistencyProof, ProvenRecord, TaskProof
 from starai.registry.blocks import StoredTiles, last_block
-from starai.registry.schema import INTEGER_MAX, integer, rows
+from starai.registry.schema import integer, rows
 from starai.registry.storage import Connection
-from starai.registry.tasks import State
 from starai.registry.witnesses import cosignatures, newest_checkpoint, note_of
 
 
@@ -58,7 +58,7 @@ def task_proof(connection: Connection, *, task_id: str) -> TaskProof:
         index = _index_of(connection, seq)
         if index is not None:
             path = tuple(log.inclusion(index))
-            records.append(ProvenRecord(attempt, State(state).name.lower(), rec, index, path))
+            records.append(ProvenRecord(attempt, Standing(state).name.lower(), rec, index, path))
     if not records:
         raise NotFound(f"no block covers task {task_id!r} yet: ask again in some seconds")
     return TaskProof(note, tuple(records))
@@ -71,7 +71,7 @@ def consistency_proof(connection: Connection, *, old: int, size: int) -> Consist
         InvalidRequest: the sizes are out of order.
         NotFound: there is no checkpoint of one of them.
     """
-    integer(old, "old", most=size if 0 <= size <= INTEGER_MAX else INTEGER_MAX)
+    integer(old, "old", most=integer(size, "size"))
     _, old_note = _checkpoint(connection, old)
     _, note = _checkpoint(connection, size)
     path = MerkleLog(StoredTiles(connection), size).consistency(old)

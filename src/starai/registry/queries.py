@@ -19,6 +19,7 @@ from starai.protocol.subjects import Role
 from starai.registry import proofs, reports
 from starai.registry.admission import Admission
 from starai.registry.blocks import Closer
+from starai.registry.dispute_queries import DisputeQueries
 from starai.registry.integrity import check_integrity
 from starai.registry.keys import Keys
 from starai.registry.money_queries import MoneyQueries, Question
@@ -108,6 +109,7 @@ class Queries:
         keys: Keys,
         blocks: Closer,
         money: MoneyQueries,
+        disputes: DisputeQueries,
     ) -> None:
         """Take the parts."""
         self._store = store
@@ -136,6 +138,7 @@ class Queries:
         self._known = {
             **{what: Question(*one[:2], _unaware(one[2])) for what, one in known.items()},
             **money.known,
+            **disputes.known,
         }
 
     async def answer(self, sender: PartyId, query: Query) -> bytes:

@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from starai.core.errors import InvalidRequest, NotFound
+from starai.ledger.reconciling import Standing
 from starai.protocol.identity import KeyKind, public_nkey, raw_public
 from starai.protocol.registry import Side
 from starai.registry.schema import INTEGER_MAX, integer, rows
 from starai.registry.storage import Connection
-from starai.registry.tasks import State, state_named
+from starai.registry.tasks import standing_named
 
 #: Rows of one report: 500 tasks are 300 KB, well inside a frame.
 REPORT_ROWS_MAX: Final = 500
@@ -48,14 +49,16 @@ def tasks(
     """
     integer(limit, "limit", least=1, most=REPORT_ROWS_MAX)
     integer(before, "before")
+    filters: dict[str, object] = {"seq < ?": before}
+    if state is not None:
+        filters["state = ?"] = int(standing_named(state))
+    if node is not None:
+        filters["node = ?"] = raw_public(node)
+    where = " AND ".join(filters)
     found = rows(
         connection,
-        f"{_TASK} WHERE seq < ?1 AND (?2 IS NULL OR state = ?2) AND (?3 IS NULL OR node = ?3)"
-        " ORDER BY seq DESC LIMIT ?4",
-        before,
-        None if state is None else int(state_named(state)),
-        None if node is None else raw_public(node),
-        limit,
+        f"{_TASK} WHERE {where} ORDER BY seq DESC LIMIT ?",
+        *(*filters.values(), limit),
     )
     return {"tasks": [_task(row) for row in found]}
 
@@ -118,7 +121,18 @@ def ledger(connection: Connection, *, limit: int = 20) -> dict[str, object]:
             {"block": block, "from_ms": block * block_ms, **_sums(sums)} for block, *sums in blocks
         ],
         "nodes": [{"node": _nkey(node), **_sums(sums)} for node, *sums in nodes],
+        "money": _money(connection),
     }
+
+
+def _money(connection: Connection) -> dict[str, str]:
+    """What is in all accounts of each kind together, in nano-USD."""
+    kinds = rows(
+        connection,
+        "SELECT kind, CAST(sum(credits - debits) AS BIGINT) FROM account"
+        " GROUP BY kind ORDER BY kind",
+    )
+    return {kind: str(amount) for kind, amount in kinds}
 
 
 def _nkey(raw: bytes) -> str:
@@ -136,7 +150,7 @@ def _task(row: tuple[Any, ...]) -> dict[str, object]:
         "seq": seq,
         "task_id": task_id.hex(),
         "attempt": attempt,
-        "state": State(state).name.lower(),
+        "state": Standing(state).name.lower(),
         "sides": [side.name.lower() for side in Side if sides & side],
         "block": block,
         "node": _nkey(node),

@@ -63,12 +63,14 @@ CREATE TABLE key (
 # its transfers add up to. Transfers are only ever added: what repairs one names it in `reverses`.
 # The row of `books` is what the hash of all books is made of, and what was ever transferred.
 # A `key` row's `customer` is the key's own account number, which records carry as the payer;
-# `owner` is the customer whose balance it draws on. A hold is money set aside for one payer at one
-# gateway. A `block` covers the rows of `task` and `transfer` since the one before; the log of all
-# tasks is in tiles, up to 256 hashes of a level in a row. `payout` keeps
-# every address a node ever bound, so that a closed day can be rebuilt; the newest one counts. The
-# `payee` of a `leaf` is a node's key or a customer's number, and then the address it is paid to;
-# `cum` is in nano-USD, and a row is there for each epoch that changed it.
+# `owner` is the customer whose balance it draws on, `spent_nano` what was captured for it, of at
+# most `budget_nano` if it has one. A hold is money set aside for one payer at one gateway. A
+# `confirm` row names its distributor (`dist`) and what its records charge; `first_task` is where
+# its records begin in `task`, if all of them were new. A `block` covers the rows of `task` and
+# `transfer` since the one before; the log of all tasks is in tiles, up to 256 hashes of a level in
+# a row. `payout` keeps every address a node ever bound, so that a closed day can be rebuilt; the
+# newest one counts. The `payee` of a `leaf` is a node's key or a customer's number, and then the
+# address it is paid to; `cum` is in nano-USD, and a row is there for each epoch that changed it.
 _MONEY: Final = """
 CREATE TABLE customer (
   id INTEGER PRIMARY KEY, name TEXT NOT NULL, created_ms INTEGER NOT NULL,
@@ -95,6 +97,7 @@ CREATE TABLE transfer (
   at_ms INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX transfer_by_event ON transfer (event_id);
+CREATE INDEX transfer_claimed ON transfer (debit_owner) WHERE code = 'claimed';
 CREATE TABLE books (name TEXT PRIMARY KEY, state BLOB NOT NULL, debits TEXT NOT NULL) STRICT;
 CREATE TABLE hold (
   hold_id BLOB PRIMARY KEY, customer INTEGER NOT NULL, payer INTEGER NOT NULL,
@@ -103,6 +106,9 @@ CREATE TABLE hold (
 ) STRICT;
 CREATE INDEX hold_open ON hold (payer) WHERE closed_ms IS NULL;
 ALTER TABLE task ADD COLUMN event_id BLOB;
+ALTER TABLE confirm ADD COLUMN dist BLOB;
+ALTER TABLE confirm ADD COLUMN charge INTEGER;
+ALTER TABLE confirm ADD COLUMN first_task INTEGER;
 CREATE TABLE dispute (
   id INTEGER PRIMARY KEY, task_seq INTEGER NOT NULL UNIQUE REFERENCES task (seq),
   reason TEXT NOT NULL, opened_ms INTEGER NOT NULL, deadline_ms INTEGER NOT NULL,

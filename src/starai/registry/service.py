@@ -54,6 +54,8 @@ from starai.registry.allotments import Allotments
 from starai.registry.blocks import BlockTerms, Closer
 from starai.registry.confirmations import Confirmations
 from starai.registry.customers import Customers
+from starai.registry.dispute_queries import DisputeQueries
+from starai.registry.disputes import Disputes
 from starai.registry.keys import Keys
 from starai.registry.money_queries import MoneyQueries
 from starai.registry.parties import Parties
@@ -142,16 +144,18 @@ class Registry:
         self.customers = Customers(store, clock, self._publish_funds)
         self.allotments = Allotments(store, self.parties, clock, self._publish_funds)
         self.blocks = Closer(store, network, account, clock, config.blocks)
+        self.disputes = Disputes(store, clock)
         self.witnesses = Witnesses(
             store, self.parties, network, account.raw, clock, config.blocks
         )
+        disputes = DisputeQueries(self.disputes, self.parties)
         money = MoneyQueries(
             *(store, self.parties, clock, self.customers, self.prices),
             network=network,
             maturity_ms=config.maturity_ms,
         )
         self.queries = Queries(
-            store, self.parties, self.admission, self.keys, self.blocks, money
+            store, self.parties, self.admission, self.keys, self.blocks, money, disputes
         )
 
     async def open(self) -> None:
@@ -178,6 +182,7 @@ class Registry:
             for name, verb in self._verbs().items():
                 await tasks.start(self._serve, name, verb)
             tasks.start_soon(self.blocks.run)
+            tasks.start_soon(self.disputes.run)
             tasks.start_soon(self.allotments.run)
             tasks.start_soon(keep_beating, self._wire, Role.REGISTRY, self._beat)
             event(_LOG, "registry_ready", network=self._config.network)

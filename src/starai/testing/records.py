@@ -9,7 +9,7 @@ import msgspec
 from starai.core.randomness import SeededRandomness
 from starai.protocol.identity import Identity, KeyKind, PartyId, public_nkey
 from starai.protocol.records import TaskRecord, leaf_hash, set_root
-from starai.protocol.registry import Confirm, Side
+from starai.protocol.registry import Confirm, Side, part_of
 
 NETWORK = "test"
 BLOCK_MS = 2_000
@@ -44,21 +44,32 @@ def record(number: int, *, node: Identity = NODES[0], **changes: object) -> Task
 
 
 def confirm(
-    side: Side, records: Sequence[TaskRecord], signer: Identity, /, **changes: object
+    side: Side,
+    records: Sequence[TaskRecord],
+    signer: Identity,
+    /,
+    *,
+    by_root: bool = False,
+    **changes: object,
 ) -> Confirm:
-    """A confirmation as ``signer`` signs it; ``changes`` are made before the signing."""
+    """A confirmation as ``signer`` signs it; ``changes`` are made before the signing.
+
+    ``by_root``: without the records.
+    """
     canonical = [one.canonical() for one in records]
     root = set_root(leaf_hash(one) for one in canonical)
     made = Confirm(
         network=NETWORK,
         block=records[0].block(BLOCK_MS),
-        part=int.from_bytes(root[:4], "big"),
+        part=part_of(root),
         side=side,
-        signer=signer.party,
         node=PartyId(public_nkey(KeyKind.USER, records[0].node)),
-        records=b"".join(canonical),
+        distributor=PartyId(public_nkey(KeyKind.USER, records[0].distributor)),
+        count=len(records),
+        charge_nano_usd=sum(one.charge_nano_usd for one in records),
         root=root,
         signature=b"",
+        records=b"" if by_root else b"".join(canonical),
     )
     made = msgspec.structs.replace(made, **changes)
     return msgspec.structs.replace(made, signature=signer.sign(made.signed_bytes()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import msgspec
@@ -18,16 +17,26 @@ from starai.core.errors import (
     SealBroken,
 )
 from starai.core.limits import CONFIRM_RECORDS_MAX
+from starai.ledger.accounts import available, pending
+from starai.ledger.reconciling import Standing
 from starai.protocol.frames import decode, encode
-from starai.protocol.registry import Acknowledged, Confirm, Side
+from starai.protocol.registry import RECORDS_WANTED, Acknowledged, Confirm, Side
 from starai.protocol.subjects import Role
 from starai.registry.confirmations import Confirmations, check_confirm
 from starai.registry.integrity import check_integrity
+from starai.registry.money import verify_books
 from starai.registry.parties import Parties
-from starai.registry.schema import bind_network
 from starai.registry.storage import Connection, Store, open_store
 from starai.registry.storage.sqlite import connect, migrate
-from starai.registry.tasks import State, apply, judge
+from starai.registry.tasks import Outcome, apply, apply_root
+from starai.testing.money import (
+    CUSTOMER,
+    DEPOSIT,
+    NODE_BPS,
+    balances,
+    open_books,
+    priced,
+)
 from starai.testing.records import (
     BLOCK_MS,
     DISTRIBUTOR,
@@ -62,7 +71,7 @@ def confirmations(store: Store) -> Confirmations:
 
 def _states(connection: Connection) -> dict[tuple[int, int, int], str]:
     return {
-        (int.from_bytes(task_id), attempt, out_tok): State(state).name
+        (int.from_bytes(task_id), attempt, out_tok): Standing(state).name
         for task_id, attempt, out_tok, state in connection.execute(
             "SELECT task_id, attempt, out_tok, state FROM task"
         )
@@ -117,9 +126,9 @@ async def test_contradictions_are_kept_and_told(confirmations: Confirmations, st
     assert answer.ok
     assert answer.code == "idempotency_conflict"
     assert outcome.contradicting == 1
-    assert await store.read(_states) == {(1, 0, 21): "CONTENT", (1, 0, 5): "CONTENT"}
+    assert await store.read(_states) == {(1, 0, 21): "AMOUNT", (1, 0, 5): "AMOUNT"}
     await confirmations.handle(DISTRIBUTOR.party, confirm(Side.DISTRIBUTOR, [record(1)]))
-    assert await store.read(_states) == {(1, 0, 21): "MATCHED", (1, 0, 5): "CONFLICT"}
+    assert await store.read(_states) == {(1, 0, 21): "MATCHED", (1, 0, 5): "DUP"}
 
 
 @pytest.mark.anyio
@@ -161,7 +170,12 @@ def _refusals() -> list[tuple[str, Confirm, type[Exception]]]:
     return [
         ("network", confirm(Side.NODE, [record(1)], network="other"), ConfigurationRefused),
         ("block", confirm(Side.NODE, [record(1)], block=3), ConfigurationRefused),
-        ("no records", confirm(Side.NODE, [record(1)], records=b""), MalformedFrame),
+        ("no records", confirm(Side.DISTRIBUTOR, [record(1)], records=b""), MalformedFrame),
+        ("no count", confirm(Side.NODE, [record(1)], by_root=True, count=0), MalformedFrame),
+        ("other count", confirm(Side.NODE, [record(1)], count=2), MalformedFrame),
+        ("other charge", confirm(Side.NODE, [record(1)], charge_nano_usd=1), MalformedFrame),
+        ("huge charge", confirm(Side.NODE, [record(1)], charge_nano_usd=1 << 63), MalformedFrame),
+        ("forged root", swap(good, records=b"", root=b"r" * 32), SealBroken),
         ("half a record", swap(good, records=good.records[:-1]), MalformedFrame),
         ("too many", confirm(Side.NODE, many), MalformedFrame),
         ("twice", confirm(Side.NODE, [record(1), record(1)]), MalformedFrame),
@@ -175,16 +189,24 @@ def _refusals() -> list[tuple[str, Confirm, type[Exception]]]:
             swap(good, records=good.records[:6] + b"\1" + good.records[7:]),
             MalformedFrame,
         ),
-        ("other node", confirm(Side.NODE, [record(1)], node=NODES[1].party), MalformedFrame),
+        (
+            "other node",
+            confirm(Side.NODE, [record(1)], NODES[1], node=NODES[1].party),
+            MalformedFrame,
+        ),
         (
             "other distributor",
-            confirm(Side.DISTRIBUTOR, [record(1, distributor=STRANGER.raw)]),
+            confirm(
+                Side.DISTRIBUTOR,
+                [record(1, distributor=STRANGER.raw)],
+                distributor=DISTRIBUTOR.party,
+            ),
             MalformedFrame,
         ),
         ("mixed nodes", confirm(Side.DISTRIBUTOR, mixed), MalformedFrame),
         ("huge", confirm(Side.NODE, [record(1, customer=1 << 63)]), MalformedFrame),
         ("negative", swap(good, block=-1), MalformedFrame),
-        ("no party", swap(good, signer="nobody"), MalformedFrame),
+        ("no party", swap(good, node="nobody"), MalformedFrame),
     ]
 
 
@@ -204,29 +226,20 @@ def test_the_largest_confirmation_fits_a_frame() -> None:
     assert len(check_confirm(said, NETWORK, BLOCK_MS)) == CONFIRM_RECORDS_MAX
 
 
-@given(st.lists(st.integers(1, 3), min_size=1, max_size=4))
-def test_judgement_is_symmetric(sides: list[int]) -> None:
-    """The standing of a record does not depend on the order in which records are looked at."""
-    judged = sorted(zip(sides, judge(sides), strict=True))
-    for order in itertools.permutations(sides):
-        assert sorted(zip(order, judge(order), strict=True)) == judged
-
-
 _WORDS = st.lists(
     st.tuples(
         st.sampled_from(list(Side)),
+        st.sampled_from(NODES[:2]),
         st.lists(
-            st.builds(
-                lambda number, attempt, tokens: record(
-                    number, attempt=attempt, answer_tokens=tokens, closed_ms=START_MS + number
-                ),
+            st.tuples(
                 st.integers(1, 3),
                 st.integers(0, 1),
                 st.integers(1, 2),
+                st.sampled_from([b"p" * 32, b"x" * 32]),
             ),
             min_size=1,
             max_size=4,
-            unique_by=lambda made: made.canonical(),
+            unique=True,
         ),
     ),
     min_size=1,
@@ -234,38 +247,90 @@ _WORDS = st.lists(
 )
 
 
-def _final(words: list[Confirm]) -> set[tuple[object, ...]]:
+def _said(side: Side, node, fields) -> Confirm:
+    records = [
+        priced(record(number, node=node, attempt=attempt, answer_tokens=num, proof_hash=proof))
+        for number, attempt, num, proof in fields
+    ]
+    return confirm(side, records)
+
+
+def _by_root(said: Confirm) -> Confirm:
+    """What a node says first; the root is signed either way."""
+    return msgspec.structs.replace(said, records=b"") if said.side is Side.NODE else said
+
+
+def _final(words: list[Confirm], *, roots_first: bool) -> tuple[object, object]:
+    """The states of all records and what is in all accounts, once all of it was said."""
     connection = connect(":memory:")
     migrate(connection)
-    bind_network(connection, NETWORK, BLOCK_MS)
+    open_books(connection)
     for said in words:
-        apply(connection, said, check_confirm(said, NETWORK, BLOCK_MS), START_MS)
-    report = check_integrity(connection)
-    assert report.problems == ()
+        checked = check_confirm(said, NETWORK, BLOCK_MS)
+        if roots_first and said.side is Side.NODE:
+            assert check_confirm(_by_root(said), NETWORK, BLOCK_MS) == []
+            if apply_root(connection, _by_root(said), START_MS) is not None:
+                continue
+        apply(connection, said, checked, START_MS)
+    assert check_integrity(connection, NODES[0].raw).problems == ()
+    assert verify_books(connection).problems == ()
     final = set(connection.execute("SELECT task_id, attempt, leaf, sides, state FROM task"))
+    accounts = balances(connection)
     connection.close()
-    return final
+    return final, accounts
 
 
-@given(_WORDS, st.randoms(use_true_random=False), st.integers(0, 3))
-def test_any_order_and_any_repetition_end_the_same(words, chance, repeats) -> None:
-    """Both sides' words, honest or not, shuffled and repeated, leave the same state."""
-    said = [confirm(side, records) for side, records in words]
+@given(_WORDS, st.randoms(use_true_random=False), st.integers(0, 3), st.booleans())
+def test_any_order_and_any_repetition_end_the_same(words, chance, repeats, roots_first) -> None:
+    """Both sides' words, honest or not, shuffled and repeated, leave the same states and books."""
+    said = [_said(*word) for word in words]
     shuffled = said + chance.choices(said, k=repeats)
     chance.shuffle(shuffled)
-    assert _final(shuffled) == _final(said)
+    assert _final(shuffled, roots_first=roots_first) == _final(said, roots_first=False)
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, unique=True), st.data())
-def test_honest_sides_always_match(numbers: list[int], data) -> None:
+@given(st.lists(st.integers(1, 30), min_size=1, unique=True), st.data(), st.booleans())
+def test_honest_sides_always_match(numbers: list[int], data, roots_first: bool) -> None:
     """Two honest sides that cut the same records into different parts end with all matched."""
     words = []
     for side in Side:
         rest = data.draw(st.permutations(numbers))
         while rest:
             cut = data.draw(st.integers(1, len(rest)))
-            words.append(confirm(side, [record(number) for number in rest[:cut]]))
+            words.append(confirm(side, [priced(record(number)) for number in rest[:cut]]))
             rest = rest[cut:]
-    final = _final(data.draw(st.permutations(words)))
+    final, accounts = _final(data.draw(st.permutations(words)), roots_first=roots_first)
     assert len(final) == len(numbers)
-    assert {row[-1] for row in final} == {State.MATCHED}
+    assert {row[-1] for row in final} == {Standing.MATCHED}
+    charges = [priced(record(number)).charge_nano_usd for number in numbers]
+    assert accounts[pending(NODES[0].raw)] == sum(one * NODE_BPS // 10_000 for one in charges)
+    assert accounts[available(CUSTOMER)] == DEPOSIT - sum(charges)
+
+
+@pytest.mark.anyio
+async def test_a_root_matches_all_at_once(confirmations: Confirmations, store: Store) -> None:
+    """A node that says the root its distributor said has said all of its records."""
+    await store.write(open_books)
+    records = [record(number) for number in range(1, 50)]
+    root = confirm(Side.NODE, records, by_root=True)
+    answer, outcome = await confirmations.handle(NODES[0].party, root)
+    assert (answer.ok, answer.code, outcome) == (False, RECORDS_WANTED, Outcome())
+    assert await store.read(_states) == {}
+    await confirmations.handle(DISTRIBUTOR.party, confirm(Side.DISTRIBUTOR, records))
+    for expected in (Outcome(matched=len(records)), Outcome()):
+        answer, outcome = await confirmations.handle(NODES[0].party, root)
+        assert (answer, outcome) == (Acknowledged(ok=True), expected)
+    assert set((await store.read(_states)).values()) == {"MATCHED"}
+    integrity = await store.read(lambda connection: check_integrity(connection, NODES[0].raw))
+    assert integrity.problems == ()
+
+
+@pytest.mark.anyio
+async def test_a_root_cannot_count_otherwise(confirmations: Confirmations) -> None:
+    """Under the same root there is one number of records and one sum."""
+    records = [record(1), record(2)]
+    await confirmations.handle(DISTRIBUTOR.party, confirm(Side.DISTRIBUTOR, records))
+    for changes in ({"count": 3}, {"charge_nano_usd": 1}):
+        said = confirm(Side.NODE, records, by_root=True, **changes)
+        with pytest.raises(MalformedFrame):
+            await confirmations.handle(NODES[0].party, said)

@@ -46,7 +46,7 @@ def path(tmp_path: Path) -> Path:
 
 def _problems(path: Path) -> tuple[str, ...]:
     connection = SqliteSession(str(path))
-    found = check_integrity(connection)
+    found = check_integrity(connection, bytes(32))
     connection.close()
     return found.problems
 
@@ -54,7 +54,7 @@ def _problems(path: Path) -> tuple[str, ...]:
 def test_a_sound_file_is_sound(path: Path) -> None:
     """What was written honestly has no problems, and everything was looked at."""
     connection = SqliteSession(str(path))
-    found = check_integrity(connection)
+    found = check_integrity(connection, bytes(32))
     connection.close()
     assert (found.records, found.problems) == (len(_RECORDS), ())
     assert found.confirms > 4

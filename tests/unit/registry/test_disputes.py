@@ -1,0 +1,308 @@
+"""Cases: every silence has its outcome by its deadline, all of it as transfers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from starai.core.errors import Conflict, InvalidRequest, NotFound
+from starai.ledger.accounts import FEE, INSURANCE, available, pending
+from starai.ledger.outcomes import DEADLINE_MS, OPEN_AFTER_MS
+from starai.ledger.reconciling import WINDOW_MS
+from starai.protocol.records import TaskRecord
+from starai.protocol.registry import Confirm, Side
+from starai.protocol.subjects import Role
+from starai.registry.confirmations import Confirmations
+from starai.registry.disputes import Disputes
+from starai.registry.integrity import check_integrity
+from starai.registry.money import verify_books
+from starai.registry.parties import Parties
+from starai.registry.storage import Store, open_store
+from starai.testing.money import (
+    CUSTOMER,
+    DEPOSIT,
+    NODE_BPS,
+    balances,
+    insure,
+    open_books,
+    priced,
+)
+from starai.testing.records import (
+    BLOCK_MS,
+    DISTRIBUTOR,
+    NETWORK,
+    NODES,
+    START_MS,
+    STRANGER,
+    confirm,
+    record,
+)
+
+pytestmark = pytest.mark.anyio
+
+NODE = NODES[0]
+TASK = priced(record(1))
+#: A case is open from here on, and decided from there on.
+OPENED_MS = OPEN_AFTER_MS + 1
+DECIDED_MS = OPENED_MS + DEADLINE_MS + 1
+
+
+@dataclass
+class SetClock:
+    """A clock that stands where it is put."""
+
+    ms: int = START_MS
+
+    def now_ms(self) -> int:
+        return self.ms
+
+    def monotonic_s(self) -> float:
+        return self.ms / 1000
+
+
+class Scene:
+    """A registry with money, and two sides that say what a test lets them say."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.clock = SetClock()
+        roles = {DISTRIBUTOR.party: Role.DISTRIBUTOR, **{one.party: Role.NODE for one in NODES}}
+        parties = Parties(store, roles)
+        self.confirmations = Confirmations(store, parties, NETWORK, BLOCK_MS, self.clock)
+        self.disputes = Disputes(store, self.clock)
+
+    async def says(self, side: Side, *records: TaskRecord, node=NODE) -> None:
+        signer = node if side is Side.NODE else DISTRIBUTOR
+        said: Confirm = confirm(side, records, signer)
+        await self.confirmations.handle(signer.party, said)
+
+    async def after(self, ms: int) -> None:
+        """Go to ``ms`` after the start, and see to what is due then."""
+        self.clock.ms = START_MS + ms
+        await self.disputes.sweep()
+
+    async def sums(self) -> dict[str, int]:
+        """What the customer paid, and what node, fee and insurance have."""
+        found = await self.store.read(balances)
+        return {
+            "paid": DEPOSIT - found[available(CUSTOMER)],
+            "node": found.get(pending(NODE.raw), 0),
+            "fee": found.get(FEE, 0),
+            "insurance": found.get(INSURANCE, 0),
+        }
+
+    async def verdicts(self) -> list[tuple[str, str | None]]:
+        cases = await self.disputes.cases(None, only_open=False)
+        return sorted((case.reason, case.verdict) for case in cases)
+
+    async def sound(self) -> None:
+        assert (await self.store.read(verify_books)).problems == ()
+        found = await self.store.read(lambda connection: check_integrity(connection, NODE.raw))
+        assert found.problems == ()
+
+
+@pytest.fixture
+async def scene(database: Path | str):
+    async with open_store(database, inline=True) as store:
+        await store.write(open_books)
+        made = Scene(store)
+        yield made
+        await made.sound()
+
+
+def share(charge: int) -> int:
+    return charge * NODE_BPS // 10_000
+
+
+def paid(charge: int, insurance: int = 0) -> dict[str, int]:
+    node = share(charge)
+    return {"paid": charge, "node": node, "fee": charge - node, "insurance": insurance}
+
+
+NOTHING = paid(0)
+
+
+async def test_agreement_is_paid_at_once(scene: Scene) -> None:
+    """Both sides' equal words pay the node its share and the operator its fee, once."""
+    for _ in range(2):
+        for side in Side:
+            await scene.says(side, TASK)
+        assert await scene.sums() == paid(TASK.charge_nano_usd)
+    await scene.after(3 * DECIDED_MS)
+    assert await scene.sums() == paid(TASK.charge_nano_usd)
+    assert await scene.verdicts() == []
+
+
+async def test_what_only_the_distributor_says_is_paid_after_a_day(scene: Scene) -> None:
+    """The one who would deny it says it was delivered: a node that died loses no pay."""
+    await scene.says(Side.DISTRIBUTOR, TASK)
+    await scene.after(OPENED_MS)
+    assert await scene.verdicts() == [("dist_only", None)]
+    await scene.after(DECIDED_MS - 2)
+    assert await scene.sums() == NOTHING
+    await scene.after(DECIDED_MS)
+    assert await scene.sums() == paid(TASK.charge_nano_usd)
+    assert await scene.verdicts() == [("dist_only", "paid")]
+    await scene.says(Side.NODE, TASK)
+    assert await scene.sums() == paid(TASK.charge_nano_usd)
+
+
+async def test_a_late_contradiction_changes_nothing(scene: Scene) -> None:
+    """A node that comes back with another version after its day is too late."""
+    await scene.says(Side.DISTRIBUTOR, TASK)
+    await scene.after(OPENED_MS)
+    await scene.after(DECIDED_MS)
+    more = msgspec.structs.replace(TASK, answer_tokens=500)
+    await scene.says(Side.NODE, priced(more))
+    await scene.says(Side.DISTRIBUTOR, priced(more))
+    assert await scene.sums() == paid(TASK.charge_nano_usd)
+    assert (await scene.disputes.strikes()) == {}
+
+
+async def test_what_a_distributor_denies_is_not_paid(scene: Scene) -> None:
+    """A node that claims a task which was never given to it gets nothing, insurance or not."""
+    await scene.store.write(lambda connection: insure(connection, 10**6))
+    before = await scene.sums()
+    await scene.says(Side.NODE, TASK)
+    await scene.after(OPENED_MS)
+    await scene.says(Side.DISTRIBUTOR, priced(record(2)))
+    await scene.after(OPENED_MS + 1)
+    await scene.says(Side.DISTRIBUTOR, priced(record(3, node=NODES[1])))
+    await scene.after(OPENED_MS + DEADLINE_MS)
+    assert ("node_only", "refused") in await scene.verdicts()
+    assert await scene.sums() == before
+
+
+async def test_a_vanished_distributor_costs_the_insurance(scene: Scene) -> None:
+    """Silence about everything is no denial: insured, up to what the node itself has to lose."""
+    await scene.says(Side.NODE, TASK, priced(record(2)))
+    await scene.says(Side.DISTRIBUTOR, priced(record(2)))
+    earned = share(priced(record(2)).charge_nano_usd)
+    await scene.store.write(lambda connection: insure(connection, 10**6))
+    before = await scene.sums()
+    await scene.after(OPENED_MS)
+    await scene.after(DECIDED_MS)
+    after = await scene.sums()
+    gained = min(TASK.charge_nano_usd, earned)
+    assert after == {
+        **before,
+        "node": before["node"] + gained,
+        "insurance": before["insurance"] - gained,
+    }
+    assert await scene.verdicts() == [("node_only", "insured")]
+
+
+async def test_a_node_with_nothing_to_lose_is_not_insured(scene: Scene) -> None:
+    """Newcomers cannot invent work for a distributor that is gone."""
+    await scene.store.write(lambda connection: insure(connection, 10**6))
+    before = await scene.sums()
+    await scene.says(Side.NODE, TASK)
+    await scene.after(OPENED_MS)
+    await scene.after(DECIDED_MS)
+    assert await scene.sums() == before
+    assert await scene.verdicts() == [("node_only", "refused")]
+
+
+@pytest.mark.parametrize("lower", list(Side))
+async def test_of_two_amounts_the_lower_is_paid_at_once(scene: Scene, lower: Side) -> None:
+    """What both say at least is not held up by what they disagree on."""
+    more = priced(msgspec.structs.replace(TASK, answer_tokens=500))
+    for side in Side:
+        await scene.says(side, TASK if side is lower else more)
+    assert await scene.sums() == paid(TASK.charge_nano_usd)
+    await scene.after(DECIDED_MS)
+    assert await scene.sums() == paid(TASK.charge_nano_usd)
+    assert await scene.verdicts() == [("amount", "lower"), ("amount", "lower")]
+
+
+async def test_an_equivocating_distributor_is_not_paid_for(scene: Scene) -> None:
+    """Two nodes, one attempt: the customer gets the first one's cost back."""
+    again = priced(record(1, node=NODES[1]))
+    await scene.says(Side.DISTRIBUTOR, TASK)
+    await scene.says(Side.NODE, TASK)
+    assert await scene.sums() == paid(TASK.charge_nano_usd)
+    await scene.says(Side.DISTRIBUTOR, again)
+    await scene.says(Side.NODE, again, node=NODES[1])
+    assert await scene.sums() == NOTHING
+    await scene.after(DECIDED_MS)
+    assert await scene.sums() == NOTHING
+    assert await scene.verdicts() == [("dup", "refused"), ("dup", "refused")]
+    assert await scene.disputes.strikes() == {DISTRIBUTOR.party: 2}
+
+
+async def test_a_record_of_strangers_is_refused_and_counted(scene: Scene) -> None:
+    """A node cannot make up the distributor either."""
+    made_up = priced(record(1, distributor=STRANGER.raw))
+    await scene.says(Side.NODE, made_up)
+    await scene.after(DECIDED_MS)
+    assert await scene.verdicts() == [("unknown", "refused")]
+    assert await scene.sums() == NOTHING
+    assert await scene.disputes.strikes() == {NODE.party: 1}
+
+
+async def test_a_person_decides_otherwise(scene: Scene) -> None:
+    """An operator pays what was refused, takes it back, and may let a node pay for a lie."""
+    other = msgspec.structs.replace(TASK, answer_hash=b"x" * 32)
+    await scene.says(Side.DISTRIBUTOR, TASK)
+    await scene.says(Side.NODE, other)
+    await scene.after(DECIDED_MS)
+    assert await scene.verdicts() == [("content", "refused"), ("content", "refused")]
+    (case,) = [
+        case for case in await scene.disputes.cases(NODE.raw, only_open=False) if case.sides == 2
+    ]
+    for verdict, expected in (
+        ("paid", paid(TASK.charge_nano_usd)),
+        ("refused", NOTHING),
+        ("paid", paid(TASK.charge_nano_usd)),
+        ("slashed", NOTHING),
+    ):
+        scene.clock.ms += 1
+        decided = await scene.disputes.decide(case.seq, verdict)
+        assert (decided.state, decided.verdict) == ("closed", verdict)
+        assert await scene.sums() == expected
+    assert await scene.disputes.strikes() == {NODE.party: 1}
+    with pytest.raises(InvalidRequest):
+        await scene.disputes.decide(case.seq, "generous")
+    with pytest.raises(NotFound):
+        await scene.disputes.decide(10**6, "paid")
+
+
+async def test_a_supplier_has_its_record_looked_at(scene: Scene) -> None:
+    """What was refused is opened again for a week; what is agreed is not."""
+    other = msgspec.structs.replace(TASK, answer_hash=b"x" * 32)
+    await scene.says(Side.DISTRIBUTOR, TASK, priced(record(2)))
+    await scene.says(Side.NODE, other, priced(record(2)))
+    await scene.after(DECIDED_MS)
+    opened = await scene.disputes.open(NODE.raw, TASK.task_id, 0)
+    assert {case.state for case in opened} == {"open"}
+    with pytest.raises(NotFound):
+        await scene.disputes.open(NODES[1].raw, TASK.task_id, 0)
+    with pytest.raises(Conflict):
+        await scene.disputes.open(NODE.raw, record(2).task_id, 0)
+    await scene.after(20 * WINDOW_MS)
+    assert {verdict for _, verdict in await scene.verdicts()} == {"refused"}
+    with pytest.raises(Conflict):
+        await scene.disputes.open(NODE.raw, TASK.task_id, 0)
+
+
+async def test_a_restart_forgets_no_case(scene: Scene) -> None:
+    """Another process goes on where the last one stopped, and opens nothing twice."""
+    for number in range(1, 6):
+        await scene.says(Side.DISTRIBUTOR, priced(record(number)))
+        if number % 2:
+            await scene.says(Side.NODE, priced(record(number)))
+    await scene.after(OPENED_MS)
+    scene.disputes = Disputes(scene.store, scene.clock)
+    await scene.says(Side.DISTRIBUTOR, priced(record(6)))
+    await scene.after(2 * OPENED_MS)
+    assert await scene.verdicts() == [("dist_only", None)] * 3
+    await scene.says(Side.NODE, priced(record(2)))
+    await scene.after(2 * DECIDED_MS)
+    assert sorted(await scene.verdicts()) == [
+        ("dist_only", "agreed"),
+        ("dist_only", "paid"),
+        ("dist_only", "paid"),
+    ]
