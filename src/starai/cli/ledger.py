@@ -8,8 +8,10 @@ import anyio
 import click
 import msgspec
 
+from starai.cli.ledger_books import export, verify
 from starai.cli.options import AT_LEAST_ONE, NOT_NEGATIVE, home_option, json_option
 from starai.cli.tables import clock_time, date_time, short, show_json, show_table
+from starai.ledger.accounts import usd
 from starai.local.asking import operator
 from starai.local.home import Home
 from starai.local.proving import (
@@ -32,6 +34,10 @@ def ledger() -> None:
     """The books: what nodes and distributors have both confirmed."""
 
 
+ledger.add_command(export)
+ledger.add_command(verify)
+
+
 @ledger.command()
 @home_option
 @json_option
@@ -43,7 +49,7 @@ def ledger() -> None:
     help="How many blocks, newest first.",
 )
 def show(home: Home, as_json: bool, limit: int) -> None:
-    """Blocks of records with what both sides agree on, the totals, and each node's part."""
+    """Blocks of records with what both sides agree on, the totals, each node's part, the money."""
     arguments: dict[str, object] = {"limit": limit}
     report = anyio.run(_ask, home, "ledger", arguments)
     if as_json:
@@ -61,6 +67,9 @@ def show(home: Home, as_json: bool, limit: int) -> None:
         parts = [(short(node["node"]), *(node[name] for name in sums)) for node in report["nodes"]]
         total = ("all", *(report["totals"][name] for name in sums))
         show_table("Nodes' part", ("node", *names), [*parts, total], empty)
+    accounts = [(kind, usd(int(amount))) for kind, amount in report["money"].items()]
+    if accounts:
+        show_table("Money", ("accounts", "hold together"), accounts, empty)
 
 
 @ledger.command()

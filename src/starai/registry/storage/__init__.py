@@ -6,17 +6,17 @@ SQL and what a `Store` promises are the same.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
 
 import anyio.to_thread
 
-from starai.core.errors import ConfigurationRefused
+from starai.core.errors import ConfigurationRefused, StoreFailed
 from starai.registry.storage.base import Connection, Session, Store, Work
 
-__all__ = ["Connection", "Session", "Store", "Work", "open_store"]
+__all__ = ["Connection", "Session", "Store", "Work", "open_reader", "open_store"]
 
 #: What a location begins with if PostgreSQL keeps the state (libpq's two spellings).
 POSTGRES_SCHEMES: Final = ("postgresql://", "postgres://")
@@ -67,3 +67,38 @@ async def open_store(
             yield store
         finally:
             await store.close()
+
+
+@contextmanager
+def open_reader(location: Path | str) -> Iterator[Connection]:
+    """One consistent state of what is committed, read beside the registry that may be running.
+
+    Raises:
+        ConfigurationRefused: it is not ours, or needs an extra that is not installed.
+        StoreFailed: it cannot be opened or read.
+    """
+    session = _connect(str(location))
+    try:
+        session.begin(writing=False)
+        try:
+            yield session
+        finally:
+            session.rollback()
+    except session.errors as error:
+        raise StoreFailed(f"cannot read the registry's database: {error}") from error
+    finally:
+        session.close()
+
+
+def _connect(location: str) -> Session:
+    if not location.startswith(POSTGRES_SCHEMES):
+        from starai.registry.storage.sqlite import connect  # noqa: PLC0415 - load what is used
+
+        return connect(location)
+    try:
+        from starai.registry.storage.postgres import PostgresSession  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        raise ConfigurationRefused(
+            f'a registry in PostgreSQL needs {error.name}: pip install "starai[postgres]"'
+        ) from error
+    return PostgresSession(location)

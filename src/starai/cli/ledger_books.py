@@ -1,0 +1,102 @@
+"""`starai ledger export` and `verify`: the books as files, and whether they hold."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import click
+
+from starai.cli.options import home_option, json_option
+from starai.cli.tables import show_json
+from starai.core.errors import ConfigurationRefused
+from starai.local.home import Home
+from starai.protocol.identity import KeyKind, raw_public
+from starai.verifier.checking import Report, verify as check_export
+
+
+def _export(home: Home, folder: Path, store: str, *, with_beancount: bool) -> list[Path]:
+    from starai.registry.export import export_all  # noqa: PLC0415 - only where the registry is
+    from starai.registry.storage import open_reader  # noqa: PLC0415 - see above
+
+    account = raw_public(home.network().account, KeyKind.ACCOUNT)
+    location = store or home.registry_db
+    if not store and not home.registry_db.exists():
+        raise ConfigurationRefused(
+            f"there is no registry in {home.path}: do this where `starai up` runs, or name the"
+            " folder of an export"
+        )
+    with open_reader(location) as connection:
+        return export_all(connection, folder, account, with_beancount=with_beancount)
+
+
+_STORE = click.option(
+    "--store",
+    envvar="STARAI_REGISTRY_STORE",
+    show_envvar=True,
+    default="",
+    metavar="URL",
+    help="The registry's PostgreSQL database, if it is not in the home folder.",
+)
+
+
+@click.command("export")
+@home_option
+@_STORE
+@click.option("--beancount", "with_beancount", is_flag=True, help="Also write books.beancount.")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def export(home: Home, store: str, with_beancount: bool, folder: Path) -> None:
+    """Write the books into FOLDER: blocks, records, transfers, leaves, manifests.
+
+    Whoever has the folder can check everything with `starai ledger verify FOLDER`: nothing in it
+    has to be believed. It has neither names nor keys, but numbers of customers and what each spent.
+    The registry may run meanwhile. Days that are there already are not written again.
+    """
+    folders = _export(home, folder, store, with_beancount=with_beancount)
+    click.echo(f"{len(folders)} folders of books in {folder}.")
+    click.echo(f"Check them anywhere: starai ledger verify {folder}")
+
+
+@click.command("verify")
+@home_option
+@json_option
+@_STORE
+@click.argument(
+    "folder", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False
+)
+def verify(home: Home, as_json: bool, store: str, folder: Path | None) -> None:
+    """Check an export in FOLDER, or the books as they are now, from the first block on.
+
+    The check shares no code with the registry. It goes through every block, record, signature and
+    transfer, books all money once more, builds each day's leaves and manifest again, and says what
+    differs. The exit status is 0 if nothing does.
+    """
+    if folder is not None:
+        report = _checked(home, folder)
+    else:
+        with tempfile.TemporaryDirectory() as passing:
+            _export(home, Path(passing), store, with_beancount=False)
+            report = _checked(home, Path(passing))
+    if as_json:
+        show_json({"problems": report.problems, "counts": report.counts, "head": report.head})
+    else:
+        for name, number in report.counts.items():
+            click.echo(f"{number} {name}")
+        for problem in report.problems:
+            click.echo(f"WRONG: {problem}")
+        if not report.problems:
+            click.echo(
+                f"Everything holds. Head of the last closed day: {report.head or 'none yet'}"
+            )
+    if report.problems:
+        raise click.exceptions.Exit(1)
+
+
+def _checked(home: Home, folder: Path) -> Report:
+    """The check, held to the network's key where this machine knows it."""
+    try:
+        key = raw_public(home.network().account, KeyKind.ACCOUNT)
+    except ConfigurationRefused:
+        key = b""
+    return check_export(folder, os.cpu_count() or 1, key)

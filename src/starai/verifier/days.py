@@ -1,0 +1,191 @@
+"""Closed days, built again: running sums, leaves, root and manifest must be the same bytes.
+
+Running sums are kept by (kind, owner, address); an empty address is all that the owner ever got.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections import defaultdict
+from pathlib import Path
+from typing import Final
+
+from starai.verifier.blocks import Block
+from starai.verifier.books import Books, Transfer
+from starai.verifier.hashing import payout_root
+from starai.verifier.reading import Findings, Unreadable, table, text
+from starai.verifier.signatures import is_signed
+
+_TITLE: Final = "starai/v1/manifest"
+_SIGNED: Final = b"starai/v1/manifest-signature"
+_NANO_PER_UNIT: Final = 1000
+_KINDS: Final = {"earned": 0, "spent": 1}
+_PAYABLE: Final = "node.payable"
+_CUSTOMERS: Final = ("customer.available", "customer.held")
+_OUTSIDE: Final = "chain.pool"
+
+#: A kind (0 earned, 1 spent), and a node's key or a customer's number.
+Owner = tuple[int, bytes]
+
+
+class Claimed:
+    """What a manifest says: its text without the signature, its facts, the signature."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file.
+
+        Raises:
+            Unreadable: it is no manifest.
+        """
+        whole = text(path)
+        body, _, last = whole.removesuffix("\n").rpartition("\n")
+        self.text, self.signature = whole, b""
+        try:
+            if last.startswith("signature "):
+                self.text = f"{body}\n"
+                self.signature = bytes.fromhex(last.partition(" ")[2])
+            pairs = [line.partition(" ") for line in self.text.splitlines()[1:]]
+            self.facts = {name: value for name, _, value in pairs if name != "balance"}
+            self.maturity_ms = int(self.facts["maturity_ms"])
+            self.to_block = int(self.facts["to_block"])
+            self.last_confirm = int(self.facts["last_confirm"])
+        except (KeyError, ValueError) as error:
+            raise Unreadable("manifest.txt is no manifest") from error
+
+
+class Days:
+    """The running sums, day after day, and the chain of manifests."""
+
+    def __init__(self, network: str, key: bytes, findings: Findings) -> None:
+        """Take the network's name, and the public key that signs manifests."""
+        self._network = network
+        self._key = key
+        self._findings = findings
+        self._totals: defaultdict[Owner, int] = defaultdict(int)
+        self._placed: dict[tuple[int, bytes, bytes], int] = {}
+        self._at_owner: defaultdict[Owner, int] = defaultdict(int)
+        self._head = bytes(32)
+        self._spent_units = 0
+        self._next_block = 0
+        self._contract: tuple[str, str] | None = None
+        self.epoch = 0
+
+    def add(self, transfer: Transfer) -> None:
+        """Take the next transfer: what it earns a node, or what a customer spends by it."""
+        (debit, debtor), (credit, creditor), amount = (
+            transfer.debit,
+            transfer.credit,
+            transfer.amount,
+        )
+        if _OUTSIDE in (debit, credit):
+            return
+        if credit == _PAYABLE:
+            self._totals[0, creditor] += amount
+        if debit == _PAYABLE:
+            self._totals[0, debtor] -= amount
+        if debit in _CUSTOMERS:
+            self._totals[1, debtor] += amount
+        if credit in _CUSTOMERS:
+            self._totals[1, creditor] -= amount
+
+    def close(self, folder: Path, claimed: Claimed, block: Block, books: Books) -> None:
+        """Build the day again, up to ``block``, and compare it with what is claimed."""
+        self.epoch += 1
+        day = f"day {self.epoch}"
+        self._place(folder)
+        sums = self._sum_lines()
+        check = self._findings.check
+        check(sums == text(folder / "leaves.txt"), f"{day}: leaves.txt is not what the books give")
+        built = self._manifest(claimed, block, books, sums)
+        check(built == claimed.text, f"{day}: the manifest is not what the books give")
+        contract = (claimed.facts["chain_id"], claimed.facts["contract"])
+        check(self._contract in (None, contract), f"{day}: it is for another contract")
+        if claimed.signature:
+            signed = _SIGNED + hashlib.sha256(claimed.text.encode()).digest()
+            check(is_signed(self._key, signed, claimed.signature), f"{day}: its signature is wrong")
+        else:
+            self._findings.count("days without a signature")
+        self._contract = contract
+        self._head = hashlib.sha256(built.encode()).digest()
+        self._next_block = block.height + 1
+        self._findings.count("days")
+
+    def head(self) -> str:
+        """The hash of the newest manifest, as it was built here."""
+        return self._head.hex()
+
+    def _place(self, folder: Path) -> None:
+        """What owners got since they last named a place goes to their address of this day."""
+        for kind, key, address, bound_ms, signature in table(folder / "addresses.txt", 5):
+            owner, place = (_KINDS.get(kind, -1), bytes.fromhex(key)), bytes.fromhex(address)
+            if owner[0] == 0:
+                self._bound(owner[1], place, int(bound_ms), bytes.fromhex(signature))
+            more = self._totals.get(owner, 0) - self._at_owner[owner]
+            if more > 0:
+                there = (*owner, place)
+                self._placed[there] = self._placed.get(there, 0) + more
+                self._at_owner[owner] += more
+
+    def _bound(self, node: bytes, address: bytes, bound_ms: int, signature: bytes) -> None:
+        """Check that the node itself named its address."""
+        name = self._network.encode()
+        said = struct.pack("<H", len(name)) + name + node + address + struct.pack("<Q", bound_ms)
+        right = is_signed(node, b"starai/v1/payout" + said, signature)
+        self._findings.check(
+            right, f"node {node.hex()} did not name the address that it is paid at"
+        )
+
+    def _sum_lines(self) -> str:
+        names = {number: name for name, number in _KINDS.items()}
+        sums = {(kind, key, b""): nano for (kind, key), nano in self._totals.items()}
+        sums.update(self._placed)
+        return "".join(
+            f"{names[kind]} {key.hex()} {address.hex() or '-'} {nano}\n"
+            for (kind, key, address), nano in sorted(sums.items())
+            if nano
+        )
+
+    def _manifest(self, claimed: Claimed, block: Block, books: Books, sums: str) -> str:
+        units: defaultdict[tuple[int, bytes], int] = defaultdict(int)
+        for (kind, _, address), nano in self._placed.items():
+            units[kind, address] += nano
+        leaves = [(kind, at, nano // _NANO_PER_UNIT) for (kind, at), nano in units.items()]
+        leaves = [leaf for leaf in leaves if leaf[2]]
+        earned = sum(leaf[2] for leaf in leaves if leaf[0] == 0)
+        spent = sum(nano for (kind, _), nano in self._totals.items() if kind == 1)
+        self._spent_units = max(self._spent_units, spent // _NANO_PER_UNIT)
+        placed = sum(nano for (kind, _), nano in units.items() if kind == 0)
+        waiting = sum(
+            max(0, nano - self._at_owner[owner])
+            for owner, nano in self._totals.items()
+            if owner[0] == 0
+        )
+        facts: dict[str, object] = {
+            "network": self._network,
+            "chain_id": claimed.facts["chain_id"],
+            "contract": claimed.facts["contract"],
+            "epoch": self.epoch,
+            "from_block": self._next_block,
+            "to_block": block.height,
+            "block_hash": block.hash.hex(),
+            "closed_ms": block.closed_ms,
+            "log_size": block.tree_size,
+            "log_root": block.log_root.hex(),
+            "last_confirm": claimed.last_confirm,
+            "maturity_ms": claimed.maturity_ms,
+            "previous_head": self._head.hex(),
+            "leaves_sha256": hashlib.sha256(sums.encode()).hexdigest(),
+            "num_leaves": len(leaves),
+            "root": payout_root(leaves).hex(),
+            "earned_units": earned,
+            "spent_units": self._spent_units,
+            "unplaced_nano": waiting,
+            "dust_nano": placed - earned * _NANO_PER_UNIT,
+        }
+        lines = [f"{name} {value}" for name, value in facts.items()]
+        lines += [f"balance {kind} {nano}" for kind, nano in books.by_kind().items()]
+        self._findings.check(
+            earned <= self._spent_units, f"day {self.epoch}: more was earned than was spent"
+        )
+        return "\n".join((_TITLE, *sorted(lines), ""))

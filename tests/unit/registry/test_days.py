@@ -1,0 +1,393 @@
+"""Days: cut at midnight, built the same every time, checked apart, signed; whatever goes wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from starai.core.errors import Conflict
+from starai.ledger.events import Corrected, Refunded, event_id
+from starai.protocol.identity import verify
+from starai.registry.days import Closing, Days
+from starai.registry.epochs import (
+    DayTerms,
+    EpochState,
+    advance_state,
+    build,
+    cut,
+    epochs,
+    get_epoch,
+    keep,
+    leaves_at,
+    sums_at,
+)
+from starai.registry.export import export_all
+from starai.registry.maturing import due
+from starai.registry.money import apply_event
+from starai.registry.storage import Store, open_store
+from starai.registry.storage.base import Connection
+from starai.settlement.leaves import LeafKind
+from starai.settlement.manifest import signed_bytes, split_signature
+from starai.testing.closing import ACCOUNT, DAY_MS, FIRST_DAY_MS, NETWORK, PaidNetwork, address
+
+HOUR_MS = 3_600_000
+MATURITY_MS = 6 * HOUR_MS
+TERMS = DayTerms(network=NETWORK, chain_id=31_337, contract=b"\x07" * 20, maturity_ms=MATURITY_MS)
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.ms = FIRST_DAY_MS
+
+    def now_ms(self) -> int:
+        return self.ms
+
+    def monotonic_s(self) -> float:
+        return self.ms / 1000
+
+
+@dataclass
+class World:
+    """A registry whose days are closed, and the time in it."""
+
+    store: Store
+    days: Days
+    clock: Clock
+    network: PaidNetwork
+    exports: Path
+
+    async def do(self, work) -> object:
+        """Write something."""
+        return await self.store.write(work)
+
+    async def work_at(self, ms: int, **how) -> None:
+        """Paid work at a time, and the block over it."""
+        self.clock.ms = ms
+
+        def work(connection: Connection) -> None:
+            self.network.connection = connection
+            self.network.work(2, ms, **how)
+            self.network.close_block(ms)
+
+        await self.store.write(work)
+
+    async def epochs(self):
+        """The closed days."""
+        return await self.store.read(epochs)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with open_store(tmp_path / "registry.db", inline=True) as store:
+        clock = Clock()
+        networks = []
+
+        def begin(connection: Connection) -> None:
+            network = PaidNetwork(connection)
+            for number in range(3):
+                network.bind(number, address(number), FIRST_DAY_MS)
+            networks.append(network)
+
+        await store.write(begin)
+
+        async def close_block() -> None:
+            await store.write(lambda connection: _close(networks[0], connection, clock.ms))
+
+        exports = tmp_path / "exports"
+        days = Days(store, ACCOUNT, TERMS, clock, exports, close_block)
+        yield World(store, days, clock, networks[0], exports)
+
+
+def _close(network: PaidNetwork, connection: Connection, ms: int) -> None:
+    network.connection = connection
+    network.close_block(ms)
+
+
+def verified(folder: Path) -> str:
+    """The head that the verifier comes to, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "starai.verifier", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()[-1].removeprefix("head ")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of an export."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.anyio
+async def test_two_days_from_work_to_signatures(world: World) -> None:
+    """Work is paid, matures, is placed at addresses, and each day is signed."""
+    await world.work_at(FIRST_DAY_MS + HOUR_MS)
+    world.clock.ms = FIRST_DAY_MS + 8 * HOUR_MS
+    assert await world.days.mature() == 4
+    await world.work_at(FIRST_DAY_MS + 9 * HOUR_MS)
+    assert await world.days.close() == Closing(None)  # the first day is not over
+    world.clock.ms = FIRST_DAY_MS + DAY_MS + 1
+    closing = await world.days.close()
+    assert closing.epoch is not None
+    assert closing.epoch.state is EpochState.SIGNED
+    await world.days.mature()
+    await world.work_at(FIRST_DAY_MS + DAY_MS + HOUR_MS)
+    world.clock.ms = FIRST_DAY_MS + 2 * DAY_MS
+    second = (await world.days.close()).epoch
+    assert second is not None
+    first, second_facts = closing.epoch.parsed(), second.parsed()
+    assert (first.from_block, first.to_block) == (0, 1)
+    assert second_facts.from_block == 2
+    assert second_facts.previous_head == first.head()
+    assert second_facts.earned_units >= first.earned_units > 0
+    text, signature = split_signature(second.manifest)
+    verify(ACCOUNT.nkey, signed_bytes(text), signature, ACCOUNT.kind)
+    assert verified(world.exports) == second_facts.head().hex()
+
+
+@pytest.mark.anyio
+async def test_what_a_leaf_says_is_what_matured(world: World) -> None:
+    """Leaves hold what matured by the cut; a node without an address waits in the manifest."""
+    await world.work_at(FIRST_DAY_MS)
+    world.clock.ms = FIRST_DAY_MS + MATURITY_MS
+    epoch = (await world.days.close(at_once=True)).epoch
+    assert epoch is not None
+
+    def look(connection: Connection):
+        rows = connection.execute(
+            "SELECT owner, credits FROM account WHERE kind = 'node.payable' ORDER BY owner"
+        )
+        return dict(rows), leaves_at(connection, 1), sums_at(connection, 1)
+
+    payable, leaves, sums = await world.store.read(look)
+    earned = {leaf.address: leaf.units for leaf in leaves if leaf.kind is LeafKind.EARNED}
+    bound = {number: payable[world.network.nodes[number].raw] for number in range(3)}
+    assert earned == {address(number): nano // 1000 for number, nano in bound.items()}
+    facts = epoch.parsed()
+    assert facts.unplaced_nano == payable[world.network.nodes[3].raw] > 0
+    assert facts.dust_nano == sum(nano % 1000 for nano in bound.values())
+    assert sum(n for at, n in sums.items() if at.kind is LeafKind.EARNED and not at.address) == sum(
+        payable.values()
+    )
+
+
+@pytest.mark.anyio
+async def test_nothing_matures_before_its_time(world: World) -> None:
+    """A block's earnings mature when the block is old enough, not a millisecond before."""
+    await world.work_at(FIRST_DAY_MS)
+    await world.work_at(FIRST_DAY_MS + HOUR_MS, nodes=[0])
+    world.clock.ms = FIRST_DAY_MS + MATURITY_MS - 1
+    assert await world.days.mature() == 0
+    world.clock.ms += 1
+    assert await world.days.mature() == 4
+    assert await world.days.mature() == 0
+    world.clock.ms = FIRST_DAY_MS + HOUR_MS + MATURITY_MS
+    assert await world.days.mature() == 1
+
+
+@pytest.mark.anyio
+async def test_what_was_refunded_does_not_mature(world: World) -> None:
+    """A refund counts against what is oldest, so a node never gets both."""
+    await world.work_at(FIRST_DAY_MS)
+    node = world.network.nodes[0].raw
+    refund = Refunded(
+        event_id=event_id(b"refund"),
+        at_ms=FIRST_DAY_MS,
+        customer=1,
+        node=node,
+        from_pending=1000,
+        ref=b"it was wrong",
+    )
+    before = await world.store.read(
+        lambda connection: due(connection, FIRST_DAY_MS + MATURITY_MS, MATURITY_MS)
+    )
+    await world.do(lambda connection: apply_event(connection, refund))
+    after = await world.store.read(
+        lambda connection: due(connection, FIRST_DAY_MS + MATURITY_MS, MATURITY_MS)
+    )
+    amounts = {one.node: one.amount for one in before}
+    assert {one.node: one.amount for one in after} == {**amounts, node: amounts[node] - 1000}
+
+
+@pytest.mark.anyio
+async def test_the_cut_is_the_last_block_before_midnight(world: World) -> None:
+    """A block closed at midnight belongs to the next day; days that were missed are one."""
+    for ms in (HOUR_MS, DAY_MS - 1, DAY_MS, DAY_MS + HOUR_MS):
+        await world.work_at(FIRST_DAY_MS + ms)
+    world.clock.ms = FIRST_DAY_MS + DAY_MS + 2 * HOUR_MS
+    await world.days.close()
+    world.clock.ms = FIRST_DAY_MS + 5 * DAY_MS  # nobody was there for days
+    await world.days.close()
+    assert await world.days.close() == Closing(None)
+    spans = [(one.from_block, one.to_block, one.state) for one in await world.epochs()]
+    assert spans == [(0, 1, EpochState.SIGNED), (2, 3, EpochState.SIGNED)]
+
+
+@pytest.mark.anyio
+async def test_a_day_without_work_changes_no_leaf(world: World) -> None:
+    """A day whose only block has a deposit in it is closed; without any block there is no day."""
+    await world.work_at(FIRST_DAY_MS)
+    world.clock.ms = FIRST_DAY_MS + MATURITY_MS
+    first = (await world.days.close(at_once=True)).epoch
+    assert first is not None
+    assert (await world.days.close(at_once=True)).epoch is None
+    world.clock.ms += HOUR_MS
+
+    def deposit(connection: Connection) -> None:
+        world.network.connection = connection
+        world.network.hold(1, b"idle", 5000, world.clock.ms)
+        world.network.close_block(world.clock.ms)
+
+    await world.do(deposit)
+    second = (await world.days.close(at_once=True)).epoch
+    assert second is not None
+    assert second.parsed().root == first.parsed().root
+    assert second.parsed().leaves_sha256 == first.parsed().leaves_sha256
+    assert verified(world.exports) == second.parsed().head().hex()
+
+
+@pytest.mark.anyio
+async def test_the_same_again_is_the_same_bytes(world: World, tmp_path: Path) -> None:
+    """A day built, or exported, once more gives the same bytes, though the books went on."""
+    await world.work_at(FIRST_DAY_MS)
+    world.clock.ms = FIRST_DAY_MS + MATURITY_MS
+    epoch = (await world.days.close(at_once=True)).epoch
+    assert epoch is not None
+    await world.work_at(FIRST_DAY_MS + 7 * HOUR_MS)
+    await world.do(
+        lambda connection: connection.execute(
+            "UPDATE customer SET address = ? WHERE id = 1", (address(99),)
+        )
+    )
+    await world.do(lambda connection: _bind(world, connection, 0, world.clock.ms))
+    again = await world.store.read(lambda connection: build(connection, epoch, TERMS))
+    assert again.manifest.text() == split_signature(epoch.manifest)[0]
+    other = tmp_path / "other"
+    await world.store.read(lambda connection: export_all(connection, other, ACCOUNT.raw))
+    assert contents(other / "day-000001") == contents(world.exports / "day-000001")
+
+
+def _bind(world: World, connection: Connection, number: int, ms: int) -> None:
+    world.network.connection = connection
+    world.network.bind(number, address(50), ms)
+
+
+@pytest.mark.anyio
+async def test_a_crash_at_any_step_is_made_good(world: World) -> None:
+    """From whatever state a crash left a day in, the next call brings it to the same end."""
+    await world.work_at(FIRST_DAY_MS)
+    world.clock.ms = FIRST_DAY_MS + DAY_MS
+    steps = [
+        lambda connection: cut(connection, world.clock.ms),
+        lambda connection: keep(connection, build(connection, get_epoch(connection, 1), TERMS)),
+        lambda connection: advance_state(connection, 1, EpochState.BUILT, EpochState.CHECKED),
+    ]
+    ends = set()
+    for num_steps in range(len(steps) + 1):
+        for step in steps[:num_steps]:
+            await world.do(step)
+        epoch = (await world.days.close()).epoch
+        assert epoch is not None
+        assert epoch.state is EpochState.SIGNED
+        ends.add(epoch.manifest)
+        await world.do(lambda connection: connection.execute("DELETE FROM leaf"))
+        await world.do(lambda connection: connection.execute("DELETE FROM epoch"))
+    assert len(ends) == 1
+
+
+@pytest.mark.anyio
+async def test_a_step_is_taken_once(world: World) -> None:
+    """A day that is built is not built again, and no state is skipped."""
+    await world.work_at(FIRST_DAY_MS)
+    epoch = await world.do(lambda connection: cut(connection, FIRST_DAY_MS + 1))
+    assert await world.do(lambda connection: cut(connection, FIRST_DAY_MS + DAY_MS)) == epoch
+    built = await world.store.read(
+        lambda connection: build(connection, get_epoch(connection, 1), TERMS)
+    )
+    await world.do(lambda connection: keep(connection, built))
+    with pytest.raises(Conflict):
+        await world.do(lambda connection: keep(connection, built))
+    with pytest.raises(Conflict):
+        await world.do(
+            lambda connection: advance_state(connection, 1, EpochState.CHECKED, EpochState.SIGNED)
+        )
+
+
+@pytest.mark.anyio
+async def test_a_row_edited_by_hand_stops_the_day(world: World) -> None:
+    """What an operator changed in the database is not signed."""
+    await world.work_at(FIRST_DAY_MS)
+    world.clock.ms = FIRST_DAY_MS + DAY_MS
+    await world.do(
+        lambda connection: connection.execute(
+            "UPDATE transfer SET amount = amount + 1 WHERE code = 'capture' AND seq ="
+            " (SELECT MIN(seq) FROM transfer WHERE code = 'capture')"
+        )
+    )
+    closing = await world.days.close()
+    assert closing.epoch is not None
+    assert closing.epoch.state is EpochState.BUILT
+    assert "more than its share" in closing.stopped
+    assert (await world.days.close(accept=True)).stopped  # nor can it be accepted
+
+
+@pytest.mark.anyio
+async def test_too_much_growth_waits_for_a_person(world: World) -> None:
+    """A day that grew beyond what is usual stays built until somebody accepts it."""
+    careful = DayTerms(network=NETWORK, maturity_ms=MATURITY_MS, growth_nano=10_000)
+    world.days._terms = careful
+    await world.work_at(FIRST_DAY_MS)
+    world.clock.ms = FIRST_DAY_MS + DAY_MS
+    for _ in range(2):
+        closing = await world.days.close()
+        assert closing.epoch is not None
+        assert closing.epoch.state is EpochState.BUILT
+        assert "grew by" in closing.stopped
+    accepted = await world.days.close(accept=True)
+    assert accepted.epoch is not None
+    assert accepted.epoch.state is EpochState.SIGNED
+
+
+@pytest.mark.anyio
+async def test_a_vetoed_day_is_closed_again_with_corrections(world: World) -> None:
+    """After a veto the same day covers the correction too, and no day comes before that."""
+    await world.work_at(FIRST_DAY_MS)
+    world.clock.ms = FIRST_DAY_MS + MATURITY_MS
+    first = (await world.days.close(at_once=True)).epoch
+    assert first is not None
+    with pytest.raises(Conflict):
+        await world.days.close_again(1)
+    await world.do(
+        lambda connection: advance_state(connection, 1, EpochState.SIGNED, EpochState.VETOED)
+    )
+    with pytest.raises(Conflict):
+        await world.days.close(at_once=True)
+    await world.do(_undo_a_fee)
+    again = (await world.days.close_again(1)).epoch
+    assert again is not None
+    assert again.state is EpochState.SIGNED
+    assert again.to_block == first.to_block + 1
+    assert again.parsed().previous_head == first.parsed().previous_head
+    assert dict(again.parsed().balances)["fee"] < dict(first.parsed().balances)["fee"]
+    assert verified(world.exports) == again.parsed().head().hex()
+
+
+def _undo_a_fee(connection: Connection) -> None:
+    ((wrong, at_ms),) = connection.execute(
+        "SELECT id, at_ms FROM transfer WHERE code = 'fee' ORDER BY seq LIMIT 1"
+    )
+    apply_event(connection, Corrected.of(wrong, at_ms, b"a mistake"))
