@@ -7,9 +7,17 @@ from typing import Any
 import anyio
 import click
 
-from starai.cli.options import AT_LEAST_ONE, NOT_NEGATIVE, Duration, home_option, json_option
+from starai.cli.options import (
+    AT_LEAST_ONE,
+    NOT_NEGATIVE,
+    Dollars,
+    Duration,
+    home_option,
+    json_option,
+)
 from starai.cli.tables import date_time, show_json, show_table
 from starai.core.clock import SystemClock
+from starai.ledger.accounts import usd
 from starai.local.asking import Operator, operator
 from starai.local.home import Home
 from starai.protocol.subjects import Role
@@ -25,12 +33,32 @@ def keys() -> None:
 @click.argument("name")
 @click.option("--requests-per-minute", type=NOT_NEGATIVE, default=0, help="Limit; 0: none.")
 @click.option("--tokens-per-minute", type=NOT_NEGATIVE, default=0, help="Limit; 0: none.")
-def create_key(home: Home, name: str, requests_per_minute: int, tokens_per_minute: int) -> None:
+@click.option(
+    "--customer",
+    default=None,
+    help="Who pays, by name or number; a customer of its own if left out.",
+)
+@click.option(
+    "--budget", type=Dollars(), default=None, help="What it may spend in its life, in USD."
+)
+def create_key(
+    home: Home,
+    *,
+    name: str,
+    requests_per_minute: int,
+    tokens_per_minute: int,
+    customer: str | None,
+    budget: int | None,
+) -> None:
     """Make an API key for NAME and print it: only its hash is kept, so note it down now."""
 
     async def create() -> str:
         async with operator(home) as asked:
-            return await asked.create_key(name, requests_per_minute, tokens_per_minute)
+            return await asked.create_key(
+                *(name, requests_per_minute, tokens_per_minute),
+                customer=customer,
+                budget_nano_usd=budget,
+            )
 
     click.echo(anyio.run(create))
 
@@ -48,15 +76,29 @@ def list_keys(home: Home, as_json: bool) -> None:
         (
             key["key_id"],
             key["name"],
-            key["customer"],
+            key["owner"] if key["owner"] is not None else "-",
             key["requests_per_minute"] or "-",
             key["tokens_per_minute"] or "-",
+            usd(int(key["spent_nano_usd"])),
+            usd(int(key["budget_nano_usd"])) if key["budget_nano_usd"] is not None else "-",
             "revoked" if key["revoked_ms"] is not None else "good",
         )
         for key in report["keys"]
     ]
-    columns = ("id", "name", "customer", "requests/min", "tokens/min", "state")
+    columns = ("id", "name", "customer", "requests/min", "tokens/min", "spent", "budget", "state")
     show_table("API keys", columns, rows, "No keys. `starai keys create NAME` makes one.")
+
+
+@keys.command("budget")
+@home_option
+@click.argument("key_id")
+@click.argument("amount")
+def set_budget(home: Home, key_id: str, amount: str) -> None:
+    """Let the key with KEY_ID spend AMOUNT in USD in its life, or without a limit: none."""
+    nano = None if amount == "none" else Dollars().convert(amount, None, None)
+    _ask(home, "set_budget", key_id=key_id, amount_nano_usd=nano)
+    limit = "as much as its customer has" if nano is None else usd(nano)
+    click.echo(f"{key_id} may spend {limit} in all.")
 
 
 @keys.command("revoke")

@@ -8,6 +8,7 @@ import anyio
 import click
 
 from starai.cli.background import install_service, uninstall_service
+from starai.cli.earnings import payout
 from starai.cli.fit import fit, profile, try_model
 from starai.cli.join import supplier_options
 from starai.cli.options import home_option
@@ -70,7 +71,7 @@ def revoke(home: Home, name: str) -> None:
 
 
 for _command in (
-    *(fit, profile, try_model, why, appeal, reset, leave),
+    *(fit, profile, try_model, why, appeal, reset, leave, payout),
     *(install_service, uninstall_service),
 ):
     node.add_command(_command)

@@ -64,6 +64,54 @@ class Duration(click.ParamType[int]):
         return int(float(match[1]) * _SPANS_MS[match[2]])
 
 
+class Dollars(click.ParamType[int]):
+    """An amount like ``12.50``; the command gets nano-USD (1e-9)."""
+
+    name = "dollars"
+    #: Decimals that are kept: those of a nano-USD, less where the amount is for many.
+    decimals = 9
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The amount in nano-USD."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"\$?(\d{1,9})(?:\.(\d+))?", str(value).strip())
+        rest = (match[2] or "").rstrip("0") if match else ""
+        if match is None or len(rest) > self.decimals:
+            self.fail(f"{value!r} is no amount in USD: write it like 12.50", param, ctx)
+        return int(match[1] + rest.ljust(self.decimals, "0"))
+
+
+class DollarsPerMillion(Dollars):
+    """A price of a million tokens; the command gets nano-USD for one: $0.10 is 100."""
+
+    name = "dollars per million"
+    decimals = 3
+
+
+class PriceOption(click.ParamType[tuple[str, int, int]]):
+    """``MODEL=IN/OUT`` in USD for a million tokens; the command gets nano-USD for one."""
+
+    name = "price"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int, int]:
+        """The model, and the prices of a token in and out."""
+        if isinstance(value, tuple):
+            return value
+        model, _, prices = str(value).rpartition("=")
+        per_input, slash, per_output = prices.partition("/")
+        if not model or not slash:
+            self.fail(f"{value!r} is no price: write it like '*=0.10/0.40'", param, ctx)
+        dollars = DollarsPerMillion()
+        return (
+            model,
+            dollars.convert(per_input, param, ctx),
+            dollars.convert(per_output, param, ctx),
+        )
+
+
 engine_option = click.option(
     "--engine",
     multiple=True,

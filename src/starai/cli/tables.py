@@ -23,6 +23,15 @@ _RIGHT = {"running", "queued", "done", "tokens", "prompt", "answer", "tok/s", "r
     "out tokens",
     "parameters",
     "context",
+    "available",
+    "held",
+    "spent",
+    "credit",
+    "budget",
+    "pending",
+    "payable",
+    "paid",
+    "charge",
 }
 
 

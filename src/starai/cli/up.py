@@ -21,6 +21,7 @@ from starai.cli.options import (
     DEFAULT_HOME,
     NOT_NEGATIVE,
     PORT,
+    PriceOption,
     engine_option,
     engine_url_option,
     home_option,
@@ -115,6 +116,15 @@ _DOOR = ("public", "public_websocket_port", "tls_cert", "tls_key", "tls_ca")
 @click.option("--tls-cert", type=Path, help="A certificate (PEM) for --public, if you have one.")
 @click.option("--tls-key", type=Path, help="Its key.")
 @click.option("--tls-ca", type=Path, help="Who vouches for it, if that is no public authority.")
+@click.option(
+    "--price",
+    "prices",
+    multiple=True,
+    type=PriceOption(),
+    metavar="MODEL=IN/OUT",
+    help="What a million tokens cost in USD, like '*=0.10/0.40'; again for each model. "
+    "`starai prices` changes it later. Free if no price was ever set.",
+)
 @click.option("--cors-origin", multiple=True, default=("*",), help="Origins that browsers may use.")
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as one line of JSON.")
 @click.option("--no-live", is_flag=True, help="No live status line.")
@@ -127,6 +137,7 @@ def up(
     cors_origin: tuple[str, ...],
     as_json: bool,
     no_live: bool,
+    prices: tuple[tuple[str, int, int], ...],
     **given: Any,
 ) -> None:
     """Start a network on this machine: NATS, registry, distributor, gateway and nodes.
@@ -139,24 +150,36 @@ def up(
     starai up --model ORG/NAME                  a model fetched by `starai models pull ORG/NAME`
     starai up --nodes 2                         two nodes: kill one and watch its answers go on
     starai up --port 8001 --nats-port 4223 --home ~/other      a second network beside the first
+    starai up --price '*=0.10/0.40'             a million tokens in and out cost so much
     starai up --public my.example.org           devices elsewhere may join, with a token
     """  # noqa: D301 - click wants a real backspace
     setup(os.environ.get("STARAI_LOG", "ERROR"))
     door = PublicDoor(*(given.pop(name) for name in _DOOR))
     given["public"] = door if door.address else None
     settings = UpSettings(home=home, cors_origins=cors_origin, **given)
-    anyio.run(_run, settings, as_json, no_live or as_json or not sys.stdout.isatty())
+    anyio.run(_run, settings, prices, as_json, no_live or as_json or not sys.stdout.isatty())
 
 
-async def _run(settings: UpSettings, as_json: bool, quiet: bool) -> None:
+async def _run(
+    settings: UpSettings, prices: tuple[tuple[str, int, int], ...], as_json: bool, quiet: bool
+) -> None:
     console = Console(stderr=True)
     async with task_group() as group:
         # First of all, so that Ctrl-C stops in order from the very beginning.
         await group.start(cancel_on_signal, group.cancel_scope, STOP_SIGNALS)
         with console.status("starting") as progress:
             async with network_up(settings, progress.update) as running:
+                for model, per_input, per_output in prices:
+                    await running.operator.ask(
+                        "add_price",
+                        model=model,
+                        input_nano_usd=per_input,
+                        output_nano_usd=per_output,
+                    )
                 progress.stop()
-                click.echo(_facts(running) if as_json else _guide(running, settings.home))
+                click.echo(
+                    _facts(running) if as_json else _guide(running, settings.home, bool(prices))
+                )
                 await _show_life(running, None if quiet else progress)
         group.cancel_scope.cancel()
     if not as_json:
@@ -175,7 +198,7 @@ def _facts(running: Running) -> str:
     return msgspec.json.encode(facts).decode()
 
 
-def _guide(running: Running, home: Home) -> str:
+def _guide(running: Running, home: Home, is_priced: bool) -> str:
     url, key, model = running.url, running.api_key, running.model
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     python = f"from starai.client import Client; print(Client('{url}/v1', '{key}').chat('Hello'))"
@@ -198,8 +221,19 @@ Paste into another terminal:
   {_starai()} status{here}        also: nodes, models, tasks, ledger show
 
 Any OpenAI client works too: give it the URL as its base_url, and the key.
-{_invitation(running, here)}
+{_payment(is_priced, here)}{_invitation(running, here)}
 Ctrl-C stops everything and loses nothing.
+"""
+
+
+def _payment(is_priced: bool, here: str) -> str:
+    """How requests are paid for, if they cost anything."""
+    if not is_priced:
+        return ""
+    return f"""
+Requests cost money now, and are refused until somebody paid in for this key:
+
+  {_starai()} customers list{here}        then: starai customers deposit NUMBER 5
 """
 
 

@@ -86,13 +86,19 @@ async def _run(job: Job, port: TaskPort, take: Take) -> None:
 async def _follow(job: Job, index: int, port: TaskPort, take: Take) -> None:
     """Follow one choice to its end; leaving early, as at a stop string, cancels its task."""
     reader = AnswerReader(job.ask, job.model)
-    async with port.submit(job.tasks[index]) as parts:
-        async for part in parts:
-            job.started = True
-            before = reader.num_tokens
-            piece = reader.read(part)
-            job.completion_tokens += reader.num_tokens - before
-            await take(index, piece)
-            if piece.finish is not None:
-                return
+    started = ended = False
+    try:
+        async with port.submit(job.tasks[index]) as parts:
+            async for part in parts:
+                job.started = started = True
+                ended = part.finish is not None
+                before = reader.num_tokens
+                piece = reader.read(part)
+                job.completion_tokens += reader.num_tokens - before
+                await take(index, piece)
+                if piece.finish is not None:
+                    return
+    finally:
+        if started:
+            job.settle(index, reader.num_tokens, ended=ended)
     raise Unavailable("The answer broke off before its end; please try again.", retry_after_s=1.0)

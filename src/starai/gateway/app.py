@@ -24,6 +24,7 @@ from starai.core.errors import (
     NotFound,
     Overloaded,
     StarAIError,
+    Unavailable,
 )
 from starai.core.logging import event
 from starai.core.randomness import Randomness, uuid7
@@ -37,12 +38,14 @@ from starai.gateway.cors import Cors
 from starai.gateway.embeddings import EMBEDDINGS
 from starai.gateway.endpoints import Endpoint
 from starai.gateway.errors import RequestRefused, body_of, headers_of, status_of
+from starai.gateway.funding import Funding
 from starai.gateway.idempotency import KEY_BYTES_MAX, Name, Recording, Recordings
 from starai.gateway.incoming import Audience, ClientGone, Head, Incoming
-from starai.gateway.jobs import JobMaker
+from starai.gateway.jobs import Job, JobMaker
 from starai.gateway.keys import ANYONE, Account, KeyRing
 from starai.gateway.metrics import GatewayMetrics
 from starai.gateway.plain import PlainRoutes
+from starai.gateway.pricing import PriceBook
 from starai.gateway.replies import Outlet, Reply
 from starai.protocol.ports import TaskPort
 
@@ -71,8 +74,12 @@ class GatewayApp:
         keys: KeyRing | None,
         clock: Clock,
         randomness: Randomness,
+        *,
+        funding: Funding | None = None,
     ) -> None:
         """Serve the models of ``config`` through ``port`` to whoever ``keys`` admits (None: all).
+
+        Without ``funding`` nothing costs anything.
 
         Raises:
             ModelFileRefused: the tokenizer of a model cannot be used.
@@ -82,6 +89,7 @@ class GatewayApp:
         self._keys = keys
         #: Who calls when there are no keys.
         self._anyone = Account(ANYONE)
+        self._funding = funding
         self._clock = clock
         self._randomness = randomness
         self._catalogue = Catalogue(config.models, port)
@@ -91,12 +99,16 @@ class GatewayApp:
             randomness,
             default_max_tokens=config.default_max_tokens,
             deadline_s=config.request_deadline_s,
+            prices=funding.prices if funding is not None else PriceBook(),
         )
         self._recordings = Recordings(
             clock, ttl_s=config.idempotency_ttl_s, bytes_max=config.idempotency_bytes_max
         )
         self.metrics = GatewayMetrics()
-        self._plain = PlainRoutes(self._catalogue, keys, self.metrics, clock.now_ms() // 1000)
+        prices = funding.prices if funding is not None else None
+        self._plain = PlainRoutes(
+            self._catalogue, keys, prices, self.metrics, clock.now_ms() // 1000
+        )
         self._attendance = Attendance(
             clock, heartbeat_s=config.heartbeat_s, deadline_s=config.request_deadline_s
         )
@@ -252,14 +264,36 @@ class GatewayApp:
         job = await self._jobs.make(ask, model, account)
         account.limits.take_tokens(job.reserved, self._clock.monotonic_s())
         answer = answer_stream if ask.stream else answer_whole
+        taken = 0
         try:
+            taken = await self._pay(job, account)
             await answer(job, self._port, endpoint, reply)
         finally:
             account.limits.settle_tokens(job.reserved, job.used, self._clock.monotonic_s())
+            if taken and self._funding is not None:
+                self._funding.settle(account, taken, job.owed)
             if reply.begun_s is not None:
                 self.metrics.first_token(reply.begun_s - reply.started_s)
             if job.started:
                 self.metrics.tokens(job.prompt_tokens, job.completion_tokens)
+
+    async def _pay(self, job: Job, account: Account) -> int:
+        """Take the most that a job can cost from its key's purse; how much, in nano-USD.
+
+        Raises:
+            FundsMissing: it is not there.
+            Unavailable: prices, or the key's money, are not known yet.
+        """
+        if self._funding is None:
+            return 0
+        if not self._funding.prices.loaded:
+            raise Unavailable(
+                "The gateway is still fetching its prices; try again shortly.", retry_after_s=1.0
+            )
+        cost_max = 0 if job.is_free else job.cost_max
+        if cost_max:
+            await self._funding.take(account, cost_max)
+        return cost_max
 
 
 def _fail(error: StarAIError, reply: Reply) -> None:

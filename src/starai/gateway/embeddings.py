@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from starai.gateway.endpoints import Answer, Endpoint
+from starai.gateway.endpoints import Answer, Endpoint, cost_of
 from starai.gateway.jobs import Job
 from starai.gateway.parsing import parse_embeddings
 
@@ -26,10 +26,11 @@ class Embedding(msgspec.Struct, frozen=True):
 
 
 class EmbeddingUsage(msgspec.Struct, frozen=True):
-    """The tokens of one request."""
+    """The tokens of one request, and what they cost where a price is set."""
 
     prompt_tokens: int
     total_tokens: int
+    cost_nano_usd: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class EmbeddingList(msgspec.Struct, frozen=True):
@@ -45,7 +46,7 @@ def whole(job: Job, answers: Sequence[Answer]) -> bytes:
     """The body of a finished job."""
     written = _base64 if job.ask.base64 else _floats
     data = [Embedding(index, written(answer.embedding)) for index, answer in enumerate(answers)]
-    usage = EmbeddingUsage(job.prompt_tokens, job.prompt_tokens)
+    usage = EmbeddingUsage(job.prompt_tokens, job.prompt_tokens, cost_of(job))
     return _ENCODE(EmbeddingList(data, job.model.name, usage))
 
 

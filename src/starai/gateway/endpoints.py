@@ -14,17 +14,23 @@ from starai.protocol.generation import Finish
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """The tokens of one request."""
+    """The tokens of one request, and what they cost where a price is set."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    cost_nano_usd: str | msgspec.UnsetType = msgspec.UNSET
 
 
 def usage_of(job: Job) -> Usage:
     """What a job has used."""
     total = job.prompt_tokens + job.completion_tokens
-    return Usage(job.prompt_tokens, job.completion_tokens, total)
+    return Usage(job.prompt_tokens, job.completion_tokens, total, cost_of(job))
+
+
+def cost_of(job: Job) -> str | msgspec.UnsetType:
+    """What a job cost, in nano-USD: a string, for JavaScript cuts large numbers."""
+    return msgspec.UNSET if job.is_free else str(job.cost)
 
 
 class Answer:

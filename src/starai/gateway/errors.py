@@ -8,12 +8,14 @@ from typing import Final
 import msgspec
 
 from starai.core.errors import (
+    BalanceTooLow,
     Conflict,
     InvalidRequest,
     Overloaded,
     RateLimited,
     StarAIError,
 )
+from starai.ledger.accounts import usd
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -41,13 +43,31 @@ class LimitReached(RateLimited):
         self.kind = kind
 
 
+class FundsMissing(BalanceTooLow):
+    """What a request can cost is more than its key may still spend; both in nano-USD."""
+
+    def __init__(self, needed: int, available: int, *, by_budget: bool = False) -> None:
+        """``by_budget``: the key's budget is reached, rather than its owner's balance."""
+        if by_budget:
+            left = f"this key's budget has {usd(available)} left. Ask its owner for a larger one"
+        else:
+            left = f"your balance has {usd(available)} left. Top it up"
+        super().__init__(
+            f"This request can cost up to {usd(needed)}, and {left}, or lower 'max_tokens'."
+        )
+        self.needed = needed
+        self.available = available
+
+
 class ErrorBody(msgspec.Struct, frozen=True):
-    """The ``error`` object of OpenAI's API."""
+    """The ``error`` object of OpenAI's API; amounts stand where money is the reason."""
 
     message: str
     type: str
     param: str | None
     code: str | None
+    needed_nano_usd: str | msgspec.UnsetType = msgspec.UNSET
+    available_nano_usd: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Envelope(msgspec.Struct, frozen=True):
@@ -61,18 +81,24 @@ def status_of(error: StarAIError) -> int:
 
 def body_of(error: StarAIError) -> bytes:
     """The JSON that tells of ``error``: ``{"error": {message, type, param, code}}``."""
+    needed: str | msgspec.UnsetType = msgspec.UNSET
+    available: str | msgspec.UnsetType = msgspec.UNSET
     match error:
         case RequestRefused():
             kind, code = "invalid_request_error", error.reason
         case LimitReached():
             kind, code = error.kind, error.code
+        case FundsMissing():
+            kind, code = "insufficient_quota", error.code
+            needed, available = str(error.needed), str(error.available)
         case Overloaded():
             kind, code = "rate_limit_error", error.code
         case _ if error.http_status >= 500:
             kind, code = "server_error", error.code
         case _:
             kind, code = "invalid_request_error", error.code
-    return _ENCODE(_Envelope(ErrorBody(error.message, kind, error.param, code)))
+    body = ErrorBody(error.message, kind, error.param, code, needed, available)
+    return _ENCODE(_Envelope(body))
 
 
 def headers_of(error: StarAIError) -> Headers:
@@ -84,7 +110,7 @@ def headers_of(error: StarAIError) -> Headers:
     if error.retry_after_s is not None:
         headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode()))
         headers.append((b"retry-after-ms", str(max(1, int(error.retry_after_s * 1e3))).encode()))
-    elif isinstance(error, LimitReached | Conflict):
+    elif isinstance(error, LimitReached | Conflict | FundsMissing):
         headers.append((b"x-should-retry", b"false"))
     match status_of(error):
         case 401:

@@ -6,6 +6,7 @@ import hmac
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
 from anyio import to_thread
 
 from starai.core.clock import Clock
@@ -14,16 +15,22 @@ from starai.core.randomness import Randomness, uuid7
 from starai.gateway.asks import Ask
 from starai.gateway.catalogue import TextModel
 from starai.gateway.keys import Account
+from starai.gateway.pricing import PriceBook
 from starai.gateway.refusals import check_range
 from starai.gateway.shaping import Checker, grammar_of
 from starai.models.manifest import SamplingDefaults
 from starai.protocol.generation import Generation, Sampling, sample_key
 from starai.protocol.ports import Submission
-from starai.protocol.tokens import pack
+from starai.protocol.tokens import count, pack
 
 #: Longer texts are tokenised in a thread: 16k characters take about 2 ms, during which nobody
 #: else would be served.
 _INLINE_CHARACTERS_MAX: Final = 16_384
+
+
+#: Tokens that a node may have made of an answer that is broken off, beyond those seen: the work
+#: of a fast one in a second or two. They are on record, and so are charged.
+_UNSEEN_TOKENS_MAX: Final = 256
 
 
 class Job:
@@ -32,8 +39,10 @@ class Job:
     __slots__ = (
         "ask",
         "completion_tokens",
+        "cost",
         "created",
         "model",
+        "owed",
         "prompt_tokens",
         "started",
         "tasks",
@@ -56,8 +65,38 @@ class Job:
         #: Each prompt counted once, however many choices answer it.
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = 0
+        #: What the tasks that ended cost by the tokens seen of them, in nano-USD.
+        self.cost = 0
+        #: What is or can still be charged for them: more where an answer was broken off.
+        self.owed = 0
         #: Whether a node has taken up any of the tasks.
         self.started = False
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no price is set for it."""
+        return not self.tasks[0].price.price_id
+
+    @property
+    def cost_max(self) -> int:
+        """The most that this can cost, in nano-USD."""
+        return sum(
+            task.price.charge(count(task.generation.prompt), task.generation.max_tokens)
+            for task in self.tasks
+        )
+
+    def settle(self, index: int, answer_tokens: int, *, ended: bool) -> None:
+        """Note what a task costs that a node took up, once nothing more is read of it."""
+        task = self.tasks[index]
+        if not task.price.price_id:
+            return
+        prompt, most = count(task.generation.prompt), task.generation.max_tokens
+        self.cost += task.price.charge(prompt, answer_tokens)
+        if ended:
+            most = answer_tokens
+        elif not task.generation.whole:
+            most = min(most, answer_tokens + _UNSEEN_TOKENS_MAX)
+        self.owed += task.price.charge(prompt, most)
 
     @property
     def reserved(self) -> int:
@@ -79,9 +118,16 @@ class JobMaker:
     """Turns asks into jobs."""
 
     def __init__(
-        self, clock: Clock, randomness: Randomness, *, default_max_tokens: int, deadline_s: float
+        self,
+        clock: Clock,
+        randomness: Randomness,
+        *,
+        default_max_tokens: int,
+        deadline_s: float,
+        prices: PriceBook,
     ) -> None:
         """Bound answers of unstated length by ``default_max_tokens``, all by ``deadline_s``."""
+        self._prices = prices
         self._clock = clock
         self._randomness = randomness
         self._default_max_tokens = default_max_tokens
@@ -111,12 +157,15 @@ class JobMaker:
             room = max(1, (tokens_max - prompt_tokens) // ask.num_choices)
         cache_salt = self._cache_salt(account)
         now_ms = self._clock.now_ms()
+        price = self._prices.at(model.name, now_ms)
+        # A prompt is paid for once, however many choices answer it.
+        further = msgspec.structs.replace(price, input_nano_usd=0) if ask.n > 1 else price
         tasks: list[Submission] = []
         for prompt in prompts:
             check_range("context_tokens", ask.context_tokens, 0, len(prompt) - 1)
             max_tokens = self._max_tokens(ask, model, len(prompt), room)
             packed = pack(prompt)
-            for _ in range(ask.n):
+            for number in range(ask.n):
                 generation = Generation(
                     prompt=packed,
                     max_tokens=max_tokens,
@@ -141,6 +190,7 @@ class JobMaker:
                         customer=account.customer,
                         deadline_ms=now_ms + self._deadline_ms,
                         generation=generation,
+                        price=further if number else price,
                     )
                 )
         return Job(ask, model, tasks, prompt_tokens, now_ms)

@@ -6,8 +6,11 @@ something about a hash, and 256 random bits stand behind each. Keys are never ke
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from starai.core.errors import AuthenticationFailed, Unavailable
 from starai.gateway.limits import KeyLimits
+from starai.gateway.purses import Purse
 from starai.protocol.api_keys import KEY_PREFIX, hash_api_key
 from starai.protocol.registry import KeyEntry, KeyTable
 
@@ -17,7 +20,7 @@ _SCHEME = b"bearer "
 class Account:
     """A key in use: its entry and how much of its limits is used up."""
 
-    __slots__ = ("cache_salt", "entry", "limits")
+    __slots__ = ("cache_salt", "entry", "limits", "purse")
 
     def __init__(self, entry: KeyEntry, limits: KeyLimits | None = None) -> None:
         """An account starts with all of its limits to spend."""
@@ -25,6 +28,8 @@ class Account:
         #: Parts this account's memory of prompts from others'; `starai.gateway.jobs` makes it.
         self.cache_salt = b""
         self.limits = limits or KeyLimits(entry.requests_per_minute, entry.tokens_per_minute)
+        #: What it may spend here; `starai.gateway.funding` opens it.
+        self.purse: Purse | None = None
 
     @property
     def customer(self) -> int:
@@ -50,6 +55,10 @@ class KeyRing:
 
     def __len__(self) -> int:
         return len(self._accounts)
+
+    def accounts(self) -> Iterable[Account]:
+        """All accounts, those of revoked keys too."""
+        return self._accounts.values()
 
     def apply(self, table: KeyTable) -> bool:
         """Take over a table or a change; False: a change was missed, ask for the whole table.

@@ -12,6 +12,7 @@ from starai.gateway.errors import RequestRefused
 from starai.gateway.incoming import Head
 from starai.gateway.keys import Account, KeyRing
 from starai.gateway.metrics import GatewayMetrics
+from starai.gateway.pricing import PriceBook
 from starai.gateway.replies import Reply
 
 _ENCODE: Final = msgspec.json.Encoder().encode
@@ -33,12 +34,14 @@ class PlainRoutes:
         self,
         catalogue: Catalogue,
         keys: KeyRing | None,
+        prices: PriceBook | None,
         metrics: GatewayMetrics,
         started_at: int,
     ) -> None:
         """``started_at`` (Unix seconds) stands as the creation time of all models."""
         self._catalogue = catalogue
         self._keys = keys
+        self._prices = prices
         self._metrics = metrics
         self._started_at = started_at
 
@@ -75,6 +78,8 @@ class PlainRoutes:
         """What the gateway waits for before it can answer; empty when it is ready."""
         if self._keys is not None and not self._keys.loaded:
             return "waiting for API keys"
+        if self._prices is not None and not self._prices.loaded:
+            return "waiting for prices"
         return "" if self._catalogue.served() else "waiting for a node that serves a model"
 
     def _list(self) -> bytes:

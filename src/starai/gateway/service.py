@@ -20,6 +20,7 @@ from starai.core.randomness import Randomness
 from starai.gateway.app import GatewayApp
 from starai.gateway.config import GatewayConfig
 from starai.gateway.connections import Connections
+from starai.gateway.funding import Funding
 from starai.gateway.keys import KeyRing
 from starai.protocol.ports import TaskPort
 
@@ -96,6 +97,7 @@ async def serve(
     clock: Clock,
     randomness: Randomness,
     *,
+    funding: Funding | None = None,
     task_status: TaskStatus[str] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled; then refuse new requests and let running ones end for a while.
@@ -109,13 +111,14 @@ async def serve(
         keys: who may ask; None: anyone on this machine.
         clock: time.
         randomness: for ids and sample keys.
+        funding: who pays; None: nothing costs anything.
         task_status: told the base URL (``http://127.0.0.1:8000``) once the gateway listens.
 
     Raises:
         ConfigurationRefused: the address cannot be used, or not without keys, or the certificate.
         ModelFileRefused: the tokenizer of a model cannot be used.
     """
-    app = GatewayApp(config, port, keys, clock, randomness)
+    app = GatewayApp(config, port, keys, clock, randomness, funding=funding)
     tls = _tls(config)
     listener = listen(config, keyless=keys is None)
     host, number = listener.getsockname()[:2]

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import msgspec
 
-from starai.core.errors import InvalidRequest, MalformedFrame, NotFound
+from starai.core.errors import DeadlinePassed, InvalidRequest, MalformedFrame, NotFound
 from starai.core.limits import BEAT_INTERVAL_S
 from starai.exchange.member import Member
 from starai.exchange.presence import PARTIES_MAX, Sighting
@@ -64,18 +64,17 @@ class Operator:
             NotFound, InvalidRequest: as the registry says.
             Unavailable, DeadlinePassed: the registry does not answer.
         """
-        query = Query(what, msgspec.json.encode(arguments))
-        party = self._member.identity.party
-        frame = await self._member.wire.request(
-            registry("query", party), encode(query), timeout_s=ANSWER_S
-        )
-        report = decode(frame, Report)
-        if report.code:
-            kind = NotFound if report.code == NotFound.code else InvalidRequest
-            raise kind(report.message)
-        return msgspec.json.decode(report.body)
+        return await ask_registry(self._member, what, **arguments)
 
-    async def create_key(self, name: str, requests_per_minute: int, tokens_per_minute: int) -> str:
+    async def create_key(
+        self,
+        name: str,
+        requests_per_minute: int = 0,
+        tokens_per_minute: int = 0,
+        *,
+        customer: str | None = None,
+        budget_nano_usd: int | None = None,
+    ) -> str:
         """A new API key's text, which is known here only."""
         text = new_api_key(self._member.randomness)
         await self.ask(
@@ -84,8 +83,19 @@ class Operator:
             key_hash=hash_api_key(text).hex(),
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
+            customer=customer,
+            budget_nano_usd=budget_nano_usd,
         )
         return text
+
+    async def deposit(self, customer: str, amount_nano_usd: int, note: str) -> Any:
+        """Pay in for a customer, once, also if an answer is lost; its balance then."""
+        event_id = self._member.randomness.take(16).hex()
+        paid = {"customer": customer, "amount_nano_usd": amount_nano_usd, "note": note}
+        try:
+            return await self.ask("deposit", **paid, event_id=event_id)
+        except DeadlinePassed:
+            return await self.ask("deposit", **paid, event_id=event_id)
 
     async def create_token(self, role: Role, uses: int, lifetime_ms: int, label: str) -> str:
         """A new join ticket's text, which is known here only."""
@@ -126,6 +136,24 @@ class Operator:
             return
         if heard.party in self._beats or len(self._beats) < PARTIES_MAX:
             self._beats[heard.party] = Sighting(heard, self._member.clock.monotonic_s())
+
+
+async def ask_registry(member: Member, what: str, **arguments: object) -> Any:
+    """The registry's answer to a party's question.
+
+    Raises:
+        NotFound, InvalidRequest: as the registry says.
+        Unavailable, DeadlinePassed: the registry does not answer.
+    """
+    query = Query(what, msgspec.json.encode(arguments))
+    frame = await member.wire.request(
+        registry("query", member.identity.party), encode(query), timeout_s=ANSWER_S
+    )
+    report = decode(frame, Report)
+    if report.code:
+        kind = NotFound if report.code == NotFound.code else InvalidRequest
+        raise kind(report.message)
+    return msgspec.json.decode(report.body)
 
 
 @asynccontextmanager

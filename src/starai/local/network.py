@@ -36,8 +36,10 @@ from starai.exchange.cosigning import cosigning
 from starai.exchange.member import Member
 from starai.gateway.config import GatewayConfig
 from starai.gateway.dispatch import Dispatch
-from starai.gateway.key_table import follow_keys
+from starai.gateway.following import follow_keys, follow_prices
+from starai.gateway.funding import Funding
 from starai.gateway.keys import KeyRing
+from starai.gateway.pricing import PriceBook
 from starai.gateway.service import serve
 from starai.local.home import Home
 from starai.local.membership import CREDENTIAL_LIFETIME_MS
@@ -78,12 +80,19 @@ class NetworkSettings:
 
 @dataclass(frozen=True)
 class Embedded:
-    """A running network: where its API is, a key that opens it, and its registry."""
+    """A running network: where its API is, a key that opens it, and its registry.
+
+    ``store`` is what the registry writes to, ``account`` signs for the network, ``nodes`` are the
+    nodes' identities: for programs that also close its days.
+    """
 
     base_url: str
     api_key: str
     model: str
     registry: Registry
+    store: Store
+    account: Identity
+    nodes: tuple[Identity, ...]
 
 
 class _Assembly:
@@ -135,7 +144,8 @@ class _Assembly:
         await registry.keys.create(NAME, key_hash=hash_api_key(api_key))
         base_url = await self._start_gateway(group, gateway)
         model = open_model(self.settings.model, self.home.models).name
-        return Embedded(base_url, api_key, model, registry)
+        identities = tuple(member.identity for member in nodes)
+        return Embedded(base_url, api_key, model, registry, store, self.account, identities)
 
     async def _confirmer(self, name: str, member: Member, side: Side) -> Confirmer:
         return await self.stack.enter_async_context(confirming(self.home, name, member, side))
@@ -174,17 +184,22 @@ class _Assembly:
         settings = self.settings
         models = (open_model(settings.model, self.home.models),)
         config = GatewayConfig(models=models, host=settings.host, port=settings.port)
-        dispatch, keys = Dispatch(member), KeyRing()
+        dispatch, keys, prices = Dispatch(member), KeyRing(), PriceBook()
+        funding = Funding(member, keys, prices)
         await self.stack.enter_async_context(dispatch.running())
         await self.stack.enter_async_context(follow_keys(member, keys))
+        await self.stack.enter_async_context(follow_prices(member, prices))
+        await self.stack.enter_async_context(funding.running())
         await self._have_witness("gateway", member, Role.GATEWAY)
 
         async def run(*, task_status: anyio.abc.TaskStatus[str]) -> None:
             await serve(
-                config, dispatch, keys, self.clock, self.randomness, task_status=task_status
+                *(config, dispatch, keys, self.clock, self.randomness),
+                funding=funding,
+                task_status=task_status,
             )
 
-        await _until(lambda: dispatch.is_ready and keys.loaded)
+        await _until(lambda: dispatch.is_ready and keys.loaded and prices.loaded)
         return f"{await group.start(run)}/v1"
 
 

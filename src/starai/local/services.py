@@ -19,6 +19,7 @@ from starai.core.errors import ConfigurationRefused
 from starai.core.randomness import SystemRandomness
 from starai.engines.base import EngineSpec
 from starai.exchange.confirming import Confirmer
+from starai.exchange.cosigning import cosigning
 from starai.exchange.leaving import STOPPED
 from starai.exchange.member import Member
 from starai.local.asking import OPERATOR
@@ -75,8 +76,8 @@ class NodeOptions:
     region: str = ""
 
 
-async def serve_registry(home: Home) -> None:
-    """Run the registry until cancelled.
+async def serve_registry(home: Home, store: str = "") -> None:
+    """Run the registry until cancelled; ``store`` says where else than in ``home`` its state is.
 
     Raises:
         ConfigurationRefused: the database belongs to another network, or is in use.
@@ -108,12 +109,12 @@ async def serve_registry(home: Home) -> None:
     )
     async with (
         membership(home, REGISTRY, reissue=reissue) as member,
-        open_store(home.registry_db) as store,
+        open_store(store or home.registry_db) as opened,
     ):
         await run_registry(
             config,
             member.wire,
-            store,
+            opened,
             authority.account,
             clock,
             randomness,
@@ -135,8 +136,10 @@ async def serve_gateway(
     """Run a gateway until cancelled, and then what runs to its end; with a certificate by TLS."""
     from starai.gateway.config import GatewayConfig  # noqa: PLC0415 - see above
     from starai.gateway.dispatch import Dispatch  # noqa: PLC0415 - see above
-    from starai.gateway.key_table import follow_keys  # noqa: PLC0415 - see above
+    from starai.gateway.following import follow_keys, follow_prices  # noqa: PLC0415 - see above
+    from starai.gateway.funding import Funding  # noqa: PLC0415 - see above
     from starai.gateway.keys import KeyRing  # noqa: PLC0415 - see above
+    from starai.gateway.pricing import PriceBook  # noqa: PLC0415 - see above
     from starai.gateway.service import serve  # noqa: PLC0415 - see above
 
     network = home.network()
@@ -156,10 +159,18 @@ async def serve_gateway(
 
     async def run() -> None:
         async with membership(home, name) as member:
-            dispatch, keys = Dispatch(member), KeyRing()
-            async with dispatch.running(), follow_keys(member, keys):
+            dispatch, keys, prices = Dispatch(member), KeyRing(), PriceBook()
+            funding = Funding(member, keys, prices)
+            witnessing = cosigning(member, Role.GATEWAY, home.witness(name))
+            async with (
+                dispatch.running(),
+                follow_keys(member, keys),
+                follow_prices(member, prices),
+                funding.running(),
+                witnessing,
+            ):
                 with listening:
-                    await serve(config, dispatch, keys, clock, randomness)
+                    await serve(config, dispatch, keys, clock, randomness, funding=funding)
 
     def stop() -> bool:
         listening.cancel()

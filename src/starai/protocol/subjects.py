@@ -94,7 +94,10 @@ def standing(asker: PartyId | Literal["*"], distributor: PartyId | Literal["*"])
 
 
 def registry(verb: str, party: PartyId) -> str:
-    """Where ``party`` asks the registry: verbs are confirm, join, renew, query, keys."""
+    """Where ``party`` asks the registry.
+
+    Verbs are confirm, join, renew, query, keys, prices, allotments and witness.
+    """
     return f"starai.registry.{verb}.{party}"
 
 
@@ -105,6 +108,10 @@ def registry_all(verb: str) -> str:
 
 #: Where the registry tells gateways about changed API keys.
 KEYS_CHANGED = "starai.keys.changed"
+#: Where it tells them about changed prices.
+PRICES_CHANGED = "starai.prices.changed"
+#: And about customers whose money changed or runs short.
+FUNDS_CHANGED = "starai.funds.changed"
 
 
 def inbox(party: PartyId) -> str:
@@ -131,7 +138,13 @@ def permissions(role: Role, party: PartyId) -> Permissions:
             return _gateway(party, own_inbox)
         case Role.REGISTRY:
             return Permissions(
-                publish=("_INBOX.>", KEYS_CHANGED, beat(role, party)),
+                publish=(
+                    "_INBOX.>",
+                    KEYS_CHANGED,
+                    PRICES_CHANGED,
+                    FUNDS_CHANGED,
+                    beat(role, party),
+                ),
                 subscribe=("starai.registry.>", own_inbox),
             )
         case Role.OPERATOR:
@@ -157,7 +170,9 @@ def _node(party: PartyId, own_inbox: str) -> Permissions:
             ping(party),
             plea(Role.NODE, party),
             registry("confirm", party),
+            registry("query", party),  # its own earnings
             registry("renew", party),
+            registry("witness", party),
         ),
         subscribe=(
             offer(Role.NODE, party),
@@ -202,8 +217,11 @@ def _gateway(party: PartyId, own_inbox: str) -> Permissions:
             "starai.offer.distributor.*",
             beat(Role.GATEWAY, party),
             registry("keys", party),
+            registry("prices", party),
+            registry("allotments", party),
             registry("renew", party),
             registry("query", party),
+            registry("witness", party),
             ping(party),
             pong("*", party),
         ),
@@ -214,6 +232,8 @@ def _gateway(party: PartyId, own_inbox: str) -> Permissions:
             beats(Role.DISTRIBUTOR),
             beats(Role.NODE),
             KEYS_CHANGED,
+            PRICES_CHANGED,
+            FUNDS_CHANGED,
             own_inbox,
         ),
     )

@@ -15,25 +15,31 @@ import msgspec
 from starai.core.clock import Clock
 from starai.core.errors import Conflict, InvalidRequest, NotFound, Overloaded
 from starai.core.randomness import Randomness
+from starai.ledger.accounts import natural
 from starai.protocol.api_keys import KEY_HASH_BYTES
 from starai.protocol.registry import KeyEntry, KeyTable
 from starai.registry.admission import check_label
+from starai.registry.customers import find, insert
 from starai.registry.schema import integer, rows
 from starai.registry.storage import Connection, Store
 
 _ID_BYTES: Final = 6
-#: Live keys: the table must fit one frame, at 350 bytes an entry with the longest name.
+#: Live keys: the table must fit one frame, at 360 bytes an entry with the longest name.
 KEYS_MAX: Final = 2_500
 #: Limits per minute beyond any real one; 0 is no limit.
 PER_MINUTE_MAX: Final = 1_000_000_000
 
-_ENTRY: Final = "key_hash, key_id, name, customer, rpm, tpm, revoked_ms IS NOT NULL"
+_ENTRY: Final = "key_hash, key_id, name, customer, rpm, tpm, revoked_ms IS NOT NULL, owner"
 
 Publish = Callable[[KeyTable], Awaitable[None]]
 
 
 class KeyRow(msgspec.Struct, frozen=True):
-    """A key as it is listed: all but its hash. ``version`` is that of its last change."""
+    """A key as it is listed: all but its hash. ``version`` is that of its last change.
+
+    ``customer`` is the key's own account number, ``owner`` the customer who pays for it. Of its
+    budget (None: as much as the owner has) ``spent_nano_usd`` is used up.
+    """
 
     key_id: str
     name: str
@@ -43,6 +49,9 @@ class KeyRow(msgspec.Struct, frozen=True):
     created_ms: int
     revoked_ms: int | None
     version: int
+    owner: int | None
+    budget_nano_usd: str | None
+    spent_nano_usd: str
 
 
 class Keys:
@@ -64,13 +73,19 @@ class Keys:
         tokens_per_minute: int = 0,
         *,
         key_hash: bytes,
+        owner: str | None = None,
+        budget_nano_usd: int | None = None,
     ) -> KeyEntry:
         """Take a new key in: ``key_hash`` (32 bytes) is all that is ever known of it.
+
+        ``owner`` is the number or name of the customer who pays; without one, the key is a customer
+        of its own. In its life it may spend at most ``budget_nano_usd``.
 
         The same again, as when an answer was lost, finds the key that was made.
 
         Raises:
             InvalidRequest: an argument is out of range.
+            NotFound: there is no such customer.
             Conflict: the key is known already, with another name or limits, or revoked.
             Overloaded: there are `KEYS_MAX` live keys.
         """
@@ -83,11 +98,12 @@ class Keys:
             integer(requests_per_minute, "requests_per_minute", most=PER_MINUTE_MAX),
             integer(tokens_per_minute, "tokens_per_minute", most=PER_MINUTE_MAX),
         )
+        if budget_nano_usd is not None:
+            natural(budget_nano_usd, "budget_nano_usd")
         key_id = f"key_{self._randomness.take(_ID_BYTES).hex()}"
         now_ms = self._clock.now_ms()
-        change = await self._store.write(
-            lambda connection: _create(connection, key_hash, key_id, name, limits, now_ms)
-        )
+        new = _NewKey(key_hash, key_id, name, limits, owner, budget_nano_usd)
+        change = await self._store.write(lambda connection: _create(connection, new, now_ms))
         await self._publish(change)
         return change.entries[0]
 
@@ -111,18 +127,23 @@ class Keys:
         return await self._store.read(_list)
 
 
-def _create(
-    connection: Connection,
-    key_hash: bytes,
-    key_id: str,
-    name: str,
-    limits: tuple[int, int],
-    now_ms: int,
-) -> KeyTable:
-    known = _find(connection, "key_hash", key_hash)
+class _NewKey(msgspec.Struct, frozen=True):
+    """A key to be."""
+
+    key_hash: bytes
+    key_id: str
+    name: str
+    limits: tuple[int, int]
+    owner: str | None
+    budget_nano: int | None
+
+
+def _create(connection: Connection, new: _NewKey, now_ms: int) -> KeyTable:
+    known = _find(connection, "key_hash", new.key_hash)
     if known is not None:
         entry = known.entries[0]
-        if (entry.name, entry.requests_per_minute, entry.tokens_per_minute) != (name, *limits):
+        limits = (entry.requests_per_minute, entry.tokens_per_minute)
+        if (entry.name, limits) != (new.name, new.limits):
             raise Conflict("this API key is known already, with another name or other limits")
         if entry.revoked:
             raise Conflict("this API key was revoked: make another")
@@ -135,18 +156,19 @@ def _create(
     if live >= KEYS_MAX:
         raise Overloaded(f"there are {KEYS_MAX} live API keys: revoke some first")
     version = _version(connection) + 1
-    ((owner,),) = rows(
-        connection,
-        "INSERT INTO customer (name, created_ms, credit_nano) VALUES (?, ?, 0) RETURNING id",
-        name,
-        now_ms,
-    )
+    if new.owner is None:
+        owner = insert(connection, new.name, now_ms)
+    else:
+        owner = find(connection, new.owner)
     connection.execute(
-        "INSERT INTO key (key_id, key_hash, name, customer, rpm, tpm, created_ms, version, owner)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (key_id, key_hash, name, (customer or 0) + 1, *limits, now_ms, version, owner),
+        "INSERT INTO key (key_id, key_hash, name, customer, rpm, tpm, created_ms, version, owner,"
+        " budget_nano) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(new.key_id, new.key_hash, new.name, (customer or 0) + 1, *new.limits),
+            *(now_ms, version, owner, new.budget_nano),
+        ),
     )
-    return _changed(connection, key_id)
+    return _changed(connection, new.key_id)
 
 
 def _revoke(connection: Connection, key_id: str, now_ms: int) -> KeyTable:
@@ -163,7 +185,8 @@ def _version(connection: Connection) -> int:
 
 
 def _entry(row: tuple[object, ...]) -> KeyEntry:
-    return msgspec.convert((*row[:-1], bool(row[-1])), KeyEntry)
+    *known, revoked, owner = row
+    return msgspec.convert((*known, bool(revoked), owner or 0), KeyEntry)
 
 
 def _changed(connection: Connection, key_id: str) -> KeyTable:
@@ -194,7 +217,11 @@ def _table(connection: Connection) -> KeyTable:
 def _list(connection: Connection) -> list[KeyRow]:
     found = rows(
         connection,
-        "SELECT key_id, name, customer, rpm, tpm, created_ms, revoked_ms, version FROM key"
+        "SELECT key_id, name, customer, rpm, tpm, created_ms, revoked_ms, version, owner,"
+        " budget_nano, spent_nano FROM key"
         " ORDER BY customer DESC",
     )
-    return [KeyRow(*row) for row in found]
+    return [
+        KeyRow(*(*row, None if budget is None else str(budget), str(spent)))
+        for *row, budget, spent in found
+    ]
