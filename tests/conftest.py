@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio.testing
 from hypothesis import HealthCheck, settings
+
+from starai.testing.postgres import find_binaries, passing_server
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,3 +55,28 @@ def virtual_time() -> tuple[str, dict[str, Any]]:
             return virtual_time
     """
     return ("trio", {"clock": trio.testing.MockClock(autojump_threshold=0)})
+
+
+_SCHEMAS = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server that lives as long as the tests; skips without one."""
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("no PostgreSQL server on this machine")
+    pytest.importorskip("psycopg", reason="psycopg (starai[postgres]) is not installed")
+    with passing_server(binaries) as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_url(postgres: str) -> str:
+    """The URL of an empty schema of that server."""
+    import psycopg  # noqa: PLC0415 - an extra
+
+    schema = f"test_{next(_SCHEMAS)}"
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {schema}".encode())
+    return f"{postgres}&options=-csearch_path%3D{schema}"

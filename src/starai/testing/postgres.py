@@ -6,7 +6,6 @@ Knows nothing of what is stored there.
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import subprocess
 import tempfile
@@ -24,12 +23,11 @@ _LOOK_S: Final = 0.05
 
 
 def find_binaries() -> Path | None:
-    """The folder of ``initdb`` and ``postgres``: on PATH, or where distributions keep the newest."""
-    found = shutil.which("initdb")
-    if found is not None:
-        return Path(found).parent
-    kept = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return kept[-1].parent if kept else None
+    """The folder of the server's programs: on PATH, or where distributions keep the newest."""
+    found = shutil.which("postgres")
+    kept = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    folders = [Path(found).resolve().parent] if found else [path.parent for path in kept[-1:]]
+    return next((one for one in folders if (one / "initdb").exists()), None)
 
 
 @contextmanager
@@ -47,12 +45,12 @@ def passing_server(binaries: Path) -> Iterator[str]:
             shutil.chown(folder, user)
         data = folder / "data"
         initdb = (binaries / "initdb", "-D", data, "-U", "starai", "-A", "trust", "-E", "UTF8")
-        subprocess.run(
+        subprocess.run(  # noqa: S603 - of this machine
             [*initdb, "--no-sync"], check=True, capture_output=True, user=user, cwd=folder
         )
         options = ("-D", data, "-k", folder, "-c", "listen_addresses=", "-c", "max_connections=40")
         with (folder / "log").open("wb") as log:
-            server = subprocess.Popen(
+            server = subprocess.Popen(  # noqa: S603 - of this machine
                 [binaries / "postgres", *options], stderr=log, user=user, cwd=folder
             )
         try:
@@ -68,14 +66,17 @@ def passing_server(binaries: Path) -> Iterator[str]:
 def _unprivileged() -> str | None:
     if os.geteuid() != 0:
         return None
+    import pwd  # noqa: PLC0415 - only where there is root
+
     known = {one.pw_name for one in pwd.getpwall()}
     return next(name for name in _USERS if name in known)
 
 
 def _wait(binaries: Path, folder: Path, server: subprocess.Popen[bytes]) -> None:
-    ask = [binaries / "pg_isready", "-q", "-h", folder]
+    ask = (binaries / "psql", "-h", folder, "-U", "starai", "-c", "SELECT 1", "postgres")
     for _ in range(int(_READY_S / _LOOK_S)):
-        if subprocess.run(ask, check=False).returncode == 0:
+        asked = subprocess.run(ask, check=False, capture_output=True)  # noqa: S603 - of this machine
+        if asked.returncode == 0:
             return
         if server.poll() is not None:
             break

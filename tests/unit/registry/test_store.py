@@ -103,7 +103,13 @@ async def test_what_a_connection_can_do_is_the_same(store: Store) -> None:
         )
         ((total,),) = connection.execute("SELECT sum(debits) FROM account")
         (name,) = next(connection.execute("SELECT name FROM customer"))
-        return rows, total, type(total), name, list(connection.execute("SELECT 1 WHERE ? = 2", (1,)))
+        return (
+            rows,
+            total,
+            type(total),
+            name,
+            list(connection.execute("SELECT 1 WHERE ? = 2", (1,))),
+        )
 
     assert await store.write(write) == [20, 1, 0, 1]
     rows = [(bytes([number]), number, 7) for number in range(3)]

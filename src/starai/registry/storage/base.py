@@ -107,6 +107,7 @@ class Store:
         self._writer = writer
         self._readers = list(readers)
         self._inline = not readers
+        self._fatal: tuple[type[Exception], ...] = (*writer.errors, StoreFailed)
         self._queue: queue.Queue[_Job[Any] | None] = queue.Queue(WAITING_WRITES_MAX)
         self._reading = anyio.CapacityLimiter(max(1, len(readers)))
         self._failure: BaseException | None = None
@@ -219,7 +220,7 @@ class Store:
                 self._run(job)
             self._writer.commit()
             self.num_commits += 1
-        except (*self._writer.errors, StoreFailed) as error:
+        except self._fatal as error:
             self._failure = self._failure or error
             for job in batch:
                 job.error = StoreFailed(f"the registry cannot write its database: {error}")

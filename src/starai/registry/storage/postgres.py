@@ -106,9 +106,9 @@ class PostgresSession:
             yield from rows
             more = len(rows) == _ROWS_A_FETCH
 
-    def executemany(self, sql: str, bindings: Iterable[Sequence[Any]], /) -> object:
+    def executemany(self, sql: str, bindings: Iterable[Sequence[Any]], /) -> None:
         """Run one statement for each of ``bindings``, without waiting in between."""
-        return self._connection.cursor().executemany(_translated(sql), list(bindings))
+        self._connection.cursor().executemany(_translated(sql), list(bindings))
 
     def changes(self) -> int:
         """How many rows the last INSERT, UPDATE or DELETE changed."""
@@ -144,7 +144,7 @@ class PostgresSession:
 
 @lru_cache(maxsize=1024)
 def _translated(sql: str) -> bytes:
-    """``?`` and ``?2`` as PostgreSQL writes them: ``$1`` and ``$2``. No statement quotes a ``?``."""
+    """``?`` and ``?2`` as PostgreSQL has them, ``$1`` and ``$2``; no statement quotes a ``?``."""
     number = 0
 
     def numbered(match: re.Match[str]) -> str:
@@ -192,12 +192,10 @@ def _as_postgres(ddl: str) -> str:
     return ddl
 
 
-def open_postgres(
-    url: str, *, inline: bool, stack: ExitStack
-) -> tuple[Session, list[Session]]:
+def open_postgres(url: str, *, inline: bool, stack: ExitStack) -> tuple[Session, list[Session]]:
     """The writer and the readers of a database, which ``stack`` closes; see `open_store`."""
     try:
-        sessions = []
+        sessions: list[Session] = []
         for _ in range(1 if inline else 1 + READERS):
             sessions.append(session := PostgresSession(url))
             stack.callback(session.close)
@@ -207,7 +205,7 @@ def open_postgres(
                 migrate(session)
     except psycopg.Error as error:
         raise StoreFailed(f"the registry cannot open its database: {error}") from error
-    return sessions[0], list(sessions[1:])
+    return sessions[0], sessions[1:]
 
 
 def _claim(session: PostgresSession) -> None:

@@ -67,18 +67,22 @@ def connect(path: Path | str, vfs: str | None = None) -> SqliteSession:
     try:
         session.set_busy_timeout(_BUSY_MS)
         _refuse_foreign(session)
-        # NORMAL never corrupts, but it forgets acknowledged writes on power loss (section 0,
-        # point 5); the tests of failing disks show it.
-        for name, value in (("journal_mode", "wal"), ("synchronous", "full"), ("fullfsync", "on")):
-            session.pragma(name, value)
-        if session.pragma("synchronous") != 2:
-            raise ConfigurationRefused("this SQLite does not let writes be synced")
-        if path != ":memory:" and session.pragma("journal_mode") != "wal":
-            raise ConfigurationRefused(f"{path} is on a file system without SQLite's WAL")
+        _make_durable(session)
     except BaseException:
         session.close()
         raise
     return session
+
+
+def _make_durable(session: apsw.Connection) -> None:
+    # NORMAL never corrupts, but it forgets acknowledged writes on power loss (section 0, point
+    # 5); the tests of failing disks show it.
+    for name, value in (("journal_mode", "wal"), ("synchronous", "full"), ("fullfsync", "on")):
+        session.pragma(name, value)
+    if session.pragma("synchronous") != 2:
+        raise ConfigurationRefused("this SQLite does not let writes be synced")
+    if session.filename and session.pragma("journal_mode") != "wal":
+        raise ConfigurationRefused(f"{session.filename} is on a file system without SQLite's WAL")
 
 
 def migrate(session: apsw.Connection) -> None:
@@ -99,7 +103,7 @@ def open_sqlite(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         _claim(path, stack)
-        sessions = []
+        sessions: list[Session] = []
         for _ in range(1 if inline else 1 + READERS):
             sessions.append(session := connect(path, vfs))
             stack.callback(session.close)
