@@ -24,9 +24,12 @@ from starai.protocol.log import ConsistencyProof, TaskProof
 from starai.protocol.records import leaf_hash
 
 
-async def _ask(home: Home, what: str, arguments: dict[str, object]) -> Any:
-    async with operator(home) as asked:
-        return await asked.ask(what, **arguments)
+def _ask(home: Home, what: str, **arguments: object) -> Any:
+    async def ask() -> Any:
+        async with operator(home) as asked:
+            return await asked.ask(what, **arguments)
+
+    return anyio.run(ask)
 
 
 @click.group()
@@ -50,8 +53,7 @@ ledger.add_command(verify)
 )
 def show(home: Home, as_json: bool, limit: int) -> None:
     """Blocks of records with what both sides agree on, the totals, each node's part, the money."""
-    arguments: dict[str, object] = {"limit": limit}
-    report = anyio.run(_ask, home, "ledger", arguments)
+    report = _ask(home, "ledger", limit=limit)
     if as_json:
         show_json(report)
         return
@@ -77,7 +79,7 @@ def show(home: Home, as_json: bool, limit: int) -> None:
 @json_option
 def check(home: Home, as_json: bool) -> None:
     """Recompute every leaf, root, signature and match in the registry's database."""
-    report = anyio.run(_ask, home, "check", {})
+    report = _ask(home, "check")
     if as_json:
         show_json(report)
         return
@@ -96,7 +98,7 @@ def checkpoint(home: Home, as_json: bool, size: int | None) -> None:
     without another checkpoint that witnesses refuse to sign. The text is a note as C2SP's
     tlog-checkpoint has it, which other programs can check.
     """
-    report = anyio.run(_ask, home, "checkpoint", {} if size is None else {"size": size})
+    report = _ask(home, "checkpoint", size=size)
     network = home.network()
     checked = check_checkpoint(report["note"], network.name, network.account)
     if as_json:
@@ -116,7 +118,7 @@ def proof(home: Home, as_json: bool, task_id: str) -> None:
     TASK is the id that `starai tasks` shows. The proof leads from the task's record to the root of
     a checkpoint that the network signed and that witnesses cosigned.
     """
-    report = anyio.run(_ask, home, "proof", {"task_id": task_id})
+    report = _ask(home, "proof", task_id=task_id)
     network = home.network()
     found = msgspec.convert(report, TaskProof)
     checked = check_task(found, task_id, network.name, network.account)
@@ -142,7 +144,7 @@ def consistency(home: Home, as_json: bool, old: int, size: int) -> None:
 
     Both are sizes of checkpoints.
     """
-    report = anyio.run(_ask, home, "consistency", {"old": old, "size": size})
+    report = _ask(home, "consistency", old=old, size=size)
     network = home.network()
     found = msgspec.convert(report, ConsistencyProof)
     check_consistency(found, network.name, network.account)

@@ -120,13 +120,11 @@ def check_follows(block: Block, before: Block | None) -> None:
     else:
         size = before.tree_size + block.num_tasks
         expected = (
-            *(before.height + 1, before.hash()),
-            *(before.last_task + 1, before.last_transfer + 1, size),
+            *(before.height + 1, before.hash(), before.last_task + 1),
+            *(before.last_transfer + 1, size),
         )
         least = (before.network, before.total_debits, before.closed_ms)
-    found = (
-        *(block.height, block.prev, block.first_task, block.first_transfer, block.tree_size),
-    )
+    found = (block.height, block.prev, block.first_task, block.first_transfer, block.tree_size)
     names = ("height", "previous hash", "first task", "first transfer", "tree size")
     wrong = [name for name, a, b in zip(names, found, expected, strict=True) if a != b]
     if block.network != least[0]:

@@ -16,10 +16,11 @@ from hashlib import sha256
 from typing import Final
 
 import msgspec
+from nacl.exceptions import BadSignatureError
+from nacl.signing import VerifyKey
 
 from starai.core.errors import MalformedFrame, SealBroken
 from starai.ledger.merkle_log import HASH_BYTES
-from starai.protocol.identity import KeyKind, public_nkey, verify
 
 #: A note is some hundred characters and a line a witness; what is far longer is not read.
 NOTE_CHARS_MAX: Final = 16_384
@@ -184,7 +185,10 @@ def _key_id(name: str, kind: bytes, public: bytes) -> bytes:
 
 
 def _verify(public: bytes, message: bytes, signature: bytes) -> None:
-    verify(public_nkey(KeyKind.USER, public), message, signature)
+    try:
+        VerifyKey(public).verify(message, signature)
+    except (BadSignatureError, ValueError) as error:
+        raise SealBroken("a signature under a checkpoint does not verify") from error
 
 
 def _text64(raw: bytes) -> str:

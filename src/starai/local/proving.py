@@ -58,9 +58,7 @@ def check_checkpoint(note: str, network: str, account: str) -> CheckedCheckpoint
             public = raw_public(party)
             signed_s = verify_cosignature(parsed.text, one.line(), one.name, public)
             found.append(Cosignature(party, role, signed_s))
-    return CheckedCheckpoint(
-        checkpoint.size, checkpoint.root, checkpoint.extensions, tuple(found)
-    )
+    return CheckedCheckpoint(checkpoint.size, checkpoint.root, checkpoint.extensions, tuple(found))
 
 
 def check_task(proof: TaskProof, task_id: str, network: str, account: str) -> CheckedCheckpoint:
@@ -77,9 +75,7 @@ def check_task(proof: TaskProof, task_id: str, network: str, account: str) -> Ch
         record = TaskRecord.parse(one.record)
         if (record.task_id.hex(), record.attempt) != (task_id.lower(), one.attempt):
             raise SealBroken("the proof is of another task")
-        verify_inclusion(
-            leaf_hash(one.record), one.index, checked.size, one.path, checked.root
-        )
+        verify_inclusion(leaf_hash(one.record), one.index, checked.size, one.path, checked.root)
     return checked
 
 

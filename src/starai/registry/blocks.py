@@ -239,4 +239,3 @@ def transfers_after(
 def transfers_root(transfers: Iterable[Transfer]) -> bytes:
     """The RFC 9162 root over transfers' canonical bytes."""
     return tree_root(leaf_hash(transfer.canonical()) for transfer in transfers)
-

@@ -13,9 +13,9 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from starai.core.errors import Conflict, MalformedFrame, SealBroken, StarAIError
+from starai.ledger.accounts import UNUSED, Kind
 from starai.ledger.blocks import Block, check_follows, signed_bytes
 from starai.ledger.checkpoints import Note, open_checkpoint, verify_cosignature
-from starai.ledger.accounts import UNUSED, Kind
 from starai.ledger.merkle_log import MemoryTiles, MerkleLog
 from starai.ledger.replaying import Replay
 from starai.ledger.shelves import AccountChange, Changes, HoldChange

@@ -145,9 +145,7 @@ class Registry:
         self.allotments = Allotments(store, self.parties, clock, self._publish_funds)
         self.blocks = Closer(store, network, account, clock, config.blocks)
         self.disputes = Disputes(store, clock)
-        self.witnesses = Witnesses(
-            store, self.parties, network, account.raw, clock, config.blocks
-        )
+        self.witnesses = Witnesses(store, self.parties, network, account.raw, clock, config.blocks)
         disputes = DisputeQueries(self.disputes, self.parties)
         money = MoneyQueries(
             *(store, self.parties, clock, self.customers, self.prices),
@@ -155,7 +153,9 @@ class Registry:
             maturity_ms=config.maturity_ms,
         )
         self.queries = Queries(
-            store, self.parties, self.admission, self.keys, self.blocks, money, disputes
+            *(store, self.parties, self.admission, self.keys, self.blocks),
+            money=money,
+            disputes=disputes,
         )
 
     async def open(self) -> None:

@@ -66,7 +66,7 @@ def test_bytes_say_exactly_one_block(one: Block, other: Block) -> None:
 
 
 def test_the_bytes_are_fixed_for_ever() -> None:
-    """The first block's bytes and hash: a verifier elsewhere, written from the text, has the same."""
+    """The first block's bytes, as a verifier that was written from the text alone has them."""
     data = FIRST.canonical()
     assert data[:31].hex() == "0000000f" + b"starai/v1/block".hex() + "00000004" + b"test".hex() + (
         "00000008"

@@ -44,7 +44,7 @@ def test_the_text_is_as_tlog_checkpoint_has_it() -> None:
 
 
 def test_key_ids_are_as_signed_note_has_them() -> None:
-    """The id of Go's public checksum database follows from its name and key, as all the world knows.
+    """The id of Go's public checksum database follows from its name and its key.
 
     Its verifier key is sum.golang.org+033de0ae+Ac4zctda0e5eza+HJyk9SxEdh+s3Ux18htTTAD8OuAn8.
     """

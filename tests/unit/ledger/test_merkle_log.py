@@ -194,7 +194,7 @@ def test_any_proof_of_any_two_sizes(data: st.DataObject) -> None:
     st.lists(st.one_of(st.binary(max_size=40), st.binary(min_size=32, max_size=32)), max_size=70),
 )
 def test_no_rubbish_is_a_proof(index: int, size: int, path: list[bytes]) -> None:
-    """Whatever bytes and numbers are handed in, they are refused as a proof, and nothing crashes."""
+    """Whatever bytes and numbers are handed in, they are no proof, and nothing crashes."""
     with pytest.raises(SealBroken):
         verify_inclusion(bytes(32), index, size, path, b"r" * 32)
     with pytest.raises(SealBroken):

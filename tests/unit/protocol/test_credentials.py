@@ -14,7 +14,8 @@ from starai.protocol.credentials import (
     sign_claims,
 )
 from starai.protocol.identity import Identity, KeyKind
-from starai.protocol.subjects import Role
+from starai.protocol.log import WITNESS_ROLES
+from starai.protocol.subjects import Role, permissions, registry
 
 CHANCE = SeededRandomness(1)
 ACCOUNT = Identity.create(CHANCE, KeyKind.ACCOUNT)
@@ -81,3 +82,17 @@ def test_any_text_is_refused_calmly(text: str) -> None:
     """Any other text is refused with an error of ours."""
     with pytest.raises(SealBroken):
         read_credential(text, ACCOUNT.nkey, NOW)
+
+
+def test_who_may_witness_the_log() -> None:
+    """Nodes and gateways may say so to the registry, under their own name only; nobody else may."""
+    subject = registry("witness", PARTY)
+    may = {role for role in Role if subject in permissions(role, PARTY).publish}
+    assert may == set(WITNESS_ROLES) == {Role.NODE, Role.GATEWAY}
+    for role in set(Role) - {Role.REGISTRY}:
+        opened = permissions(role, PARTY)
+        assert not any("witness" in one for one in opened.subscribe)
+        assert {one for one in opened.publish if one.startswith("starai.registry.witness")} <= {
+            subject
+        }
+        assert not {"starai.>", "starai.registry.>", "starai.registry.*.*"} & set(opened.publish)

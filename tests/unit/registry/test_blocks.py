@@ -201,7 +201,7 @@ async def test_the_log_goes_on_from_where_it_was(tmp_path: Path, sizes: list[int
 
 
 async def test_two_checkpoints_of_one_size_are_refused(store: Store) -> None:
-    """If another root of this size was ever signed, the block is not closed, and nothing is left."""
+    """If another root of this size was ever signed, no block is closed, and nothing is left."""
 
     def prepare(connection: Connection) -> None:
         add_tasks(connection, 1)

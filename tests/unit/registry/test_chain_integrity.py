@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from tests.unit.registry.test_blocks import ACCOUNT, add_tasks, close, deposit, problems
 
 from starai.core.randomness import SeededRandomness
 from starai.ledger.checkpoints import Note, cosign
@@ -15,8 +16,6 @@ from starai.registry.chain_integrity import ChainCheck
 from starai.registry.storage.sqlite import SqliteSession, connect, migrate
 from starai.registry.witnesses import note_of
 from starai.testing.records import NETWORK, NODES
-
-from tests.unit.registry.test_blocks import ACCOUNT, add_tasks, close, deposit, problems
 
 OTHER = Identity.create(SeededRandomness(12), KeyKind.ACCOUNT)
 
@@ -82,13 +81,13 @@ def test_a_sound_chain_is_sound(chain: SqliteSession) -> None:
         "UPDATE checkpoint SET root = zeroblob(32) WHERE size = 300",
         "UPDATE checkpoint SET size = 299 WHERE size = 300",
         "UPDATE checkpoint SET note = 'odd' WHERE size = 300",
-        "UPDATE checkpoint SET note = (SELECT note FROM checkpoint WHERE size = 320)"
-        " WHERE size = 300",
+        "UPDATE checkpoint SET note = (SELECT max(note) FROM checkpoint) WHERE size = 300",
+        "UPDATE checkpoint SET note = (SELECT min(note) FROM checkpoint) WHERE size = 320",
         "DELETE FROM checkpoint WHERE size = 320",
         "UPDATE witness SET size = 300",
         "UPDATE witness SET size = 301",
         "UPDATE witness SET line = 'odd'",
-        "UPDATE witness SET witness = 'odd'",
+        "UPDATE witness SET witness = 'odd' WHERE line = (SELECT max(line) FROM witness)",
         "UPDATE witness SET line = (SELECT max(line) FROM witness)",
     ],
 )

@@ -135,7 +135,7 @@ async def test_both_sides_confirm_and_the_books_show_it(house: House) -> None:
     assert ledger["network"] == NETWORK
     assert [block["matched"] for block in ledger["blocks"]] == [1]
     assert [node["node"] for node in ledger["nodes"]] == [NODES[0].party]
-    assert await house.query("check") == {"confirms": 2, "records": 2, "problems": []}
+    assert await house.query("check") == {"confirms": 2, "records": 2, "blocks": 0, "problems": []}
 
 
 async def test_an_empty_book_is_a_book(house: House) -> None:
@@ -209,7 +209,7 @@ async def test_gateways_learn_of_keys(house: House) -> None:
     wire = house.wire(GATEWAY)
     async with wire.subscribe(KEYS_CHANGED, lambda d: heard.append(decode(d.payload, KeyTable))):
         made = await house.query("create_key", name="alice", key_hash="5a" * 32)
-        assert sorted(made) == ["customer", "key_id"]
+        assert sorted(made) == ["customer", "key_id", "owner"]
         frame = await house.ask("keys", GATEWAY, KeyTableRequest(GATEWAY.party))
         table = decode(frame, KeyTable)
         assert [(one.key_id, one.key_hash) for one in table.entries] == [
@@ -249,6 +249,14 @@ async def test_who_may_ask_what(house: House) -> None:
         ("task", {}, "invalid_request"),
         ("task", {"task_id": "xyz"}, "invalid_request"),
         ("ledger", {"limit": -1}, "invalid_request"),
+        ("checkpoint", {}, "not_found"),
+        ("checkpoint", {"size": 3}, "not_found"),
+        ("checkpoint", {"size": -1}, "invalid_request"),
+        ("proof", {"task_id": "xyz"}, "invalid_request"),
+        ("proof", {"task_id": "00"}, "not_found"),
+        ("consistency", {"old": 2, "size": 1}, "invalid_request"),
+        ("consistency", {"old": 0, "size": -1}, "invalid_request"),
+        ("consistency", {"old": 0, "size": 1}, "not_found"),
         ("create_key", {"name": "x"}, "invalid_request"),
         ("create_key", {"name": "x", "key_hash": "xyz"}, "invalid_request"),
         ("create_key", {"name": "x", "key_hash": "5a"}, "invalid_request"),
