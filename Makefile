@@ -17,7 +17,7 @@ WARM_UP = import starai.cli.up; from starai.engines.registry import open_engine;
   from starai.engines.base import EngineSpec; open_engine(EngineSpec('text', 'embedded'))
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test test-all check bench docs lock clean
+.PHONY: help install up test test-all check bench docs lock contracts clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ docs: $(VENV)/.docs ## build the documentation into docs/_build/html
 
 lock: ## resolve all versions afresh into requirements/lock.txt
 	$(PYTHON) requirements/lock.py
+
+contracts: $(VENV)/.dev ## compile the settlement's contracts into the artefacts beside them
+	$(BIN)/python requirements/contracts.py
 
 clean: ## remove everything that was built or installed here
 	rm -rf $(VENV) build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
