@@ -32,13 +32,11 @@ from starai.ledger.shelves import Hold
 from starai.ledger.transfers import ID_BYTES, Code, Transfer
 from starai.protocol.records import set_root
 from starai.registry.schema import rows
-from starai.registry.shelf import StoredShelf
+from starai.registry.shelf import StoredShelf, rows_in
 from starai.registry.storage import Connection
 
 #: Problems listed before giving up: a few already say that the books are wrong.
 PROBLEMS_MAX: Final = 100
-#: How many records one statement marks as paid; the smallest that fits is taken.
-_WIDTHS: Final = (1, 16, 256)
 
 
 def apply_event(connection: Connection, event: Event) -> tuple[Transfer, ...]:
@@ -91,15 +89,33 @@ class Paid(msgspec.Struct, frozen=True):
 
 
 class _Bill:
-    """What one payer owes one node."""
+    """What one payer, and so its customer ``owner``, owes one node."""
 
-    __slots__ = ("charge", "leaves", "node_share", "seqs")
+    __slots__ = ("charge", "leaves", "node_share", "owner", "payer", "seqs")
 
-    def __init__(self) -> None:
+    def __init__(self, payer: int) -> None:
+        self.payer = payer
+        self.owner: int | None = None
         self.charge = 0
         self.node_share = 0
         self.seqs: list[int] = []
         self.leaves: list[bytes] = []
+
+    def event(self, node: bytes, now_ms: int) -> Captured:
+        """The payment of this bill, known by its records."""
+        root = set_root(self.leaves)
+        # More than all money there is cannot be paid, so it need not be asked for.
+        charge = min(self.charge, MONEY_MAX)
+        return Captured(
+            event_id=event_id(b"captured", customer_owner(self.payer), root),
+            at_ms=now_ms,
+            customer=self.owner or 0,
+            payer=self.payer,
+            node=node,
+            charge=charge,
+            node_share=min(self.node_share, charge),
+            ref=root,
+        )
 
 
 def capture(connection: Connection, node: bytes, records: Iterable[Owed], now_ms: int) -> Paid:
@@ -112,23 +128,30 @@ def capture(connection: Connection, node: bytes, records: Iterable[Owed], now_ms
         Conflict: a record was paid before, by another event.
     """
     bills, overcharged = _bills(connection, records)
+    missing = [(bill.payer, bill.charge) for bill in bills if bill.owner is None]
+    # Nobody let those in, so nobody, the insurance least of all, pays for them.
+    due = [(bill, bill.event(node, now_ms)) for bill in bills if bill.owner is not None]
     shelf = StoredShelf(connection)
+    shelf.expect([event for _, event in due])
     books = Books(shelf)
     nano = {Code.CAPTURE: 0, Code.FEE: 0}
-    missing: list[tuple[int, int]] = []
-    for payer, bill in sorted(bills.items()):
-        transfers = _settle(connection, books, node, payer, bill, now_ms)
-        if transfers is None:
+    paid: list[tuple[_Bill, tuple[Transfer, ...]]] = []
+    for bill, event in due:
+        transfers = books.apply(event)
+        if not transfers and books.is_applied(event.event_id):
             continue
+        if transfers:
+            paid.append((bill, transfers))
         for one in transfers:
             nano[one.code] += one.amount
         if short := bill.charge - sum(one.amount for one in transfers):
-            missing.append((payer, short))
+            missing.append((bill.payer, short))
+    _mark(connection, paid)
     shelf.keep(books.changes())
-    return Paid(nano[Code.CAPTURE], nano[Code.FEE], tuple(overcharged), tuple(missing))
+    return Paid(nano[Code.CAPTURE], nano[Code.FEE], tuple(overcharged), tuple(sorted(missing)))
 
 
-def _bills(connection: Connection, records: Iterable[Owed]) -> tuple[dict[int, _Bill], list[int]]:
+def _bills(connection: Connection, records: Iterable[Owed]) -> tuple[list[_Bill], list[int]]:
     """What each payer owes, and the records that asked for too much."""
     prices: dict[int, Price | None] = {}
     bills: dict[int, _Bill] = {}
@@ -146,12 +169,15 @@ def _bills(connection: Connection, records: Iterable[Owed]) -> tuple[dict[int, _
             continue
         bill = bills.get(payer)
         if bill is None:
-            bill = bills[payer] = _Bill()
+            bill = bills[payer] = _Bill(payer)
         bill.charge += charge
         bill.node_share += node_share(charge, price.node_share_bps)
         bill.seqs.append(seq)
         bill.leaves.append(leaf)
-    return bills, overcharged
+    owners = "SELECT customer, owner FROM key WHERE customer IN ({})"
+    for payer, owner in rows_in(connection, owners, list(bills)):
+        bills[payer].owner = owner
+    return list(bills.values()), overcharged
 
 
 def _price(connection: Connection, price_id: int) -> Price | None:
@@ -164,52 +190,21 @@ def _price(connection: Connection, price_id: int) -> Price | None:
     return next((Price(*row) for row in found), None)
 
 
-def _settle(
-    connection: Connection, books: Books, node: bytes, payer: int, bill: _Bill, now_ms: int
-) -> tuple[Transfer, ...] | None:
-    """What paying a bill moved; nothing if nobody can, None if it was paid before."""
-    owner = next(rows(connection, "SELECT owner FROM key WHERE customer = ?", payer), (None,))[0]
-    if owner is None:
-        return ()  # nobody let it in, so nobody, the insurance least of all, pays for it
-    root = set_root(bill.leaves)
-    # More than there is of all money cannot be paid, so it need not be asked for.
-    charge = min(bill.charge, MONEY_MAX)
-    captured = Captured(
-        event_id=event_id(b"captured", customer_owner(payer), root),
-        at_ms=now_ms,
-        customer=owner,
-        payer=payer,
-        node=node,
-        charge=charge,
-        node_share=min(bill.node_share, charge),
-        ref=root,
-    )
-    transfers = books.apply(captured)
-    if not transfers and books.is_applied(captured.event_id):
-        return None
-    if transfers and _mark(connection, captured.event_id, bill.seqs) != len(bill.seqs):
+def _mark(connection: Connection, paid: Sequence[tuple[_Bill, tuple[Transfer, ...]]]) -> None:
+    """Name the events in the rows of the records that they paid, and count what keys spent."""
+    seqs = [seq for bill, _ in paid for seq in bill.seqs]
+    unpaid = "SELECT count(*) FROM task WHERE seq IN ({}) AND event_id IS NULL"
+    if sum(count for (count,) in rows_in(connection, unpaid, seqs)) != len(seqs):
         raise Conflict("a record of these was paid before")
-    spent = sum(one.amount for one in transfers if one.debit != INSURANCE)
-    if spent:
-        connection.execute(
-            "UPDATE key SET spent_nano = spent_nano + ? WHERE customer = ?", (spent, payer)
-        )
-    return transfers
-
-
-def _mark(connection: Connection, event: bytes, seqs: Sequence[int]) -> int:
-    """Name the event in the rows of the records that it paid; how many were unpaid until now."""
-    marked = 0
-    for start in range(0, len(seqs), _WIDTHS[-1]):
-        part = seqs[start : start + _WIDTHS[-1]]
-        width = next(width for width in _WIDTHS if width >= len(part))
-        places = ", ".join("?" * width)
-        connection.execute(
-            f"UPDATE task SET event_id = ? WHERE seq IN ({places}) AND event_id IS NULL",  # noqa: S608
-            (event, *part, *[part[-1]] * (width - len(part))),
-        )
-        marked += connection.changes()
-    return marked
+    connection.executemany(
+        "UPDATE task SET event_id = ? WHERE seq = ?",
+        [(transfers[0].event_id, seq) for bill, transfers in paid for seq in bill.seqs],
+    )
+    spent = [
+        (sum(one.amount for one in transfers if one.debit != INSURANCE), bill.payer)
+        for bill, transfers in paid
+    ]
+    connection.executemany("UPDATE key SET spent_nano = spent_nano + ? WHERE customer = ?", spent)
 
 
 class BooksCheck(msgspec.Struct, frozen=True):

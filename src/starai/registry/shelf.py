@@ -10,12 +10,15 @@ from typing import Any, Final
 
 from starai.core.errors import StoreFailed
 from starai.ledger import state
-from starai.ledger.accounts import UNUSED, Account, Kind, Totals
+from starai.ledger.accounts import UNUSED, Account, Kind, Totals, held
+from starai.ledger.events import Captured
 from starai.ledger.shelves import Changes, Hold
 from starai.ledger.transfers import Code, Transfer
 from starai.registry.schema import rows
 from starai.registry.storage import Connection
 
+#: How many values one statement looks for; the smallest that fits is taken.
+_WIDTHS: Final = (1, 16, 256)
 _HOLD: Final = (
     "SELECT hold_id, customer, payer, amount, remaining, placed_ms, expires_ms, gateway FROM hold"
 )
@@ -47,15 +50,52 @@ ON CONFLICT (name) DO UPDATE SET state = excluded.state, debits = excluded.debit
 """
 
 
+def rows_in(
+    connection: Connection, sql: str, values: Sequence[Any], *bindings: Any
+) -> Iterator[tuple[Any, ...]]:
+    """The rows of ``sql``, whose ``{}`` stands for ``values``, in few statements of few kinds."""
+    largest = _WIDTHS[-1]
+    for start in range(0, len(values), largest):
+        part = values[start : start + largest]
+        width = next(width for width in _WIDTHS if width >= len(part))
+        repeated = [part[-1]] * (width - len(part))
+        places = ", ".join("?" * width)
+        yield from rows(connection, sql.format(places), *bindings, *part, *repeated)
+
+
 class StoredShelf:
     """The database as a `starai.ledger.Shelf`; used inside one transaction."""
 
     def __init__(self, connection: Connection) -> None:
         """Take the transaction's connection."""
         self._connection = connection
+        # What `expect` looked up.
+        self._totals: dict[Account, Totals] = {}
+        self._open: dict[tuple[int, int], list[Hold]] = {}
+        self._unmoved: set[bytes] = set()
+
+    def expect(self, captures: Sequence[Captured]) -> None:
+        """Look up together what these will ask for one by one; nothing is written until then."""
+        events = [one.event_id for one in captures]
+        sql = "SELECT event_id FROM transfer WHERE event_id IN ({})"
+        self._unmoved = set(events) - {one for (one,) in rows_in(self._connection, sql, events)}
+        accounts = {held(one.customer): UNUSED for one in captures}
+        sql = "SELECT owner, debits, credits FROM account WHERE kind = ? AND owner IN ({})"
+        owners = [account.owner for account in accounts]
+        for owner, *totals in rows_in(self._connection, sql, owners, Kind.HELD.value):
+            accounts[Account(Kind.HELD, owner)] = Totals(*totals)
+        self._totals = accounts
+        self._open = {(one.customer, one.payer): [] for one in captures}
+        sql = f"{_HOLD} WHERE payer IN ({{}}) AND closed_ms IS NULL ORDER BY placed_ms, hold_id"
+        for row in rows_in(self._connection, sql, [one.payer for one in captures]):
+            hold = Hold(*row)
+            self._open.setdefault((hold.customer, hold.payer), []).append(hold)
 
     def totals(self, account: Account) -> Totals:
         """An account's totals."""
+        known = self._totals.get(account)
+        if known is not None:
+            return known
         sql = "SELECT debits, credits FROM account WHERE kind = ? AND owner = ?"
         for row in rows(self._connection, sql, account.kind.value, account.owner):
             return Totals(*row)
@@ -68,6 +108,9 @@ class StoredShelf:
 
     def open_holds(self, customer: int, payer: int) -> Sequence[Hold]:
         """The holds of which something remains, oldest first."""
+        known = self._open.get((customer, payer))
+        if known is not None:
+            return known
         found = rows(
             self._connection,
             f"{_HOLD} WHERE payer = ? AND closed_ms IS NULL AND customer = ?"
@@ -84,6 +127,8 @@ class StoredShelf:
 
     def transfers_of(self, event_id: bytes) -> Sequence[Transfer]:
         """What an event moved, in order."""
+        if event_id in self._unmoved:
+            return ()
         found = rows(self._connection, f"{_TRANSFER} WHERE event_id = ? ORDER BY seq", event_id)
         return [_transfer(row) for row in found]
 
@@ -93,7 +138,7 @@ class StoredShelf:
         Raises:
             StoreFailed: a row is no transfer.
         """
-        return (_transfer(row) for row in rows(self._connection, f"{_TRANSFER} ORDER BY seq"))
+        return (transfer for _, transfer in self.transfers_after(0))
 
     def transfers_after(self, seq: int, last: int | None = None) -> Iterator[tuple[int, Transfer]]:
         """Transfers numbered above ``seq``, up to ``last`` or all, each with its number.
@@ -135,6 +180,7 @@ class StoredShelf:
         """Write what `starai.ledger.Books.changes` says."""
         if not changes.transfers:
             return
+        self._totals, self._open, self._unmoved = {}, {}, set()
         execute_many = self._connection.executemany
         execute_many(_ADD_TRANSFER, (_transfer_row(one) for one in changes.transfers))
         execute_many(
@@ -145,12 +191,15 @@ class StoredShelf:
             ],
         )
         at_ms = changes.transfers[-1].at_ms
+        fresh, drawn = [], []
         for before, hold in changes.holds:
             closed_ms = None if hold.remaining else at_ms
             if before is None:
-                self._connection.execute(_ADD_HOLD, (*_hold_row(hold), closed_ms))
+                fresh.append((*_hold_row(hold), closed_ms))
             else:
-                self._connection.execute(_CHANGE_HOLD, (hold.remaining, closed_ms, hold.hold_id))
+                drawn.append((hold.remaining, closed_ms, hold.hold_id))
+        execute_many(_ADD_HOLD, fresh)
+        execute_many(_CHANGE_HOLD, drawn)
         total, debits = self.books()
         debits += sum(one.amount for one in changes.transfers)
         after = state.add(total, changes).to_bytes(state.SUM_BYTES, "big")
