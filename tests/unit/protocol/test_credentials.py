@@ -15,7 +15,13 @@ from starai.protocol.credentials import (
 )
 from starai.protocol.identity import Identity, KeyKind
 from starai.protocol.log import WITNESS_ROLES
-from starai.protocol.subjects import Role, permissions, registry
+from starai.protocol.subjects import (
+    FUNDS_CHANGED,
+    PRICES_CHANGED,
+    Role,
+    permissions,
+    registry,
+)
 
 CHANCE = SeededRandomness(1)
 ACCOUNT = Identity.create(CHANCE, KeyKind.ACCOUNT)
@@ -96,3 +102,14 @@ def test_who_may_witness_the_log() -> None:
             subject
         }
         assert not {"starai.>", "starai.registry.>", "starai.registry.*.*"} & set(opened.publish)
+
+
+def test_who_may_ask_for_money_to_be_set_aside() -> None:
+    """Gateways alone ask for prices and allotments and hear of funds; the registry alone tells."""
+    for verb in ("prices", "allotments", "keys"):
+        subject = registry(verb, PARTY)
+        assert {r for r in Role if subject in permissions(r, PARTY).publish} == {Role.GATEWAY}
+    for told in (PRICES_CHANGED, FUNDS_CHANGED):
+        opened = {role: permissions(role, PARTY) for role in Role}
+        assert {r for r, one in opened.items() if told in one.publish} == {Role.REGISTRY}
+        assert {r for r, one in opened.items() if told in one.subscribe} == {Role.GATEWAY}
