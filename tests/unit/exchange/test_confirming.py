@@ -25,7 +25,15 @@ from starai.registry.integrity import Integrity, check_integrity
 from starai.registry.service import RegistryConfig, run_registry
 from starai.registry.storage import Connection, Store, open_store
 from starai.testing.outboxes import MemoryOutbox
-from starai.testing.records import BLOCK_MS, DISTRIBUTOR, NETWORK, NODES, START_MS, record
+from starai.testing.records import (
+    BLOCK_MS,
+    DISTRIBUTOR,
+    NETWORK,
+    NODES,
+    START_MS,
+    STRANGER,
+    record,
+)
 from starai.wire.memory import Faults, MemoryNetwork
 from starai.wire.outbox import Outbox
 
@@ -342,3 +350,34 @@ async def test_the_real_outbox_survives_restarts(
         assert (await totals(store))["records"] == 51
         assert outbox.depth == 0
         tasks.cancel_scope.cancel()
+
+
+async def test_a_node_says_its_root_and_its_records_only_when_asked(
+    network: MemoryNetwork, tmp_path: Path
+) -> None:
+    """Behind its distributor a node's root will do; before it, the records are wanted."""
+    heard: list[tuple[Side, bool]] = []
+
+    def hear(delivery: Delivery) -> None:
+        said = decode(delivery.payload, Confirm)
+        heard.append((said.side, bool(said.records)))
+
+    spy = network.connect(STRANGER.party, Role.REGISTRY)
+    async with (
+        running_registry(network, tmp_path / "r.db") as store,
+        spy.subscribe(registry_all("confirm"), hear),
+    ):
+        node = make(network, MemoryOutbox())
+        distributor = make(network, MemoryOutbox(), Side.DISTRIBUTOR)
+        for number, order in ((1, (distributor, node)), (2, (node, distributor))):
+            for confirmer in order:
+                await confirmer.record(record(number))
+                assert await confirmer.flush()
+        assert heard == [
+            (Side.DISTRIBUTOR, True),
+            (Side.NODE, False),
+            (Side.NODE, False),
+            (Side.NODE, True),
+            (Side.DISTRIBUTOR, True),
+        ]
+        assert (await totals(store))["matched"] == 2
