@@ -44,7 +44,8 @@ PROGRAM = """
 import asyncio, ctypes, importlib, logging.handlers, multiprocessing, os, pathlib, signal, socket
 import ssl, subprocess, sys, tempfile, types, zipfile
 import anyio._backends._asyncio, anyio.to_process, apsw, click, cryptography.x509, httpx, jinja2
-import msgspec, nacl.signing, numpy, rich.console, rich.table, sentencepiece, tokenizers, uvicorn
+import msgspec, nacl.signing, numpy, psycopg, rich.console, rich.table, sentencepiece, tokenizers
+import uvicorn, eth_account, eth_tester, web3
 
 platform, modules, signals, names = sys.argv[1], *(a.split(",") for a in sys.argv[2:5])
 for name in modules:
