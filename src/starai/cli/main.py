@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("starai.cli.models", "models"),
     "tasks": ("starai.cli.show", "tasks"),
     "ledger": ("starai.cli.ledger", "ledger"),
+    "disputes": ("starai.cli.disputes", "disputes"),
     "earnings": ("starai.cli.earnings", "earnings"),
     "customers": ("starai.cli.customers", "customers"),
     "prices": ("starai.cli.customers", "prices"),
