@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 #: Example -> a word that its output must have, or a sign of life where the model is free.
 EXPECTED = {
+    "books_alone.py": "agrees",
     "engine_alone.py": "",
     "network_in_a_program.py": "",
     "openai_streaming.py": "tokens)",
