@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from starai.core.errors import InvalidRequest, NotFound
-from starai.protocol.identity import PartyId
+from starai.protocol.identity import PartyId, raw_public
 from starai.protocol.registry import Query
 from starai.protocol.subjects import Role
 from starai.registry import proofs, reports
@@ -24,6 +24,7 @@ from starai.registry.integrity import check_integrity
 from starai.registry.keys import Keys
 from starai.registry.money_queries import MoneyQueries, Question
 from starai.registry.parties import Parties
+from starai.registry.settling import SettlementCall, call
 from starai.registry.storage import Store
 
 #: A token for one newcomer, for a day, unless the operator says otherwise.
@@ -108,6 +109,7 @@ class Queries:
         admission: Admission,
         keys: Keys,
         blocks: Closer,
+        *,
         money: MoneyQueries,
         disputes: DisputeQueries,
     ) -> None:
@@ -117,18 +119,18 @@ class Queries:
         self._admission = admission
         self._keys = keys
         self._blocks = blocks
-        known: dict[str, tuple[tuple[Role, ...], type[_Arguments], _Answer]] = {
+        known: dict[str, tuple[tuple[Role, ...], type[msgspec.Struct], _Answer]] = {
             "tasks": (_READERS, _Tasks, self._tasks),
             "task": (_READERS, _Task, self._task),
             "ledger": (_READERS, _Ledger, self._ledger),
             "checkpoint": (_AUDITORS, _Checkpoint, self._checkpoint),
-            "proof": (_READERS, _Task, self._proof),
             "consistency": (_AUDITORS, _Consistency, self._consistency),
             "close_block": (_OPERATOR, _Nothing, self._close_block),
             "parties": (_OPERATOR, _Nothing, self._list_parties),
             "keys": (_OPERATOR, _Nothing, self._list_keys),
             "tokens": (_OPERATOR, _Nothing, self._list_tokens),
             "check": (_OPERATOR, _Nothing, self._check),
+            "settlement": (_OPERATOR, SettlementCall, self._settlement),
             "create_key": (_OPERATOR, _CreateKey, self._create_key),
             "revoke_key": (_OPERATOR, _RevokeKey, self._revoke_key),
             "create_token": (_OPERATOR, _CreateToken, self._create_token),
@@ -137,6 +139,7 @@ class Queries:
         }
         self._known = {
             **{what: Question(*one[:2], _unaware(one[2])) for what, one in known.items()},
+            "proof": Question(_AUDITORS, _Task, self._proof),
             **money.known,
             **disputes.known,
         }
@@ -180,16 +183,16 @@ class Queries:
             lambda connection: proofs.checkpoint(connection, size=asked.size)
         )
 
-    async def _proof(self, asked: _Task) -> object:
+    async def _proof(self, sender: PartyId, asked: _Task) -> object:
+        is_node = self._parties.role_of(sender) is Role.NODE
+        node = raw_public(sender) if is_node else None  # which sees its own work only
         return await self._store.read(
-            lambda connection: proofs.task_proof(connection, task_id=asked.task_id)
+            lambda connection: proofs.task_proof(connection, task_id=asked.task_id, node=node)
         )
 
     async def _consistency(self, asked: _Consistency) -> object:
         return await self._store.read(
-            lambda connection: proofs.consistency_proof(
-                connection, old=asked.old, size=asked.size
-            )
+            lambda connection: proofs.consistency_proof(connection, old=asked.old, size=asked.size)
         )
 
     async def _close_block(self, _: _Nothing) -> object:
@@ -199,6 +202,10 @@ class Queries:
     async def _check(self, _: _Nothing) -> object:
         account = self._blocks.account
         return await self._store.read(lambda connection: check_integrity(connection, account))
+
+    async def _settlement(self, asked: SettlementCall) -> object:
+        """What the settler and the watcher keep here, and ask."""
+        return await self._store.write(lambda connection: call(connection, asked))
 
     async def _list_parties(self, _: _Nothing) -> object:
         return {"parties": [_shown(row) for row in self._parties.all()]}
