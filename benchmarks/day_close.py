@@ -129,10 +129,10 @@ def verified(exports: Path) -> str:
 def again(database: Path, folder: Path) -> None:
     """Export the same database from another process."""
     code = (
-        "import sys; from pathlib import Path; from starai.registry.export import export_all;"
-        "from starai.registry.storage import open_reader;"
-        "connection = open_reader(sys.argv[1]).__enter__();"
-        "export_all(connection, Path(sys.argv[2]), bytes.fromhex(sys.argv[3]))"
+        "import sys; from pathlib import Path; from starai.registry.export import export_all\n"
+        "from starai.registry.storage import open_reader\n"
+        "with open_reader(sys.argv[1]) as connection:\n"
+        "    export_all(connection, Path(sys.argv[2]), bytes.fromhex(sys.argv[3]))"
     )
     arguments = [sys.executable, "-c", code, str(database), str(folder), ACCOUNT.raw.hex()]
     subprocess.run(arguments, check=True)
@@ -209,10 +209,10 @@ def main() -> None:
         session.pragma("synchronous", "full")
         num = timed.run("mature, spread over the day", lambda: let_mature(session))
         said = close_day(session, exports, timed)
-        timed.run("exported again by a second process", lambda: again(database, folder / "again"))
+        timed.run("again: exported by a second process", lambda: again(database, folder / "again"))
         wrong = differing(exports, folder / "again")
         size = sum(path.stat().st_size for path in exports.rglob("*") if path.is_file())
-        found = timed.run("checked again, with one leaf changed", lambda: tampered(exports))
+        found = timed.run("again: checked, with one leaf changed", lambda: tampered(exports))
         facts = {
             "the verifier saw": ", ".join(said.splitlines()[:-1]),
             "payees that matured": num,

@@ -9,11 +9,12 @@ from __future__ import annotations
 import enum
 import hashlib
 import struct
+from functools import cache
 from typing import Final
 
 import msgspec
 
-from starai.ledger.accounts import Account
+from starai.ledger.accounts import Account, Kind
 
 ID_BYTES: Final = 16
 _ID_DOMAIN: Final = b"starai/v1/transfer"
@@ -62,19 +63,25 @@ class Transfer(msgspec.Struct, frozen=True):
 
     def canonical(self) -> bytes:
         """Bytes that no other transfer has: fixed fields, then the others with their lengths."""
+        (debit_kind, debit_owner), (credit_kind, credit_owner) = self.debit, self.credit
+        length = _PART.pack
         parts = (
-            self.code.encode(),
-            self.debit.kind.encode(),
-            self.debit.owner,
-            self.credit.kind.encode(),
-            self.credit.owner,
-            self.ref,
-            self.reverses,
+            _FIXED.pack(_MAGIC, _VERSION, self.transfer_id, self.event_id, self.amount, self.at_ms),
+            _word(self.code),
+            _word(debit_kind),
+            *(length(len(debit_owner)), debit_owner),
+            _word(credit_kind),
+            *(length(len(credit_owner)), credit_owner),
+            *(length(len(self.ref)), self.ref),
+            *(length(len(self.reverses)), self.reverses),
         )
-        fixed = _FIXED.pack(
-            _MAGIC, _VERSION, self.transfer_id, self.event_id, self.amount, self.at_ms
-        )
-        return fixed + b"".join(_PART.pack(len(part)) + part for part in parts)
+        return b"".join(parts)
+
+
+@cache
+def _word(word: Code | Kind) -> bytes:
+    """A word with its length before it; there are as many as kinds and codes."""
+    return _PART.pack(len(word)) + word.encode()
 
 
 def transfer_id(event_id: bytes, index: int) -> bytes:

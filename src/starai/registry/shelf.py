@@ -63,6 +63,10 @@ def rows_in(
         yield from rows(connection, sql.format(places), *bindings, *part, *repeated)
 
 
+_KINDS: Final = {kind.value: kind for kind in Kind}
+_CODES: Final = {code.value: code for code in Code}
+
+
 class StoredShelf:
     """The database as a `starai.ledger.Shelf`; used inside one transaction."""
 
@@ -208,16 +212,16 @@ class StoredShelf:
 
 def _account(kind: str, owner: bytes) -> Account:
     try:
-        return Account(Kind(kind), owner)
-    except ValueError as error:
+        return Account(_KINDS[kind], owner)
+    except KeyError as error:
         raise StoreFailed(f"the database has an account of no known kind: {kind!r}") from error
 
 
 def _transfer(row: tuple[Any, ...]) -> Transfer:
     transfer_id, event_id, code, debit_kind, debit_owner, credit_kind, credit_owner, *rest = row
     try:
-        known = Code(code)
-    except ValueError as error:
+        known = _CODES[code]
+    except KeyError as error:
         raise StoreFailed(f"the database has a transfer of no known code: {code!r}") from error
     debit, credit = _account(debit_kind, debit_owner), _account(credit_kind, credit_owner)
     return Transfer(transfer_id, event_id, known, debit, credit, *rest)

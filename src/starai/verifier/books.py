@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections import defaultdict
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from starai.verifier.hashing import BooksSum
@@ -19,6 +21,27 @@ _MAGIC: Final = b"SAIT"
 _HELD: Final = "customer.held"
 _AVAILABLE: Final = "customer.available"
 _OUTSIDE: Final = "chain.pool"
+
+_NUM_PARTS: Final = 7
+#: Accounts that are kept once, however many transfers name them.
+_ACCOUNTS_KEPT: Final = 1 << 18
+#: Between which kinds of account each kind of transfer moves money.
+_WAYS: Final[dict[str, frozenset[tuple[str, str]]]] = {
+    "deposit": frozenset({(_OUTSIDE, _AVAILABLE)}),
+    "withdraw": frozenset({(_AVAILABLE, _OUTSIDE)}),
+    "hold": frozenset({(_AVAILABLE, _HELD)}),
+    "release": frozenset({(_HELD, _AVAILABLE)}),
+    "capture": frozenset((kind, "node.pending") for kind in (_HELD, _AVAILABLE, "insurance")),
+    "fee": frozenset((kind, "fee") for kind in (_HELD, _AVAILABLE, "insurance")),
+    "mature": frozenset({("node.pending", "node.payable")}),
+    "stake": frozenset({("node.payable", "node.stake")}),
+    "unstake": frozenset({("node.stake", "node.payable")}),
+    "slash": frozenset({("node.stake", "insurance")}),
+    "refund": frozenset((kind, _AVAILABLE) for kind in ("node.pending", "fee", "insurance")),
+    "claimed": frozenset({("node.payable", _OUTSIDE)}),
+}
+#: Kinds of transfer that stay with one customer or node.
+_WITHIN_ONE: Final = frozenset({"hold", "release", "mature", "stake", "unstake"})
 
 #: An account: its kind and its owner.
 Account = tuple[str, bytes]
@@ -53,18 +76,28 @@ def parse_transfer(data: bytes) -> Transfer:
     try:
         magic, version, transfer_id, event_id, amount, at_ms = _FIXED.unpack_from(data)
         parts, at = [], _FIXED.size
-        while at < len(data):
-            end = at + 2 + int.from_bytes(data[at : at + 2], "little")
-            parts.append(data[at + 2 : end])
-            at = end
+        for _ in range(_NUM_PARTS):
+            start = at + 2
+            at = start + data[at] + (data[at + 1] << 8)
+            parts.append(data[start:at])
         code, debit_kind, debit_owner, credit_kind, credit_owner, ref, reverses = parts
-        words = (code.decode(), debit_kind.decode(), credit_kind.decode())
-    except (struct.error, ValueError) as error:
+        debit, credit = _account(debit_kind, debit_owner), _account(credit_kind, credit_owner)
+        word = _word(code)
+    except (IndexError, struct.error, ValueError) as error:
         raise Unreadable("transfers.bin has something that is no transfer") from error
-    if (magic, version, at) != (_MAGIC, 1, len(data)):
+    if magic != _MAGIC or version != 1 or at != len(data):
         raise Unreadable("transfers.bin has something that is no transfer")
-    debit, credit = (words[1], debit_owner), (words[2], credit_owner)
-    return Transfer(transfer_id, event_id, amount, at_ms, words[0], debit, credit, ref, reverses)
+    return Transfer(transfer_id, event_id, amount, at_ms, word, debit, credit, ref, reverses)
+
+
+@lru_cache(_ACCOUNTS_KEPT)
+def _account(kind: bytes, owner: bytes) -> Account:
+    return _word(kind), owner
+
+
+@lru_cache(256)
+def _word(data: bytes) -> str:
+    return data.decode()
 
 
 class Books:
@@ -73,13 +106,15 @@ class Books:
     def __init__(self, findings: Findings) -> None:
         """Start with nothing in any account."""
         self._findings = findings
-        self._totals: dict[Account, tuple[int, int]] = {}
+        self._totals: dict[Account, list[int]] = {}
         self._holds: dict[bytes, _Hold] = {}
         self._sum = BooksSum()
         self._changed: dict[Account, tuple[int, int]] = {}
         self._changed_holds: dict[bytes, _Hold | None] = {}
-        self._event: tuple[bytes, int] = (b"", -1)
-        self._correctable: dict[bytes, tuple[int, Account]] = {}
+        self._event = b""
+        self._index = 0
+        self._correctable: dict[bytes, tuple[int, Account | None, Account | None]] = {}
+        self.num_transfers = 0
         self.total_debits = 0
 
     def balance(self, account: Account) -> int:
@@ -101,33 +136,46 @@ class Books:
 
     def add(self, transfer: Transfer) -> None:
         """Take the next transfer."""
-        where = f"transfer {transfer.id.hex()}"
-        check = self._findings.check
-        event, index = self._event
-        index = index + 1 if event == transfer.event_id else 0
-        self._event = (transfer.event_id, index)
-        named = hashlib.sha256(
-            b"starai/v1/transfer" + transfer.event_id + index.to_bytes(4, "big")
-        ).digest()[:16]
-        check(transfer.id == named, f"{where} has not the id of its event")
-        check(transfer.amount > 0, f"{where} moves nothing")
-        check(transfer.debit != transfer.credit, f"{where} moves money to where it was")
-        self._post(transfer.debit, transfer.amount, 0)
-        self._post(transfer.credit, 0, transfer.amount)
+        for problem in self._faults(transfer):
+            self._findings.complain(f"transfer {transfer.id.hex()} {problem}")
+        self.num_transfers += 1
         self.total_debits += transfer.amount
-        if transfer.debit[0] != _OUTSIDE:
-            check(self.balance(transfer.debit) >= 0, f"{where} overdraws {_name(transfer.debit)}")
-        if _HELD in (transfer.debit[0], transfer.credit[0]):
-            check(self._hold(transfer), f"{where} does not fit its hold")
-        if transfer.code == "correct":
-            self._correction(transfer, where)
-        self._correctable[transfer.id] = (transfer.amount, transfer.credit)
-        self._findings.count("transfers")
+        self._correctable[transfer.id] = (transfer.amount, transfer.debit, transfer.credit)
 
-    def _post(self, account: Account, debit: int, credit: int) -> None:
-        before = self._totals.get(account, (0, 0))
-        self._changed.setdefault(account, before)
-        self._totals[account] = (before[0] + debit, before[1] + credit)
+    def _faults(self, transfer: Transfer) -> Iterator[str]:
+        """Post the transfer; what is wrong with it."""
+        transfer_id, event_id, amount, _, code, debit, credit, *_ = transfer
+        self._index = self._index + 1 if event_id == self._event else 0
+        self._event = event_id
+        named = b"starai/v1/transfer" + event_id + self._index.to_bytes(4, "big")
+        if transfer_id != hashlib.sha256(named).digest()[:16]:
+            yield "has not the id of its event"
+        if amount <= 0:
+            yield "moves nothing"
+        if (debit[0], credit[0]) not in _WAYS.get(code, ()):
+            if code != "correct":
+                yield "moves money a way that its kind never goes"
+            elif not self._corrects(transfer):
+                yield "corrects no transfer"
+        elif debit[1] != credit[1] and code in _WITHIN_ONE:
+            yield "moves money to another owner"
+        if debit == credit:
+            yield "moves money to where it was"
+        self._post(credit, 1, amount)
+        if self._post(debit, 0, amount) < 0 and debit[0] != _OUTSIDE:
+            yield f"overdraws {_name(debit)}"
+        if _HELD in (debit[0], credit[0]) and not self._hold(transfer):
+            yield "does not fit its hold"
+
+    def _post(self, account: Account, side: int, amount: int) -> int:
+        """Add to an account's debits (side 0) or credits (1); its balance."""
+        totals = self._totals.get(account)
+        if totals is None:
+            totals = self._totals[account] = [0, 0]
+        if account not in self._changed:
+            self._changed[account] = (totals[0], totals[1])
+        totals[side] += amount
+        return totals[1] - totals[0]
 
     def _hold(self, transfer: Transfer) -> bool:
         hold_id, rest = transfer.ref[:16], transfer.ref[16:]
@@ -143,15 +191,17 @@ class Books:
         self._holds[hold_id] = known._replace(remaining=left)
         return left >= 0
 
-    def _correction(self, transfer: Transfer, where: str) -> None:
-        wrong = self._correctable.pop(transfer.reverses, None)
-        fits = wrong == (transfer.amount, transfer.debit)
-        self._findings.check(fits, f"{where} corrects no transfer of its amount")
+    def _corrects(self, transfer: Transfer) -> bool:
+        """Whether a correction takes back a transfer that nothing took back before."""
+        amount, debit, credit = self._correctable.pop(transfer.reverses, (0, None, None))
+        if debit is not None and debit[0] == _HELD:
+            debit = (_AVAILABLE, debit[1])
+        return (amount, credit, debit) == (transfer.amount, transfer.debit, transfer.credit)
 
     def digest(self) -> bytes:
         """The hash of the state after the transfers so far."""
         for account, before in self._changed.items():
-            after = self._totals[account]
+            after = (self._totals[account][0], self._totals[account][1])
             self._sum.change(_account_line(account, before), _account_line(account, after))
         for hold_id, known in self._changed_holds.items():
             now = self._holds.get(hold_id)
@@ -167,8 +217,8 @@ class Books:
             held[hold.customer] += hold.remaining
         self._holds = {key: hold for key, hold in self._holds.items() if hold.remaining}
         for (kind, owner), (debits, credits_) in self._totals.items():
-            fits = kind != _HELD or credits_ - debits == held[owner]
-            self._findings.check(fits, f"{_name((kind, owner))} is not the sum of its open holds")
+            if kind == _HELD and credits_ - debits != held[owner]:
+                self._findings.complain(f"{_name((kind, owner))} is not the sum of its open holds")
         self._findings.check(not sum(self.by_kind().values()), "balances do not add up to zero")
 
 

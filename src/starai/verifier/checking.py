@@ -16,7 +16,7 @@ from starai.verifier.days import Claimed, Days
 from starai.verifier.hashing import Log, leaf_hash
 from starai.verifier.maturity import Maturity
 from starai.verifier.reading import Findings, Unreadable, frames, table
-from starai.verifier.signatures import wrong_signatures
+from starai.verifier.signatures import Signatures
 from starai.verifier.work import Work, read_tasks
 
 _FORMAT: Final = "1"
@@ -44,20 +44,28 @@ def verify(folder: Path, num_processes: int = 1, key: bytes = b"") -> Report:
     head = ""
     try:
         checker = _Checker(folder, findings, num_processes)
-        findings.check(key in (b"", checker.key), "the export is of a network with another key")
-        closed = sorted(folder.glob("day-*"))
-        for number, day in enumerate(closed, 1):
-            if not findings.check(day.name == f"day-{number:06d}", f"day {number} is missing"):
-                break
-            checker.day(day, Claimed(day / "manifest.txt"))
-            head = checker.days.head()
-        else:
-            if (folder / "open").is_dir():
-                checker.day(folder / "open", None)
+        try:
+            findings.check(key in (b"", checker.key), "the export is of a network with another key")
+            head = _all_days(folder, checker, findings)
+            checker.finish()
+        finally:
+            checker.close()
         findings.check(findings.counts.get("blocks", 0) > 0, "there is no block at all")
     except (Unreadable, ValueError) as error:
         findings.complain(str(error))
     return Report(tuple(findings.problems), findings.counts, head)
+
+
+def _all_days(folder: Path, checker: _Checker, findings: Findings) -> str:
+    """Check every day, and what is open; the head of the last closed one."""
+    closed = sorted(folder.glob("day-*"))
+    for number, day in enumerate(closed, 1):
+        if not findings.check(day.name == f"day-{number:06d}", f"day {number} is missing"):
+            return checker.days.head()
+        checker.day(day, Claimed(day / "manifest.txt"))
+    if (folder / "open").is_dir():
+        checker.day(folder / "open", None)
+    return checker.days.head() if closed else ""
 
 
 class _Checker:
@@ -69,13 +77,23 @@ class _Checker:
             raise Unreadable("network.txt is not that of an export of this version")
         network, self.key = facts["network"], bytes.fromhex(facts["key"])
         self._findings = findings
-        self._num_processes = num_processes
         self._chain = Chain(network, self.key, findings)
         self._log = Log()
         self._books = Books(findings)
         self._work = Work(network, findings)
         self._maturity = Maturity(findings)
-        self.days = Days(network, self.key, findings)
+        self._signatures = Signatures(findings, num_processes)
+        self.days = Days(network, self.key, findings, self._signatures)
+
+    def finish(self) -> None:
+        """Wait for what other processes check."""
+        self._signatures.finish()
+        self._findings.count("records", self._work.num_records)
+        self._findings.count("transfers", self._books.num_transfers)
+
+    def close(self) -> None:
+        """End the processes that help."""
+        self._signatures.close()
 
     def day(self, folder: Path, claimed: Claimed | None) -> None:
         """Check one day's folder; the open one claims nothing."""
@@ -85,8 +103,8 @@ class _Checker:
             self._chain.follow(block)
         self._tasks(folder, blocks)
         signed = self._work.confirmations(folder / "confirms.bin")
-        for index in wrong_signatures(signed, self._num_processes):
-            self._findings.complain(f"{folder.name}: confirmation {index} is not signed")
+        for index, one in enumerate(signed):
+            self._signatures.add(f"{folder.name}: confirmation {index}", *one)
         self._work.payments(folder / "paid.bin")
         self._transfers(folder, blocks, claimed)
         self._work.end_day(self._books)

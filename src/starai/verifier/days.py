@@ -15,7 +15,7 @@ from starai.verifier.blocks import Block
 from starai.verifier.books import Books, Transfer
 from starai.verifier.hashing import payout_root
 from starai.verifier.reading import Findings, Unreadable, table, text
-from starai.verifier.signatures import is_signed
+from starai.verifier.signatures import Signatures, is_signed
 
 _TITLE: Final = "starai/v1/manifest"
 _SIGNED: Final = b"starai/v1/manifest-signature"
@@ -57,8 +57,11 @@ class Claimed:
 class Days:
     """The running sums, day after day, and the chain of manifests."""
 
-    def __init__(self, network: str, key: bytes, findings: Findings) -> None:
+    def __init__(
+        self, network: str, key: bytes, findings: Findings, signatures: Signatures
+    ) -> None:
         """Take the network's name, and the public key that signs manifests."""
+        self._signatures = signatures
         self._network = network
         self._key = key
         self._findings = findings
@@ -73,10 +76,10 @@ class Days:
 
     def add(self, transfer: Transfer) -> None:
         """Take the next transfer: what it earns a node, or what a customer spends by it."""
-        (debit, debtor), (credit, creditor), amount = (
+        amount, (debit, debtor), (credit, creditor) = (
+            transfer.amount,
             transfer.debit,
             transfer.credit,
-            transfer.amount,
         )
         if _OUTSIDE in (debit, credit):
             return
@@ -131,10 +134,8 @@ class Days:
         """Check that the node itself named its address."""
         name = self._network.encode()
         said = struct.pack("<H", len(name)) + name + node + address + struct.pack("<Q", bound_ms)
-        right = is_signed(node, b"starai/v1/payout" + said, signature)
-        self._findings.check(
-            right, f"node {node.hex()} did not name the address that it is paid at"
-        )
+        named = f"the address of node {node.hex()}"
+        self._signatures.add(named, node, b"starai/v1/payout" + said, signature)
 
     def _sum_lines(self) -> str:
         names = {number: name for name, number in _KINDS.items()}

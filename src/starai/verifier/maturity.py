@@ -56,8 +56,8 @@ class Maturity:
             return
         self._matured[node] += transfer.amount
         self._ripe.advance(min(transfer.at_ms, closed_ms) - maturity_ms)
-        early = self._matured[node] > self._ripe.by_node[node]
-        self._findings.check(not early, f"money of node {node.hex()} matured too early")
+        if self._matured[node] > self._ripe.by_node[node]:
+            self._findings.complain(f"money of node {node.hex()} matured too early")
 
     def end_block(self, closed_ms: int) -> None:
         """What was earned in the block begins to ripen."""
@@ -71,5 +71,5 @@ class Maturity:
         """Check that nothing is withheld: what was ripe a day ago has matured."""
         self._overdue.advance(closed_ms - maturity_ms - _DAY_MS)
         for node, nano in self._overdue.by_node.items():
-            late = nano > self._matured[node] + self._gone[node]
-            self._findings.check(not late, f"money of node {node.hex()} does not mature")
+            if nano > self._matured[node] + self._gone[node]:
+                self._findings.complain(f"money of node {node.hex()} does not mature")

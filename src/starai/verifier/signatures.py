@@ -1,18 +1,24 @@
-"""Ed25519 signatures, one by one or many on all cores. Knows nothing of what was signed."""
+"""Ed25519 signatures: one at once, or many in other processes while this one goes on.
+
+Knows nothing of what was signed.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from itertools import chain, islice
+from collections import deque
+from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Final
 
 from nacl.bindings import crypto_sign_open
 from nacl.exceptions import BadSignatureError
 
+from starai.verifier.reading import Findings
+
 #: Signatures that one process checks at a time: some tenths of a second of work.
-_BATCH: Final = 4_000
+_BATCH: Final = 2_000
+#: Batches that wait: a bound on memory.
+_WAITING: Final = 64
 
 #: The public key, what was signed, the signature.
 Signed = tuple[bytes, bytes, bytes]
@@ -33,16 +39,55 @@ def _wrong(batch: list[Signed]) -> list[int]:
     return [index for index, one in enumerate(batch) if not is_signed(*one)]
 
 
-def wrong_signatures(signed: Iterable[Signed], num_processes: int = 1) -> Iterator[int]:
-    """The places, counted from 0, of those that do not verify."""
-    stream = iter(signed)
-    batches = iter(lambda: list(islice(stream, _BATCH)), [])
-    first = next(batches, [])
-    if num_processes == 1 or len(first) < _BATCH:  # not worth starting processes for
-        for number, batch in enumerate(chain([first], batches)):
-            yield from (number * _BATCH + index for index in _wrong(batch))
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
-        for number, wrong in enumerate(pool.map(_wrong, chain([first], batches))):
-            yield from (number * _BATCH + index for index in wrong)
+class Signatures:
+    """Signatures that are to be checked by `finish`; complains about those that are wrong."""
+
+    def __init__(self, findings: Findings, num_processes: int) -> None:
+        """Take how many processes may help; a few signatures are not worth starting one for."""
+        self._findings = findings
+        self._num_processes = num_processes
+        self._pool: ProcessPoolExecutor | None = None
+        self._names: list[str] = []
+        self._batch: list[Signed] = []
+        self._running: deque[tuple[list[str], Future[list[int]]]] = deque()
+
+    def add(self, name: str, *signed: bytes) -> None:
+        """Check that a key signed a message: ``key, message, signature``."""
+        key, message, signature = signed
+        self._names.append(name)
+        self._batch.append((key, message, signature))
+        if len(self._batch) == _BATCH:
+            self._send()
+
+    def _send(self) -> None:
+        names, batch = self._names, self._batch
+        self._names, self._batch = [], []
+        if self._num_processes == 1:
+            self._complain(names, _wrong(batch))
+            return
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._num_processes, mp_context=context)
+        self._running.append((names, self._pool.submit(_wrong, batch)))
+        if len(self._running) > _WAITING:
+            self._receive()
+
+    def _receive(self) -> None:
+        names, future = self._running.popleft()
+        self._complain(names, future.result())
+
+    def _complain(self, names: list[str], wrong: list[int]) -> None:
+        for index in wrong:
+            self._findings.complain(f"{names[index]} is not signed")
+
+    def finish(self) -> None:
+        """Wait for all that was added."""
+        self._complain(self._names, _wrong(self._batch))
+        self._names, self._batch = [], []
+        while self._running:
+            self._receive()
+
+    def close(self) -> None:
+        """End the helping processes."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from starai.verifier.books import Books, Transfer
+from starai.verifier.books import Account, Books, Transfer
 from starai.verifier.hashing import leaf_hash
 from starai.verifier.reading import Findings, Unreadable, frames, table
 from starai.verifier.signatures import Signed
@@ -43,8 +43,7 @@ class Record(NamedTuple):
     """What is kept of a record until it is paid."""
 
     leaf: bytes
-    node: bytes
-    distributor: bytes
+    between: tuple[bytes, bytes]
     payer: int
     prompt_tokens: int
     answer_tokens: int
@@ -58,6 +57,7 @@ def read_tasks(path: Path) -> Iterator[tuple[int, Record]]:
     Raises:
         Unreadable: one is none.
     """
+    known: dict[tuple[bytes, bytes], tuple[bytes, bytes]] = {}
     for frame in frames(path):
         data = frame[8:]
         if len(data) != _RECORD.size:
@@ -68,23 +68,23 @@ def read_tasks(path: Path) -> Iterator[tuple[int, Record]]:
         price, charge, *_ = rest
         if (magic, version, kind) != (b"SAIR", 1, 1):
             raise Unreadable("tasks.bin has something that is no record of a task")
-        record = Record(leaf_hash(data), node, distributor, payer, prompt, answer, price, charge)
+        between = known.setdefault((node, distributor), (node, distributor))
+        record = Record(leaf_hash(data), between, payer, prompt, answer, price, charge)
         yield _NUMBERED.unpack_from(frame)[0], record
 
 
-@dataclass
+@dataclass(slots=True)
 class _Due:
     """What one capture may move: to the node, to the fee, and how much it did."""
 
     node: bytes
     payer: int
-    insured: bool = False
     charge: int = 0
     share: int = 0
     to_node: int = 0
     to_fee: int = 0
     to_others: int = 0
-    from_customers: set[bytes] = field(default_factory=set)
+    payers: set[Account] = field(default_factory=set)
     leaves: list[bytes] = field(default_factory=list)
     refs: set[bytes] = field(default_factory=set)
 
@@ -108,9 +108,8 @@ class Work:
         self._findings = findings
         self._open: dict[int, Record] = {}
         self._sides: dict[bytes, int] = {}
-        # Whose word counts for a record; each pair is kept once.
+        # Whose word counts for a record: its node's and its distributor's.
         self._between: dict[bytes, tuple[bytes, bytes]] = {}
-        self._pairs: dict[tuple[bytes, bytes], tuple[bytes, bytes]] = {}
         # What was said of records that a later day has.
         self._early: defaultdict[bytes, list[tuple[int, tuple[bytes, bytes], int]]] = defaultdict(
             list
@@ -119,6 +118,7 @@ class Work:
         self._prices: dict[int, Price] = {}
         self._payers: dict[int, bytes] = {}
         self._event = b""
+        self.num_records = 0
 
     def begin_day(self, folder: Path) -> None:
         """Read the prices, and which customer each payer belongs to."""
@@ -133,14 +133,14 @@ class Work:
 
     def add(self, number: int, record: Record) -> None:
         """Take a record that is in the log."""
-        pair = (record.node, record.distributor)
-        self._between[record.leaf] = self._pairs.setdefault(pair, pair)
+        self._between[record.leaf] = record.between
         self._sides[record.leaf] = 0
-        for word in self._early.pop(record.leaf, ()):
-            self._note(record.leaf, *word)
+        if self._early:
+            for word in self._early.pop(record.leaf, ()):
+                self._note(record.leaf, *word)
         if record.charge:
             self._open[number] = record
-        self._findings.count("records")
+        self.num_records += 1
 
     def confirmations(self, path: Path) -> Iterator[Signed]:
         """What the day's confirmations signed; notes who confirmed which record.
@@ -161,8 +161,9 @@ class Work:
             leaves = [joined[at : at + 32] for at in range(0, len(joined), 32)]
             right = _set_root(leaves) == root
             self._findings.check(right, f"a confirmation of slot {slot} has a wrong root")
+            signers = (node, other)
             for leaf in leaves if right else ():
-                self._note(leaf, side, (node, other), version)
+                self._note(leaf, side, signers, version)
             self._findings.count("confirmations")
             head = struct.pack(f"<H{len(name)}sQIB", len(name), name, slot, part, side)
             if version == 1:
@@ -180,8 +181,10 @@ class Work:
             return
         if version == 1:
             signers = (signers[1], between[1]) if side == _NODE_SIDE else signers
-        if self._findings.check(signers == between, f"a stranger confirmed {leaf.hex()}"):
+        if signers == between:
             self._sides[leaf] |= side
+        else:
+            self._findings.complain(f"a stranger confirmed {leaf.hex()}")
 
     def payments(self, path: Path) -> None:
         """Read which records each of the day's captures pays.
@@ -203,25 +206,24 @@ class Work:
     def _pay(self, event_id: bytes, number: int, record: Record, is_decided: bool) -> None:
         sides = self._sides.pop(record.leaf, 0)
         self._between.pop(record.leaf, None)
-        enough = sides == _BOTH or (is_decided and sides != 0)
-        self._findings.check(enough, f"record {number} is paid, and not both sides signed it")
         if sides != _BOTH:
             self._findings.count("records paid by decision, on one side's word")
+            if not (is_decided and sides):
+                self._findings.complain(f"record {number} is paid, and not both sides signed it")
         price = self._prices.get(record.price_id)
-        allowed = record.charge
         if price is None:
             self._findings.complain(f"record {number} is paid by a price that is not there")
             price = Price(0, 0, 0)
-        else:
-            given, taken = record.prompt_tokens, record.answer_tokens
-            allowed = min(allowed, given * price.input_nano + taken * price.output_nano)
-        due = self._due.setdefault(event_id, _Due(record.node, record.payer))
-        same = (due.node, due.payer) == (record.node, record.payer)
-        self._findings.check(same, f"capture {event_id.hex()} pays several nodes or payers")
+        given, taken = record.prompt_tokens, record.answer_tokens
+        allowed = min(record.charge, given * price.input_nano + taken * price.output_nano)
+        due = self._due.get(event_id)
+        if due is None:
+            due = self._due[event_id] = _Due(record.between[0], record.payer)
+        elif due.node != record.between[0] or due.payer != record.payer:
+            self._findings.complain(f"capture {event_id.hex()} pays several nodes or payers")
         due.leaves.append(record.leaf)
         due.charge += allowed
-        due.insured = event_id == _insured_id(record.leaf)
-        due.share += allowed if due.insured else allowed * price.node_bps // _BPS
+        due.share += allowed * price.node_bps // _BPS
 
     def moved(self, transfer: Transfer, books: Books) -> None:
         """Take the next transfer, before the books do; a payment must be due."""
@@ -233,43 +235,54 @@ class Work:
         due = self._due.get(transfer.event_id)
         if due is None:
             self._findings.complain(f"transfer {transfer.id.hex()} pays for no record")
-        elif transfer.code == "capture" and transfer.credit == ("node.pending", due.node):
+            return
+        if transfer.credit == ("node.pending", due.node):
             due.to_node += transfer.amount
-        elif transfer.code == "fee" and transfer.credit == ("fee", b""):
+        elif transfer.credit == ("fee", b""):
             due.to_fee += transfer.amount
         else:
             due.to_others += transfer.amount
-        if due is not None:
-            due.refs.add(transfer.ref[-32:])
-        if due is not None and transfer.debit[0] in ("customer.held", "customer.available"):
-            due.from_customers.add(transfer.debit[1])
-        elif due is not None and transfer.debit[0] != "insurance":
-            due.to_others += transfer.amount
+        due.refs.add(transfer.ref[-32:])
+        due.payers.add(transfer.debit)
 
     def settle(self, books: Books) -> None:
         """Check the capture that ended, if one did, against the books as it left them."""
-        due, name = self._due.pop(self._event, None), self._event.hex()
+        due, event_id = self._due.pop(self._event, None), self._event
         self._event = b""
         if due is None:
             return
-        check = self._findings.check
+        insured = event_id == _insured_id(due.leaves[0])
+        for problem in self._insured_faults(due) if insured else self._faults(due, books):
+            self._findings.complain(f"capture {event_id.hex()} {problem}")
+        if due.refs != {_set_root(due.leaves)}:
+            self._findings.complain(f"capture {event_id.hex()} names other records")
+
+    def _faults(self, due: _Due, books: Books) -> Iterator[str]:
         customer = self._payers.get(due.payer, b"")
-        payers = set() if due.insured else {customer}
-        check(due.from_customers <= payers, f"capture {name} draws on another customer")
-        check(not due.to_others, f"capture {name} pays somebody who did not do the work")
-        check(due.to_node <= due.share, f"capture {name} pays the node more than its share")
-        check(due.refs == {_set_root(due.leaves)}, f"capture {name} names other records")
+        available, insurance = ("customer.available", customer), ("insurance", b"")
+        if not due.payers <= {available, ("customer.held", customer), insurance}:
+            yield "draws on another customer"
+        if due.to_others:
+            yield "pays somebody who did not do the work"
+        if due.to_node > due.share:
+            yield "pays the node more than its share"
         moved = due.to_node + due.to_fee
-        check(moved <= due.charge, f"capture {name} takes more than was charged")
-        if moved < due.charge and not due.insured:  # the insurance pays as far as it sees fit
+        if moved > due.charge:
+            yield "takes more than was charged"
+        elif moved < due.charge:
             self._findings.count("nano-USD that nobody could pay", due.charge - moved)
-            left = books.balance(("customer.available", customer)) + books.balance(
-                ("insurance", b"")
-            )
-            left += books.payer_holds(due.payer)
-            check(not left, f"capture {name} takes less than was charged, though there was more")
-        elif due.to_node != due.share and not due.insured:
-            self._findings.complain(f"capture {name} pays the node less than its share")
+            left = books.balance(available) + books.balance(insurance)
+            if left or books.payer_holds(due.payer):
+                yield "takes less than was charged, though there was more"
+        elif due.to_node != due.share:
+            yield "pays the node less than its share"
+
+    def _insured_faults(self, due: _Due) -> Iterator[str]:
+        """The insurance pays the node alone, for one record, as far as it sees fit."""
+        if due.payers != {("insurance", b"")} or due.to_fee or due.to_others:
+            yield "is the insurance's, and draws on others or pays others"
+        if due.to_node > due.charge or len(due.leaves) != 1:
+            yield "takes more from the insurance than one record charges"
 
     def end_day(self, books: Books) -> None:
         """Check that every capture that was listed took place, and let go of what is done."""
