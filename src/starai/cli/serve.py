@@ -34,9 +34,17 @@ def serve() -> None:
 
 @serve.command()
 @home_option
-def registry(home: Home) -> None:
+@click.option(
+    "--store",
+    envvar="STARAI_REGISTRY_STORE",
+    show_envvar=True,
+    default="",
+    metavar="URL",
+    help="Keep the books in PostgreSQL (postgresql://...), not in the home folder.",
+)
+def registry(home: Home, store: str) -> None:
     """Run the registry: it admits parties, keeps API keys, and keeps the books."""
-    run_service(lambda: services.serve_registry(home))
+    run_service(lambda: services.serve_registry(home, store))
 
 
 def token_option(role: Role) -> Callable[[F], F]:
