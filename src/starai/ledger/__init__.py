@@ -35,7 +35,7 @@ from starai.ledger.events import (
     Withdrawn,
     event_id,
 )
-from starai.ledger.prices import Price, PriceTable
+from starai.ledger.prices import Price
 from starai.ledger.replaying import Replay
 from starai.ledger.rules import uncovered
 from starai.ledger.shelves import Changes, Hold, MemoryShelf, Shelf
@@ -59,7 +59,6 @@ __all__ = [
     "Matured",
     "MemoryShelf",
     "Price",
-    "PriceTable",
     "Refunded",
     "Replay",
     "Shelf",

@@ -39,8 +39,6 @@ class Kind(enum.StrEnum):
     FEE = "fee"
     #: What pays when nobody else can be made to.
     INSURANCE = "insurance"
-    #: What rounding leaves over.
-    DUST = "dust"
     #: The money outside: deposits come from here, claims and withdrawals go there.
     POOL = "chain.pool"
 
@@ -68,7 +66,6 @@ class Totals(NamedTuple):
 UNUSED: Final = Totals()
 FEE: Final = Account(Kind.FEE)
 INSURANCE: Final = Account(Kind.INSURANCE)
-DUST: Final = Account(Kind.DUST)
 POOL: Final = Account(Kind.POOL)
 
 

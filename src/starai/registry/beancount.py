@@ -25,7 +25,6 @@ _NAMES: Final = {
     Kind.STAKE: "Liabilities:Node:{}:Stake",
     Kind.FEE: "Income:Fee",
     Kind.INSURANCE: "Equity:Insurance",
-    Kind.DUST: "Equity:Dust",
     Kind.POOL: "Assets:Chain:Pool",
 }
 

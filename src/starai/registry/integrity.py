@@ -1,7 +1,8 @@
 """Does the file still say what was signed? Recomputes leaves, roots, signatures and matches.
 
-First the confirmations, slot by slot; then the chain of blocks over them. It shares no state with
-the code that wrote the file, and can be called at any time. It reports, and repairs nothing.
+First the confirmations, slot by slot; then the books; then the chain of blocks over them. It shares
+no state with the code that wrote the file, and can be called at any time. It reports, and repairs
+nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from starai.protocol.records import TaskRecord, leaf_hash, set_root
 from starai.protocol.registry import Confirm, Side
 from starai.registry.chain_integrity import ChainCheck
 from starai.registry.contests import claims_of
+from starai.registry.money import verify_books
 from starai.registry.schema import rows
 from starai.registry.storage import Connection
 
@@ -72,6 +74,8 @@ def check_integrity(connection: Connection, account: bytes) -> Integrity:
             if not found.done():
                 _check_block(connection, found, block, network, block_ms)
         _check_attempts(connection, found)
+        for problem in verify_books(connection).problems:
+            found.complain(problem)
         chain = ChainCheck(connection, network, account)
         for problem in chain.problems():
             found.complain(problem)

@@ -1,4 +1,4 @@
-"""What a task costs, and which price holds when."""
+"""What a task costs, and what is no price."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from starai.core.errors import InvalidRequest
-from starai.ledger.prices import BPS, PRICE_NANO_MAX, Price, PriceTable, node_share
+from starai.ledger.prices import BPS, PRICE_NANO_MAX, Price, node_share
 
 
 def _price(number: int, model: str = "m", **changes: object) -> Price:
@@ -33,25 +33,6 @@ def test_shares_add_up(charge: int, bps: int) -> None:
     share = node_share(charge, bps)
     assert 0 <= share <= charge
     assert share * BPS <= charge * bps < (share + 1) * BPS
-
-
-def test_the_newest_price_that_has_begun_holds() -> None:
-    """Its own price goes before that for every model, and the later row before the earlier."""
-    table = PriceTable(
-        [
-            _price(4, valid_from_ms=50),
-            _price(1, "*"),
-            _price(2, valid_from_ms=10),
-            _price(3, valid_from_ms=10),
-        ]
-    )
-    at = [
-        (table.current("m", now).price_id, table.current("x", now).price_id) for now in (9, 10, 50)
-    ]
-    assert at == [(1, 1), (3, 1), (4, 1)]
-    assert table.get(2) == _price(2, valid_from_ms=10)
-    assert table.get(9) is None
-    assert PriceTable().current("m", 1) is None
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_each_part_of_the_state_is_in_the_hash() -> None:
         seen.add(state.sum_of(shelf.accounts, [replace(hold, **change)]))
     for account, totals in (
         (available(8), Totals(60, 100)),
-        (Account(Kind.DUST, available(7).owner), Totals(60, 100)),
+        (Account(Kind.STAKE, available(7).owner), Totals(60, 100)),
         (available(7), Totals(61, 101)),
     ):
         accounts = {one: other for one, other in shelf.accounts.items() if one != available(7)}
