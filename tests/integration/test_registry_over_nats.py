@@ -26,7 +26,7 @@ from starai.protocol.subjects import Role
 from starai.protocol.tickets import JoinTicket
 from starai.registry.service import RegistryConfig, run_registry
 from starai.registry.storage import open_store
-from starai.testing.records import BLOCK_MS, record
+from starai.testing.records import BLOCK_MS, DISTRIBUTOR, record
 from starai.wire.dialing import NatsSettings
 from starai.wire.nats import connect_nats
 from starai.wire.outbox import Outbox
@@ -55,7 +55,8 @@ async def _network(folder: Path) -> AsyncIterator[Operator]:
         account = server.authority.account
         boss = create_party(home, OPERATOR, Role.OPERATOR, account, _CLOCK, _CHANCE)
         home.save_network(NetworkFile("real", account.nkey, server.url, BLOCK_MS))
-        config = RegistryConfig("real", BLOCK_MS, (server.url,), {boss.party: Role.OPERATOR})
+        roles = {boss.party: Role.OPERATOR, DISTRIBUTOR.party: Role.DISTRIBUTOR}
+        config = RegistryConfig("real", BLOCK_MS, (server.url,), roles)
 
         async def run(*, task_status) -> None:
             await run_registry(
