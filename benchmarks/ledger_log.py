@@ -141,7 +141,8 @@ def main() -> None:
         "# The registry's Merkle log",
         "",
         (
-            f"`python {' '.join(sys.argv)}`: {options.leaves:,} leaves, {platform.machine()}, "
+            f"`python benchmarks/ledger_log.py --leaves {options.leaves} --peer PYTHON`: "
+            f"{platform.machine()}, "
             f"{os.cpu_count()} cores shared with others (load average {os.getloadavg()[0]:.1f}), "
             f"Python {platform.python_version()}. CPU time of one process."
         ),

@@ -8,12 +8,13 @@ import anyio
 import click
 import msgspec
 
-from starai.cli.ledger_books import export, verify
+from starai.cli.ledger_books import close, export, verify
 from starai.cli.options import AT_LEAST_ONE, NOT_NEGATIVE, home_option, json_option
 from starai.cli.tables import clock_time, date_time, short, show_json, show_table
 from starai.ledger.accounts import usd
-from starai.local.asking import operator
+from starai.local.asking import OPERATOR, ask_registry
 from starai.local.home import Home
+from starai.local.membership import membership
 from starai.local.proving import (
     CheckedCheckpoint,
     check_checkpoint,
@@ -25,9 +26,11 @@ from starai.protocol.records import leaf_hash
 
 
 def _ask(home: Home, what: str, **arguments: object) -> Any:
+    """The registry's answer to the operator, or, where there is none, to this device's node."""
+
     async def ask() -> Any:
-        async with operator(home) as asked:
-            return await asked.ask(what, **arguments)
+        async with membership(home, OPERATOR if home.has_party(OPERATOR) else "node") as member:
+            return await ask_registry(member, what, **arguments)
 
     return anyio.run(ask)
 
@@ -39,6 +42,7 @@ def ledger() -> None:
 
 ledger.add_command(export)
 ledger.add_command(verify)
+ledger.add_command(close)
 
 
 @ledger.command()
@@ -116,7 +120,8 @@ def proof(home: Home, as_json: bool, task_id: str) -> None:
     """Prove that a task is on record for ever: its place in the log, checked here.
 
     TASK is the id that `starai tasks` shows. The proof leads from the task's record to the root of
-    a checkpoint that the network signed and that witnesses cosigned.
+    a checkpoint that the network signed and that witnesses cosigned. A supplier's own device proves
+    its own work.
     """
     report = _ask(home, "proof", task_id=task_id)
     network = home.network()

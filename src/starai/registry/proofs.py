@@ -31,8 +31,10 @@ def checkpoint(connection: Connection, *, size: int | None = None) -> dict[str, 
     return {"size": size, "note": note, **closed}
 
 
-def task_proof(connection: Connection, *, task_id: str) -> TaskProof:
+def task_proof(connection: Connection, *, task_id: str, node: bytes | None = None) -> TaskProof:
     """The records of a task, with their places in the log of the newest checkpoint.
+
+    With a ``node`` (raw key), only those of its own work.
 
     Raises:
         InvalidRequest: ``task_id`` is not hexadecimal.
@@ -42,19 +44,14 @@ def task_proof(connection: Connection, *, task_id: str) -> TaskProof:
         raw = bytes.fromhex(task_id)
     except ValueError:
         raise InvalidRequest("task_id is 32 hexadecimal digits", param="task_id") from None
-    found = list(
-        rows(
-            connection,
-            "SELECT seq, attempt, state, rec FROM task WHERE task_id = ? ORDER BY attempt, seq",
-            raw,
-        )
-    )
+    sql = "SELECT seq, attempt, state, rec, node FROM task WHERE task_id = ? ORDER BY attempt, seq"
+    found = [row for row in rows(connection, sql, raw) if node in {None, row[-1]}]
     if not found:
         raise NotFound(f"no side has confirmed task {task_id!r} yet")
     size, note = _checkpoint(connection, None)
     log = MerkleLog(StoredTiles(connection), size)
     records = []
-    for seq, attempt, state, rec in found:
+    for seq, attempt, state, rec, _ in found:
         index = _index_of(connection, seq)
         if index is not None:
             path = tuple(log.inclusion(index))

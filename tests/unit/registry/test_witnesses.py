@@ -94,10 +94,10 @@ class House:
         kind = Witnessed if frame[3] == encode(Witnessed(0, 0))[3] else Acknowledged
         return decode(frame, kind)
 
-    async def ask(self, what: str, **arguments: object) -> object:
-        wire = self.network.connect(OPERATOR.party, Role.OPERATOR)
+    async def ask(self, what: str, by: Identity = OPERATOR, **arguments: object) -> object:
+        wire = self.network.connect(by.party, ROLES[by.party])
         query = Query(what, msgspec.json.encode(arguments))
-        frame = await wire.request(registry("query", OPERATOR.party), encode(query), timeout_s=5)
+        frame = await wire.request(registry("query", by.party), encode(query), timeout_s=5)
         wire.close()
         report = decode(frame, Report)
         return report if report.code else msgspec.json.decode(report.body)
@@ -107,11 +107,11 @@ class House:
 
 
 @pytest.fixture
-async def house(tmp_path: Path):
+async def house(database: Path | str):
     terms = BlockTerms(every_s=EVERY_S, num_tasks=1000)
     config = RegistryConfig(NETWORK, BLOCK_MS, parties=ROLES, blocks=terms)
     async with (
-        open_store(tmp_path / "registry.db", inline=True) as store,
+        open_store(database, inline=True) as store,
         MemoryNetwork() as network,
         anyio.create_task_group() as tasks,
     ):
@@ -243,3 +243,17 @@ async def test_a_registry_set_back_is_told(house: House, caplog: pytest.LogCaptu
     assert said["not_cosigned"] == "ERROR"
     note = (await house.ask("checkpoint"))["note"]
     assert check_checkpoint(note, NETWORK, ACCOUNT.nkey).cosignatures == ()
+
+
+async def test_a_supplier_proves_its_own_work(house: House) -> None:
+    """A node gets the proof of what it did, the log's checkpoints, and of others' work nothing."""
+    await house.add(1)
+    await house.ask("close_block")
+    task_id = record(1).task_id.hex()
+    own = await house.ask("proof", by=NODES[0], task_id=task_id)
+    assert own == await house.ask("proof", task_id=task_id)
+    check_task(msgspec.convert(own, TaskProof), task_id, NETWORK, ACCOUNT.nkey)
+    assert (await house.ask("checkpoint", by=NODES[1]))["size"] == 1
+    assert (await house.ask("consistency", by=NODES[1], old=1, size=1))["path"] == []
+    assert (await house.ask("proof", by=NODES[1], task_id=task_id)).code == "not_found"
+    assert (await house.ask("close_block", by=NODES[1])).code == "party_refused"
