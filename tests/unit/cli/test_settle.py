@@ -1,0 +1,53 @@
+"""`starai settle`: it teaches, and says what is wrong before anything is sent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from starai.cli.main import cli
+
+CHAIN = ["--rpc", "http://127.0.0.1:1", "--contract", "0x" + "11" * 20]
+
+
+def settle(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(cli, ["settle", *arguments])
+    return done.exit_code, done.output
+
+
+def test_alone_it_explains_itself() -> None:
+    """Without a command it says where to begin and in what order to go on."""
+    code, output = settle()
+    assert code == 0
+    assert "Begin with `starai settle --demo`" in output
+    assert "starai settle watch    deposits become balances" in output
+
+
+def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
+    """Nothing is asked of any chain before the key is found to be one's own."""
+    key = tmp_path / "poster.key"
+    key.write_text("ab" * 32)
+    key.chmod(0o644)
+    code, output = settle("post", *CHAIN, "--key", str(key), "--home", str(tmp_path))
+    assert code == 1
+    assert "chmod 600" in output
+
+
+def test_a_chain_that_is_not_there_is_told(tmp_path: Path) -> None:
+    """Our own words and a code, no traceback."""
+    pytest.importorskip("web3", reason="web3 (starai[chain]) is not installed")
+    code, output = settle("status", *CHAIN, "--home", str(tmp_path))
+    assert code == 1
+    assert "the chain does not answer" in output
+    assert "[service_unavailable]" in output
+
+
+def test_an_address_that_is_none_is_told(tmp_path: Path) -> None:
+    """A mistyped contract is found before the chain is asked."""
+    pytest.importorskip("web3", reason="web3 (starai[chain]) is not installed")
+    arguments = ["--rpc", "http://127.0.0.1:1", "--contract", "0x12", "--home", str(tmp_path)]
+    code, output = settle("watch", "--once", *arguments)
+    assert code == 1
+    assert "an address has 40 hexadecimal digits" in output
