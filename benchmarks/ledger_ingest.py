@@ -75,13 +75,13 @@ def cases(seconds: float) -> dict[str, Case]:
     """What is measured, by name; PostgreSQL gets the same."""
     return {
         "blocks": Case(
-            *("block confirmations, both sides", 500, 4, seconds),
+            *("block confirmations, both sides", 1000, 4, seconds),
             *(int(seconds * 32_000),),
             by_root=True,
             goal=">= 15,000 records/s, p99 commit <= 250 ms",
         ),
         "whole": Case(
-            *("the same, nodes send their records too", 500, 4, seconds / 3),
+            *("the same, nodes send their records too", 1000, 4, seconds / 3),
             *(int(seconds * 8_000),),
             goal="reported",
         ),

@@ -82,8 +82,8 @@ class Scene:
 
 
 @pytest.fixture
-async def scene(tmp_path: Path):
-    async with open_store(tmp_path / "registry.db", inline=True) as store:
+async def scene(database: Path | str):
+    async with open_store(database, inline=True) as store:
         await store.write(open_books)
         made = Scene(store)
         yield made

@@ -84,8 +84,8 @@ class World:
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with open_store(tmp_path / "registry.db", inline=True) as store:
+async def world(database: Path | str, tmp_path: Path) -> AsyncIterator[World]:
+    async with open_store(database, inline=True) as store:
         clock = Clock()
         networks = []
 
