@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import anyio
 import click
 
 from starai.cli.options import home_option, json_option
 from starai.cli.tables import show_json
 from starai.core.errors import ConfigurationRefused
+from starai.local.asking import operator
 from starai.local.home import Home
 from starai.protocol.identity import KeyKind, raw_public
 from starai.verifier.checking import Report, verify as check_export
@@ -100,3 +103,31 @@ def _checked(home: Home, folder: Path) -> Report:
     except ConfigurationRefused:
         key = b""
     return check_export(folder, os.cpu_count() or 1, key)
+
+
+async def _close(home: Home, accept: bool) -> Any:
+    async with operator(home) as asked:
+        return await asked.ask("close_day", accept=accept)
+
+
+@click.command("close")
+@home_option
+@json_option
+@click.option("--accept", is_flag=True, help="Let a day pass that grew more than is usual.")
+def close(home: Home, as_json: bool, accept: bool) -> None:
+    """Close the books up to now, without waiting for midnight, or go on with a day that stopped.
+
+    What is old enough matures, a block is closed, and everything since the last day becomes a day
+    of its own: built, exported, checked by another process, and signed.
+    """
+    report = anyio.run(_close, home, accept)
+    day, stopped = report["day"], report["stopped"]
+    if as_json:
+        show_json(report)
+    elif day is None:
+        click.echo("Nothing is new since the last day.")
+    else:
+        click.echo(f"Day {day['epoch']}: blocks {day['from_block']} to {day['to_block']}.")
+        click.echo(f"It is {day['state']}. Head: {day['head']}")
+    if stopped:
+        raise click.ClickException(stopped)

@@ -42,9 +42,17 @@ def serve() -> None:
     metavar="URL",
     help="Keep the books in PostgreSQL (postgresql://...), not in the home folder.",
 )
-def registry(home: Home, store: str) -> None:
-    """Run the registry: it admits parties, keeps API keys, and keeps the books."""
-    run_service(lambda: services.serve_registry(home, store))
+@click.option(
+    "--vault",
+    envvar="STARAI_VAULT",
+    show_envvar=True,
+    default="",
+    metavar="CHAIN_ID:0xADDRESS",
+    help="The contract that pays out what closed days say (see starai settle).",
+)
+def registry(home: Home, store: str, vault: str) -> None:
+    """Run the registry: it admits parties, keeps API keys, and keeps and closes the books."""
+    run_service(lambda: services.serve_registry(home, store, vault))
 
 
 def token_option(role: Role) -> Callable[[F], F]:

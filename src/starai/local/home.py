@@ -7,6 +7,7 @@
     authority/          the network's keys, and NATS' own files          (owner only)
     parties/NAME.json   a party's key and credential                     (owner only)
     registry.db         what the registry knows
+    exports/            closed days, as files that anybody can check
     outbox/NAME.db      records that the registry has not acknowledged yet
     witness/NAME.json   the last checkpoint of the registry's log that a party cosigned
     models/ORG/NAME/    pulled models
@@ -92,6 +93,11 @@ class Home:
     def registry_db(self) -> Path:
         """The registry's database."""
         return self.path / "registry.db"
+
+    @property
+    def exports(self) -> Path:
+        """The folder of closed days, for everybody to check."""
+        return self.path / "exports"
 
     @property
     def models(self) -> Path:

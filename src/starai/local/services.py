@@ -28,6 +28,7 @@ from starai.local.membership import CREDENTIAL_LIFETIME_MS, membership
 from starai.models.catalog import MOCK_NAME, open_model
 from starai.node.yielding.base import UNLIMITED, Limits
 from starai.protocol.identity import Identity, PartyId
+from starai.protocol.payouts import ADDRESS_BYTES, parse_vault
 from starai.protocol.registry import Side
 from starai.protocol.subjects import Role
 from starai.wire.keeping import add_revoked, load_or_create_authority
@@ -76,10 +77,13 @@ class NodeOptions:
     region: str = ""
 
 
-async def serve_registry(home: Home, store: str = "") -> None:
+async def serve_registry(home: Home, store: str = "", vault: str = "") -> None:
     """Run the registry until cancelled; ``store`` says where else than in ``home`` its state is.
 
+    ``vault`` names the contract that pays nodes, as ``CHAIN_ID:0xADDRESS``.
+
     Raises:
+        InvalidRequest: ``vault`` is not of that form.
         ConfigurationRefused: the database belongs to another network, or is in use.
         StoreFailed: the disk failed.
     """
@@ -88,6 +92,7 @@ async def serve_registry(home: Home, store: str = "") -> None:
 
     network, clock, randomness = home.network(), SystemClock(), SystemRandomness()
     authority = load_or_create_authority(home.authority, randomness)
+    chain_id, contract = parse_vault(vault) if vault else (0, bytes(ADDRESS_BYTES))
 
     def reissue() -> str:
         party = Identity.from_seed(home.party(REGISTRY).seed).party
@@ -102,6 +107,9 @@ async def serve_registry(home: Home, store: str = "") -> None:
         block_ms=network.block_ms,
         urls=network.public_urls or network.urls,
         ca=network.ca,
+        exports=home.exports,
+        chain_id=chain_id,
+        contract=contract,
         parties={
             Identity.from_seed(home.party(name).seed).party: role
             for name, role in local_parties(network.gateways, network.distributors).items()

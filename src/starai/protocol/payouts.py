@@ -32,6 +32,20 @@ def parse_address(text: str) -> bytes:
     return address
 
 
+def parse_vault(text: str) -> tuple[int, bytes]:
+    """The chain's number and the contract's address of ``CHAIN_ID:0xADDRESS``.
+
+    Raises:
+        InvalidRequest: it is not of that form.
+    """
+    chain_id, _, address = text.partition(":")
+    if not chain_id.isdecimal():
+        raise InvalidRequest(
+            "a vault is CHAIN_ID:0xADDRESS, for example 8453:0x5290…", param="vault"
+        )
+    return int(chain_id), parse_address(address)
+
+
 def payout_bytes(network: str, node: PartyId, address: bytes, bound_ms: int) -> bytes:
     """The bytes under a binding's signature: of one network, one node, one moment (Unix ms)."""
     name = network.encode()

@@ -19,6 +19,7 @@ from starai.protocol.subjects import Role
 from starai.registry import proofs, reports
 from starai.registry.admission import Admission
 from starai.registry.blocks import Closer
+from starai.registry.day_queries import DayQueries
 from starai.registry.dispute_queries import DisputeQueries
 from starai.registry.integrity import check_integrity
 from starai.registry.keys import Keys
@@ -112,6 +113,7 @@ class Queries:
         *,
         money: MoneyQueries,
         disputes: DisputeQueries,
+        days: DayQueries,
     ) -> None:
         """Take the parts."""
         self._store = store
@@ -142,6 +144,7 @@ class Queries:
             "proof": Question(_AUDITORS, _Task, self._proof),
             **money.known,
             **disputes.known,
+            **days.known,
         }
 
     async def answer(self, sender: PartyId, query: Query) -> bytes:

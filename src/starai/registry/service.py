@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import anyio
@@ -54,8 +55,11 @@ from starai.registry.allotments import Allotments
 from starai.registry.blocks import BlockTerms, Closer
 from starai.registry.confirmations import Confirmations
 from starai.registry.customers import Customers
+from starai.registry.day_queries import DayQueries
+from starai.registry.days import Days
 from starai.registry.dispute_queries import DisputeQueries
 from starai.registry.disputes import Disputes
+from starai.registry.epochs import DayTerms
 from starai.registry.keys import Keys
 from starai.registry.money_queries import MoneyQueries
 from starai.registry.parties import Parties
@@ -88,7 +92,9 @@ class RegistryConfig:
     ``starai up``, the operator): each with its role, without which it is a stranger here.
     ``urls`` and ``ca`` go into join tickets: where newcomers reach the wire, and the certificate
     (DER) to which they hold it. ``blocks`` says when a block of the chain is closed.
-    What a node earned becomes payable ``maturity_ms`` after its block.
+    What a node earned becomes payable ``maturity_ms`` after its block. Days are closed where
+    there is a folder for their ``exports``; ``chain_id`` and ``contract`` name the vault that pays
+    them out, if there is one.
     """
 
     network: str
@@ -99,6 +105,9 @@ class RegistryConfig:
     ca: bytes = b""
     blocks: BlockTerms = field(default_factory=BlockTerms)
     maturity_ms: int = 172_800_000
+    exports: Path | None = None
+    chain_id: int = 0
+    contract: bytes = bytes(20)
 
 
 @dataclass(frozen=True)
@@ -146,6 +155,7 @@ class Registry:
         self.blocks = Closer(store, network, account, clock, config.blocks)
         self.disputes = Disputes(store, clock)
         self.witnesses = Witnesses(store, self.parties, network, account.raw, clock, config.blocks)
+        self.days = self._day_closer(account)
         disputes = DisputeQueries(self.disputes, self.parties)
         money = MoneyQueries(
             *(store, self.parties, clock, self.customers, self.prices),
@@ -156,7 +166,21 @@ class Registry:
             *(store, self.parties, self.admission, self.keys, self.blocks),
             money=money,
             disputes=disputes,
+            days=DayQueries(store, self.days),
         )
+
+    def _day_closer(self, account: Identity) -> Days | None:
+        config = self._config
+        if config.exports is None:
+            return None
+        terms = DayTerms(
+            network=config.network,
+            chain_id=config.chain_id,
+            contract=config.contract,
+            maturity_ms=config.maturity_ms,
+        )
+        close_block = self.blocks.close_now
+        return Days(self._store, account, terms, self._clock, config.exports, close_block)
 
     async def open(self) -> None:
         """Read what must be in memory; `run` does it too, so call it to use the parts before.
@@ -184,6 +208,8 @@ class Registry:
             tasks.start_soon(self.blocks.run)
             tasks.start_soon(self.disputes.run)
             tasks.start_soon(self.allotments.run)
+            if self.days is not None:
+                tasks.start_soon(self.days.run)
             tasks.start_soon(keep_beating, self._wire, Role.REGISTRY, self._beat)
             event(_LOG, "registry_ready", network=self._config.network)
             task_status.started()

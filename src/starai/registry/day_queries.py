@@ -1,0 +1,59 @@
+"""Questions and orders about closed days. Knows nothing of the wire."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from starai.core.errors import ConfigurationRefused
+from starai.protocol.identity import PartyId
+from starai.protocol.subjects import Role
+from starai.registry.days import Days
+from starai.registry.epochs import Epoch, EpochState, last_epoch
+from starai.registry.money_queries import Question
+from starai.registry.storage import Store
+
+_OPERATOR: Final = (Role.OPERATOR,)
+
+
+class _CloseDay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    accept: bool = False
+
+
+class DayQueries:
+    """Answers them, where days are closed at all."""
+
+    def __init__(self, store: Store, days: Days | None) -> None:
+        """Take what closes days, if anything does."""
+        self._store = store
+        self._days = days
+        self.known: Final = {"close_day": Question(_OPERATOR, _CloseDay, self._close)}
+
+    async def _close(self, _: PartyId, asked: _CloseDay) -> object:
+        if self._days is None:
+            raise ConfigurationRefused("this registry closes no days: it has nowhere to export to")
+        last = await self._store.read(last_epoch)
+        if last is not None and last.state is EpochState.VETOED:
+            closing = await self._days.close_again(last.epoch, accept=asked.accept)
+        else:
+            closing = await self._days.close(at_once=True, accept=asked.accept)
+        return {
+            "day": None if closing.epoch is None else _shown(closing.epoch),
+            "stopped": closing.stopped,
+        }
+
+
+def _shown(epoch: Epoch) -> dict[str, object]:
+    facts = epoch.parsed()
+    return {
+        "epoch": epoch.epoch,
+        "state": epoch.state.value,
+        "from_block": epoch.from_block,
+        "to_block": epoch.to_block,
+        "earned_units": str(facts.earned_units),
+        "spent_units": str(facts.spent_units),
+        "num_leaves": facts.num_leaves,
+        "root": facts.root.hex(),
+        "head": facts.head().hex(),
+    }
