@@ -44,12 +44,12 @@ _UNIT: Final = 1_000_000
 def _chain_options(command: F) -> F:
     for option in (
         click.option(
-            "--contract",
+            "--vault",
             envvar="STARAI_VAULT",
             show_envvar=True,
             required=True,
-            metavar="ADDRESS",
-            help="Where the vault is on that chain.",
+            metavar="CHAIN_ID:0xADDRESS",
+            help="The vault, as `starai settle deploy` printed it.",
         ),
         click.option(
             "--rpc",
@@ -117,18 +117,18 @@ def settle(ctx: click.Context, demo: bool) -> None:
 @home_option
 @json_option
 @_chain_options
-def status(home: Home, as_json: bool, rpc: str, contract: str) -> None:
+def status(home: Home, as_json: bool, rpc: str, vault: str) -> None:
     """How far the chain is, and what was signed for the next day.
 
     An epoch is a closed day. `active` is the newest that can be claimed: one is posted, waits out
     its delay, and becomes active.
     """
-    chain = connected(rpc, contract, _READING)
+    chain = connected(rpc, vault, _READING)
 
     def look(books: AskedSettlement) -> dict[str, Any]:
         standing = chain.standing(chain.tip().number)
         if standing is None:
-            raise Unavailable("there is no vault at this address: check --contract and --rpc")
+            raise Unavailable("there is no vault at this address: check --vault and --rpc")
         funds, cursor = chain.funds(), books.cursor()
         offers = books.attempts(standing.epoch + 1)
         return {
@@ -174,9 +174,7 @@ def status(home: Home, as_json: bool, rpc: str, contract: str) -> None:
 @_key_option
 @_confirmations_option
 @_once_option
-def post(
-    home: Home, rpc: str, contract: str, key_file: Path, confirmations: int, once: bool
-) -> None:
+def post(home: Home, rpc: str, vault: str, key_file: Path, confirmations: int, once: bool) -> None:
     """Post every closed day, in order, exactly once.
 
     What is signed is kept by the registry before it is sent, so this may be stopped or killed at
@@ -186,7 +184,7 @@ def post(
 
     The key must be the vault's poster, have some gas, and be used for nothing else.
     """
-    chain = connected(rpc, contract, read_key(key_file))
+    chain = connected(rpc, vault, read_key(key_file))
 
     async def run(books: AskedSettlement) -> None:
         settler = Settler(chain, books, SystemClock(), confirmations=confirmations)
@@ -219,7 +217,7 @@ async def _posted(settler: Settler) -> str:
     help="The block in which the vault was deployed; matters the first time only.",
 )
 def watch(
-    home: Home, rpc: str, contract: str, confirmations: int, once: bool, from_block: int
+    home: Home, rpc: str, vault: str, confirmations: int, once: bool, from_block: int
 ) -> None:
     """Book what happens at the vault: deposits, claims, withdrawals, vetoes.
 
@@ -227,7 +225,7 @@ def watch(
     address that nobody knows becomes a customer. What is not deep enough under other blocks is not
     booked, because a chain may still take it back.
     """
-    chain = connected(rpc, contract, _READING)
+    chain = connected(rpc, vault, _READING)
 
     async def run(books: AskedSettlement) -> None:
         watcher = Watcher(chain, books, from_block, confirmations=confirmations)
@@ -274,7 +272,7 @@ def watch(
     help="Dollars by which totals may grow in a day: what a thief of the poster key could add.",
 )
 def deploy(rpc: str, key_file: Path, *, delay_ms: int, max_daily: int, **addresses: str) -> None:
-    """Put a vault on a chain, and print its address.
+    """Put a vault on a chain, and print what names it.
 
     The key becomes the owner: it can replace the other two and start again what the guardian
     stopped. Keep it offline afterwards, or hand the vault to a multisignature wallet with the
@@ -284,10 +282,10 @@ def deploy(rpc: str, key_file: Path, *, delay_ms: int, max_daily: int, **address
     names = ("token", "poster", "guardian")
     roles = [from_hex(addresses[name], 20, "an address") for name in names]
 
-    def run() -> bytes:
+    def run() -> str:
         return deployed(rpc, key, *roles, delay_s=delay_ms // 1000, max_daily=max_daily * _UNIT)
 
-    click.echo(f"0x{anyio.run(in_a_thread, run).hex()}")
+    click.echo(anyio.run(in_a_thread, run))
 
 
 @settle.command()
@@ -303,7 +301,7 @@ def deploy(rpc: str, key_file: Path, *, delay_ms: int, max_daily: int, **address
     help="Leave claims of fewer base units for later.",
 )
 def claim(
-    rpc: str, contract: str, key_file: Path, export: Path, addresses: tuple[str, ...], least: int
+    rpc: str, vault: str, key_file: Path, export: Path, addresses: tuple[str, ...], least: int
 ) -> None:
     """Claim what ADDRESSES, or all, have earned and not had.
 
@@ -311,7 +309,7 @@ def claim(
     from it here. Up to 50 claims share a transaction. Whose key signs pays the gas; the money goes
     to each address itself, or where it chose with the contract's set_payout.
     """
-    chain = connected(rpc, contract, read_key(key_file))
+    chain = connected(rpc, vault, read_key(key_file))
     wanted = {from_hex(one, 20, "an address") for one in addresses}
 
     def run() -> None:

@@ -19,6 +19,7 @@ import anyio.to_thread
 import msgspec
 
 from starai.core.errors import ConfigurationRefused, NotFound, Unavailable
+from starai.protocol.payouts import parse_vault
 from starai.settlement.leaves import LeafKind, leaves_of, parse_leaf_file, tree_of
 from starai.settlement.manifest import Manifest, split_signature
 from starai.settlement.rollup.base import Chain, Claim, Happening, Post
@@ -29,7 +30,6 @@ T = TypeVar("T")
 Ask = Callable[..., Coroutine[Any, Any, Any]]
 
 _KEY_BYTES: Final = 32
-_ADDRESS_BYTES: Final = 20
 _MORE: Final = "chains need more: pip install 'starai[chain]'"
 
 
@@ -97,17 +97,23 @@ async def in_a_thread(step: Callable[[], T]) -> T:
     return await anyio.to_thread.run_sync(step, abandon_on_cancel=True)
 
 
-def connected(url: str, contract: str, key: bytes) -> Chain:
-    """The vault at the hexadecimal address ``contract`` behind a JSON-RPC URL.
+def connected(url: str, vault: str, key: bytes) -> Chain:
+    """The vault named ``CHAIN_ID:0xADDRESS`` behind a JSON-RPC URL.
 
     Raises:
-        ConfigurationRefused: the extra is not installed, or the address is none.
+        InvalidRequest: the vault's name is of another form.
+        ConfigurationRefused: the extra is not installed, or another chain is behind the URL.
+        Unavailable: the chain does not answer.
     """
+    chain_id, contract = parse_vault(vault)
     try:
         from starai.settlement.rollup.json_rpc import connect  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise ConfigurationRefused(_MORE) from error
-    return connect(url, from_hex(contract, _ADDRESS_BYTES, "an address"), key)
+    chain = connect(url, contract, key)
+    if chain.chain_id != chain_id:
+        raise ConfigurationRefused(f"the vault is on chain {chain_id}, not on {chain.chain_id}")
+    return chain
 
 
 def deployed(
@@ -119,8 +125,8 @@ def deployed(
     *,
     delay_s: int,
     max_daily: int,
-) -> bytes:
-    """Deploy a vault as its owner; returns its address.
+) -> str:
+    """Deploy a vault as its owner; returns its name, ``CHAIN_ID:0xADDRESS``.
 
     Raises:
         ConfigurationRefused: the extra is not installed.
@@ -131,7 +137,10 @@ def deployed(
         from starai.settlement.rollup.ground import deploy_vault  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise ConfigurationRefused(_MORE) from error
-    return deploy_vault(url, key, token, poster, guardian, delay_s=delay_s, max_daily=max_daily)
+    chain_id, address = deploy_vault(
+        url, key, token, poster, guardian, delay_s=delay_s, max_daily=max_daily
+    )
+    return f"{chain_id}:0x{address.hex()}"
 
 
 def read_key(path: Path) -> bytes:

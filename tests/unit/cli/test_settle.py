@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from starai.cli.main import cli
 
-CHAIN = ["--rpc", "http://127.0.0.1:1", "--contract", "0x" + "11" * 20]
+CHAIN = ["--rpc", "http://127.0.0.1:1", "--vault", "1:0x" + "11" * 20]
 
 
 def settle(*arguments: str) -> tuple[int, str]:
@@ -45,9 +45,9 @@ def test_a_chain_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 
 def test_an_address_that_is_none_is_told(tmp_path: Path) -> None:
-    """A mistyped contract is found before the chain is asked."""
+    """A mistyped vault is found before the chain is asked."""
     pytest.importorskip("web3", reason="web3 (starai[chain]) is not installed")
-    arguments = ["--rpc", "http://127.0.0.1:1", "--contract", "0x12", "--home", str(tmp_path)]
+    arguments = ["--rpc", "http://127.0.0.1:1", "--vault", "1:0x12", "--home", str(tmp_path)]
     code, output = settle("watch", "--once", *arguments)
     assert code == 1
-    assert "an address has 40 hexadecimal digits" in output
+    assert "[invalid_request]" in output

@@ -135,10 +135,10 @@ def deploy_vault(
     *,
     delay_s: int,
     max_daily: int,
-) -> bytes:
+) -> tuple[int, bytes]:
     """Deploy a vault on the chain behind a URL; ``owner`` is a secret key, the rest addresses.
 
-    Returns the vault's address.
+    Returns the chain's number and the vault's address.
 
     Raises:
         InvalidRequest: the contract refuses these terms.
@@ -147,4 +147,4 @@ def deploy_vault(
     ground = Ground(Web3(HTTPProvider(url, request_kwargs={"timeout": ANSWER_S})))
     roles = (checksummed(token), checksummed(poster), checksummed(guardian))
     made = ground.deploy(owner, vault(), *roles, delay_s, max_daily)
-    return bytes.fromhex(made.address[2:])
+    return ground.web3.eth.chain_id, bytes.fromhex(made.address[2:])
