@@ -4,7 +4,7 @@ Confirmations are made and signed beforehand, in a process of its own, so that b
 registry's. From then on all is real: each frame is decoded, its signature verified, its records
 matched and paid for, blocks are closed and signed, and an answer counts once it is on disk::
 
-    python benchmarks/ledger_ingest.py [--seconds 60] [--quick] [--postgres] [--only CASE,...]
+    python benchmarks/ledger_ingest.py [--seconds 60] [--postgres] [--only CASE,...]
 
 With ``--result FILE`` it writes what it found there. Peak memory grows with the frames made
 beforehand on disk, not in memory.
@@ -76,7 +76,7 @@ def cases(seconds: float) -> dict[str, Case]:
     return {
         "blocks": Case(
             *("block confirmations, both sides", 1000, 4, seconds),
-            *(int(seconds * 32_000),),
+            *(int(seconds * 20_000),),
             by_root=True,
             goal=">= 15,000 records/s, p99 commit <= 250 ms",
         ),
@@ -317,10 +317,13 @@ async def restart(location: Path, num: int, path: Path) -> tuple[float, float]:
     return took[0], took[1]
 
 
-def made_apart(name: str, seconds: float, path: Path) -> None:
-    """`make`, in a process of its own: its memory is not ours."""
-    command = [sys.executable, __file__, "--seconds", str(seconds), "--make", name, str(path)]
-    subprocess.run(command, check=True)
+def made_apart(name: str, seconds: float, folder: Path) -> Path:
+    """The frames of a case, `make`-d in a process of its own: its memory is not ours."""
+    path = folder / f"{name}-{seconds:.0f}.frames"
+    if not path.exists():
+        command = [sys.executable, __file__, "--seconds", str(seconds), "--make", name, str(path)]
+        subprocess.run(command, check=True)
+    return path
 
 
 @contextmanager
@@ -345,13 +348,11 @@ def run(arguments: argparse.Namespace, folder: Path) -> list[str]:
         for name, case in cases(arguments.seconds).items():
             if name not in wanted:
                 continue
-            path = folder / "frames"
-            made_apart(name, arguments.seconds, path)
+            path = made_apart(name, arguments.seconds, Path(arguments.frames or folder))
             within = folder / f"{kind}-{name}"
             within.mkdir()
             with place(kind, within) as location:
                 measured = anyio.run(ingest, case, path, location)
-            path.unlink()
             lines.append(measured.line())
             print(f"{kind}: {lines[-1]} ({measured.blocks} blocks)", flush=True)
     if "restart" in wanted:
@@ -373,6 +374,7 @@ def main() -> None:
     parser.add_argument("--postgres", action="store_true")
     parser.add_argument("--only", default="")
     parser.add_argument("--folder", default=None)
+    parser.add_argument("--frames", default="", help="a folder that keeps what was made")
     parser.add_argument("--result", default="")
     parser.add_argument("--make", nargs=2, default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
