@@ -8,14 +8,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from starai.core.errors import Conflict, InvalidRequest, NotFound
+from starai.core.errors import Conflict, InvalidRequest, NotFound, PartyRefused
+from starai.core.randomness import SeededRandomness
 from starai.ledger.accounts import FEE, INSURANCE, available, pending
 from starai.ledger.outcomes import DEADLINE_MS, OPEN_AFTER_MS
 from starai.ledger.reconciling import WINDOW_MS
+from starai.protocol.identity import Identity
 from starai.protocol.records import TaskRecord
 from starai.protocol.registry import Confirm, Side
 from starai.protocol.subjects import Role
 from starai.registry.confirmations import Confirmations
+from starai.registry.dispute_queries import DisputeQueries
 from starai.registry.disputes import Disputes
 from starai.registry.integrity import check_integrity
 from starai.registry.money import verify_books
@@ -44,6 +47,8 @@ from starai.testing.records import (
 pytestmark = pytest.mark.anyio
 
 NODE = NODES[0]
+OPERATOR = Identity.create(SeededRandomness(93))
+ROLES = {DISTRIBUTOR.party: Role.DISTRIBUTOR, **{one.party: Role.NODE for one in NODES}}
 TASK = priced(record(1))
 #: A case is open from here on, and decided from there on.
 OPENED_MS = OPEN_AFTER_MS + 1
@@ -69,8 +74,7 @@ class Scene:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.clock = SetClock()
-        roles = {DISTRIBUTOR.party: Role.DISTRIBUTOR, **{one.party: Role.NODE for one in NODES}}
-        parties = Parties(store, roles)
+        parties = Parties(store, ROLES)
         self.confirmations = Confirmations(store, parties, NETWORK, BLOCK_MS, self.clock)
         self.disputes = Disputes(store, self.clock)
 
@@ -306,3 +310,32 @@ async def test_a_restart_forgets_no_case(scene: Scene) -> None:
         ("dist_only", "paid"),
         ("dist_only", "paid"),
     ]
+
+
+async def test_a_node_sees_and_opens_its_own_cases_only(scene: Scene) -> None:
+    """The operator sees all and decides; a node is shown nobody else's cases."""
+    parties = Parties(scene.store, {**ROLES, OPERATOR.party: Role.OPERATOR})
+    known = DisputeQueries(scene.disputes, parties).known
+
+    async def ask(sender: Identity, what: str, **arguments: object) -> dict[str, object]:
+        roles, shape, answer = known[what]
+        parties.require(sender.party, *roles)
+        return await answer(sender.party, shape(**arguments))
+
+    await scene.says(Side.NODE, priced(record(1, distributor=STRANGER.raw)))
+    await scene.says(Side.NODE, priced(record(2, node=NODES[1])), node=NODES[1])
+    await scene.after(DECIDED_MS)
+    of_all = await ask(OPERATOR, "disputes", only_open=False)
+    assert len(of_all["disputes"]) == 2
+    assert of_all["strikes"] == {NODE.party: 1}
+    of_other = await ask(NODES[1], "disputes", only_open=False)
+    assert [case["node"] for case in of_other["disputes"]] == [NODES[1].party]
+    assert of_other["strikes"] == {}
+    with pytest.raises(PartyRefused):
+        await ask(NODE, "decide", record=1, verdict="paid")
+    with pytest.raises(NotFound):
+        await ask(NODE, "dispute", task_id=record(2).task_id.hex())
+    with pytest.raises(InvalidRequest):
+        await ask(NODE, "dispute", task_id="task")
+    opened = await ask(NODES[1], "dispute", task_id=record(2).task_id.hex())
+    assert [case["state"] for case in opened["disputes"]] == ["open"]
