@@ -23,7 +23,8 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from starai.registry.epochs import DayTerms, EpochState, advance_state, build, cut, get_epoch, keep
+from starai.registry.building import build, keep
+from starai.registry.epochs import DayTerms, EpochState, advance_state, cut, get_epoch
 from starai.registry.export import export_all
 from starai.registry.maturing import MATURED_AT_ONCE, due, mature
 from starai.registry.storage.sqlite import SqliteSession, connect, migrate

@@ -25,17 +25,16 @@ from starai.core.clock import Clock
 from starai.core.errors import InternalFault, StarAIError, StoreFailed
 from starai.core.logging import event
 from starai.protocol.identity import Identity
+from starai.registry.building import build, keep
 from starai.registry.epochs import (
     UNFINISHED,
     DayTerms,
     Epoch,
     EpochState,
     advance_state,
-    build,
     cut,
     cut_again,
     get_epoch,
-    keep,
 )
 from starai.registry.export import export_all
 from starai.registry.maturing import MATURED_AT_ONCE, due, mature

@@ -13,16 +13,15 @@ import pytest
 from starai.core.errors import Conflict
 from starai.ledger.events import Corrected, Refunded, event_id
 from starai.protocol.identity import verify
+from starai.registry.building import build, keep
 from starai.registry.days import Closing, Days
 from starai.registry.epochs import (
     DayTerms,
     EpochState,
     advance_state,
-    build,
     cut,
     epochs,
     get_epoch,
-    keep,
     leaves_at,
     sums_at,
 )
