@@ -29,7 +29,7 @@ from starai.ledger.reconciling import Standing
 from starai.protocol.identity import KeyKind, public_nkey
 from starai.protocol.records import set_root
 from starai.protocol.registry import Side
-from starai.registry.contests import ClaimRow, claims_of, open_case, pay_row, take_back
+from starai.registry.contests import ClaimRow, claims_of, open_case, pay_row, rejudge, take_back
 from starai.registry.money import apply_event
 from starai.registry.schema import rows
 from starai.registry.shelf import StoredShelf
@@ -109,6 +109,7 @@ class Disputes:
         """Look at the next rows; whether there are more."""
         seen = self._seen
         if seen is None:
+            await self._store.write(lambda connection: rejudge_old(connection, now_ms))
             seen = await self._store.read(_seen)
         self._seen, more = await self._store.write(
             lambda connection: open_waiting(connection, seen, now_ms)
@@ -160,6 +161,23 @@ def _seen(connection: Connection) -> int:
         "SELECT max(task_seq) FROM dispute WHERE reason IN ('node_only', 'dist_only')",
     )
     return seen or 0
+
+
+def rejudge_old(connection: Connection, now_ms: int) -> None:
+    """Give contradictions of before there were cases their standing and case, once.
+
+    The oldest confirmation says whether the database is that old: it does not name its distributor.
+    """
+    oldest = next(rows(connection, "SELECT dist FROM confirm ORDER BY seq LIMIT 1"), None)
+    if oldest is None or oldest[0] is not None:
+        return
+    found = rows(
+        connection,
+        "SELECT DISTINCT task.task_id, task.attempt FROM task LEFT JOIN dispute"
+        " ON dispute.task_seq = task.seq WHERE task.state IN (4, 5) AND dispute.id IS NULL",
+    )
+    for task_id, attempt in list(found):
+        rejudge(connection, task_id, attempt, 0, now_ms)
 
 
 def open_waiting(connection: Connection, seen: int, now_ms: int) -> tuple[int, bool]:

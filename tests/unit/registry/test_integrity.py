@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from starai.ledger.reconciling import Standing
 from starai.protocol.records import leaf_hash
 from starai.protocol.registry import Side
 from starai.registry.confirmations import check_confirm
+from starai.registry.disputes import rejudge_old
 from starai.registry.integrity import PROBLEMS_MAX, check_integrity
 from starai.registry.schema import bind_network
 from starai.registry.storage.sqlite import SqliteSession, migrate
@@ -124,3 +128,45 @@ def test_a_ruined_file_is_reported_not_raised(path: Path) -> None:
     path.write_bytes(data)
     problems = _problems(path)
     assert 0 < len(problems) <= PROBLEMS_MAX
+
+
+def _as_of_old(connection: SqliteSession, seq: int, *, signed: bool) -> None:
+    """Make a confirmation one of before confirmations named their distributor."""
+    ((block, part, side, signer, node, root),) = connection.execute(
+        "SELECT block, part, side, signer, node, root FROM confirm WHERE seq = ?", (seq,)
+    )
+    name = NETWORK.encode()
+    said = b"starai/v1/confirm" + struct.pack(
+        f"<H{len(name)}sQIB32s32s32s", len(name), name, block, part, side, signer, node, root
+    )
+    identity = {one.raw: one for one in (*NODES, DISTRIBUTOR)}[signer]
+    connection.execute("UPDATE confirm SET dist = NULL, charge = NULL WHERE seq = ?", (seq,))
+    if signed:
+        connection.execute("UPDATE confirm SET sig = ? WHERE seq = ?", (identity.sign(said), seq))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_old_confirmations_verify_as_they_were_signed(path: Path, signed: bool) -> None:
+    """What was signed before distributors were named is sound, and nothing else passes as that."""
+    connection = SqliteSession(str(path))
+    _as_of_old(connection, 1, signed=signed)
+    connection.close()
+    assert bool(_problems(path)) is not signed
+
+
+def test_old_contradictions_get_their_standing_once(path: Path) -> None:
+    """A file of before there were cases is sound again after the first look at it."""
+    connection = SqliteSession(str(path))
+    lie = confirm(Side.NODE, [msgspec.structs.replace(_RECORDS[2], answer_tokens=1)], NODES[0])
+    apply(connection, lie, check_confirm(lie, NETWORK, BLOCK_MS), START_MS)
+    for (seq,) in list(connection.execute("SELECT seq FROM confirm")):
+        _as_of_old(connection, seq, signed=True)
+    connection.execute("DELETE FROM dispute")
+    connection.execute("UPDATE task SET state = 5 WHERE state = ?", (int(Standing.DUP),))
+    connection.execute("UPDATE task SET state = 4 WHERE state = ?", (int(Standing.AMOUNT),))
+    for num_cases in (1, 1):
+        rejudge_old(connection, START_MS)
+        ((num,),) = connection.execute("SELECT count(*) FROM dispute")
+        assert num == num_cases
+    connection.close()
+    assert _problems(path) == ()
