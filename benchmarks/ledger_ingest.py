@@ -303,16 +303,33 @@ async def ingest(case: Case, path: Path, location: Path | str) -> Measured:
     return measured
 
 
-async def restart(location: Path, num: int, path: Path) -> tuple[float, float]:
-    """Seconds from opening ``num`` open records to serving, after a kill and after a clean end."""
-    made = Case("", 2000, 4, 1e9, num, sides=(Side.DISTRIBUTOR,))
-    make(made, path)
-    await ingest(made, path, location)
-    path.unlink()
+#: Records that wait for their other side, made by SQLite itself: a million take seconds.
+OPEN = """
+WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < ?)
+INSERT INTO task (task_id, attempt, leaf, sides, state, block, node, dist, cust, model, in_tok,
+  out_tok, price_id, charge, closed_ms, dist_confirm, rec)
+SELECT CAST(printf('%016d', n) AS BLOB), 0, randomblob(32), 2, 2, 1, ?2, ?3, 1 + n % 100, zeroblob(32), 20, 20, 1,
+  1600, ?4, NULL, randomblob(264) FROM number
+"""
+
+
+async def restart(location: Path, num: int) -> tuple[float, float]:
+    """Seconds from opening a database with ``num`` open records to the first acknowledgement."""
+    now_ms = SystemClock().now_ms()
+    async with registry_at(location) as (registry, store):
+        await fund(registry, store)
+        bindings = (num, NODES[0].raw, DISTRIBUTOR.raw, now_ms)
+        await store.write(lambda connection: connection.execute(OPEN, bindings))
+        await registry.blocks.close_now()
     took = []
     for _ in range(2):
+        record = _record(SystemClock(), SystemRandomness(), NODES[1])
+        block = record.block(BLOCK_MS)
+        said = confirm(Side.DISTRIBUTOR, [record], DISTRIBUTOR, block=block)
         start = time.perf_counter()
-        async with registry_at(location):
+        async with registry_at(location) as (registry, _):
+            answer, _ = await registry.confirmations.handle(said.signer, said)
+            assert answer.ok
             took.append(time.perf_counter() - start)
     return took[0], took[1]
 
@@ -356,12 +373,11 @@ def run(arguments: argparse.Namespace, folder: Path) -> list[str]:
             lines.append(measured.line())
             print(f"{kind}: {lines[-1]} ({measured.blocks} blocks)", flush=True)
     if "restart" in wanted:
-        first, second = anyio.run(
-            restart, folder / "open.db", int(arguments.seconds * 16_667), folder / "frames"
-        )
+        num = int(arguments.seconds * 16_667)
+        first, second = anyio.run(restart, folder / "open.db", num)
         lines.append(
-            f"\nRestart with {int(arguments.seconds * 16_667):,} open records (SQLite), until it"
-            f" serves: {first:.2f} s, and {second:.2f} s once more (goal: 10 s)."
+            f"\nRestart with {num:,} open records (SQLite), until the first acknowledgement:"
+            f" {first:.2f} s, and {second:.2f} s once more (goal: 10 s)."
         )
         print(lines[-1])
     return lines
