@@ -198,6 +198,11 @@ class PagedMemory:
         """How many blocks can be had: free ones and cached ones."""
         return self._blocks.available
 
+    @property
+    def blocks_taken(self) -> int:
+        """How many blocks were ever handed out."""
+        return self._blocks.num_taken
+
     # -- swapping
 
     def swap_out(self, key: bytes) -> tuple[Copy, ...]:

@@ -1,8 +1,9 @@
 """Memory for those who run, and who gives way when there is none.
 
 The least deserving gives way: by swapping or recomputing, whichever costs less. What either costs
-depends on how much of it the prefix cache will still hold: the others' growth is known, and evicts
-it from its end. The most deserving never gives way, so that something always advances. It does not
+depends on how much of it the prefix cache will still hold: what others take meanwhile evicts it,
+the end first. They are expected to take the share of the most they may that they took while earlier
+ones were away. The most deserving never gives way, so that something always advances. It does not
 know who waits or why.
 
 Why moves may be executed by kind (all swaps out, then all swaps in, then all copies): sequences
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starai.core.errors import InternalFault
-from starai.engines.paging.cost import Action
+from starai.engines.paging.cost import SMOOTHING, Action
 from starai.engines.paging.memory import Copy, OutOfBlocks, PagedMemory
 from starai.engines.scheduling.base import Costs
 from starai.engines.scheduling.sequence import Phase, Running, Sequence
@@ -48,6 +49,10 @@ class Pressure:
         self._running = running
         self._set_aside = set_aside
         self._swapped: dict[bytes, Sequence] = {}
+        # When each one gave way: the blocks ever taken, and the most that would be meanwhile.
+        self._away: dict[bytes, tuple[int, int]] = {}
+        # What was taken meanwhile and the most, on average.
+        self._taken, self._most = 0.0, 0.0
 
     def grow(self, sequence: Sequence, moves: Moves) -> bool:
         """Give the sequence blocks for all its tokens; False if it had to give way itself.
@@ -77,8 +82,15 @@ class Pressure:
         Raises:
             OutOfBlocks: it does not.
         """
+        self.returns(sequence)
         moves.swap_in += self._memory.swap_in(sequence.key)
         del self._swapped[sequence.key]
+
+    def returns(self, sequence: Sequence) -> None:
+        """One that gave way runs again, and has no new blocks yet: learn what others took."""
+        before, most = self._away.pop(sequence.key)
+        self._taken += SMOOTHING * (self._memory.blocks_taken - before - self._taken)
+        self._most += SMOOTHING * (most - self._most)
 
     def unpin(self, favoured: Sequence) -> bool:
         """Drop what is swapped out, the least deserving first: it may keep shared blocks in use.
@@ -95,10 +107,14 @@ class Pressure:
     def forget(self, sequence: Sequence) -> None:
         """The sequence is removed."""
         self._swapped.pop(sequence.key, None)
+        self._away.pop(sequence.key, None)
 
     def _preempt(self, victim: Sequence, moves: Moves) -> None:
         private = self._memory.private_tokens(victim.key)
-        survives = self._memory.surviving_tokens(victim.key, self._taken_before(victim))
+        most = self._most_taken(victim)
+        taken = round(most * self._taken / self._most) if self._most else most
+        survives = self._memory.surviving_tokens(victim.key, taken)
+        self._away[victim.key] = (self._memory.blocks_taken, most)
         action = self._costs.choose(private, victim.computed - private, survives)
         if action is Action.SWAP:
             try:
@@ -113,7 +129,7 @@ class Pressure:
         self._set_aside(victim)
         moves.preempted.append((victim.key, action))
 
-    def _taken_before(self, victim: Sequence) -> int:
+    def _most_taken(self, victim: Sequence) -> int:
         """Blocks that the others take before the victim fits again, if all grow to their limits."""
         size = self._memory.block_tokens
         need = -(-len(victim.job.ids) // size)

@@ -259,6 +259,8 @@ class Scheduler:
                 self._counters.chosen(sequence.job.tenant)
                 self._counters.charge(sequence.job.tenant, input_tokens=sequence.pending)
                 sequence.counted = length
+            else:
+                self._pressure.returns(sequence)
         moves.copies += self._memory.reach(sequence.key, length)
         sequence.entry = length
         self._running.add(sequence)

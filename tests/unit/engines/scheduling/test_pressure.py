@@ -49,6 +49,12 @@ def test_the_rule_is_told_what_the_others_will_leave(first: int, other: int, sur
     victim.job.ids.extend(range(80))
     assert not pressure.grow(victim, Moves())
     assert costs.told == [(64, 0, survives)]
+    # Nobody grew while it was away: the next time it is expected to lose nothing.
+    victim.computed = memory.reattach(victim.key, victim.job.ids)
+    pressure.returns(victim)
+    running.add(victim)
+    assert not pressure.grow(victim, Moves())
+    assert costs.told[1:] == [(64, 0, 64)]
 
 
 def test_the_least_deserving_is_unpinned_first_and_the_favoured_last() -> None:
