@@ -39,13 +39,19 @@ def due(chain: Chain, claims: Iterable[Claim], least_units: int = LEAST_UNITS) -
 
 
 def relay(
-    chain: Chain, claims: Iterable[Claim], wait: Callable[[], None], *, waits_max: int = 60
+    chain: Chain,
+    claims: Iterable[Claim],
+    wait: Callable[[], None],
+    *,
+    at_once: int = CLAIMS_MAX,
+    waits_max: int = 60,
 ) -> Iterator[Relayed]:
-    """Send ``claims`` in transactions of `CLAIMS_MAX`, each once the one before is in a block.
+    """Send ``claims`` in transactions of ``at_once``, each once the one before is in a block.
 
     Args:
         chain: the vault, asked with the relayer's key.
         claims: what is due, with proofs against the active root.
+        at_once: claims of one transaction.
         wait: returns after a moment; called between two looks for a receipt.
         waits_max: how many looks before giving up.
 
@@ -56,7 +62,7 @@ def relay(
     batch: list[Claim] = []
     for one in claims:
         batch.append(one)
-        if len(batch) == CLAIMS_MAX:
+        if len(batch) == at_once:
             yield _send(chain, batch, wait, waits_max)
             batch = []
     if batch:
