@@ -12,7 +12,7 @@ import enum
 from typing import Final
 
 from starai.ledger.reconciling import WINDOW_MS, Standing
-from starai.protocol.registry import Side
+from starai.protocol.records import Side
 
 #: A record that waits for its other side this long becomes a case. Outages are mostly shorter.
 OPEN_AFTER_MS: Final = 600_000

@@ -12,8 +12,7 @@ import enum
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from starai.protocol.records import TaskRecord
-from starai.protocol.registry import Side
+from starai.protocol.records import Side, TaskRecord
 
 #: How long a contradiction may come after the first word on an attempt: a day of outage is
 #: forgiven. What a node earned matures later than this, so what is contested can be taken back.

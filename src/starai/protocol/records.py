@@ -6,6 +6,7 @@ layout is ledger design section 4.3; hashing is that of RFC 9162 (leaf prefix 0x
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import struct
 from collections.abc import Iterable
@@ -22,6 +23,13 @@ _VERSION: Final = 1
 _TYPE_TASK: Final = 1
 #: What every record begins with, padding included.
 _HEAD: Final = _MAGIC + bytes((_VERSION, _TYPE_TASK, 0, 0))
+
+
+class Side(enum.IntEnum):
+    """Which side of a task a word about it comes from."""
+
+    NODE = 1
+    DISTRIBUTOR = 2
 
 
 class TaskRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

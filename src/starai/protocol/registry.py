@@ -11,13 +11,7 @@ import msgspec
 from starai.protocol.fields import U32, Bytes16, Count, Name, Party, UnixMs
 from starai.protocol.frames import Message, travels
 from starai.protocol.identity import Identity, PartyId, raw_public
-
-
-class Side(enum.IntEnum):
-    """Which side of a task a confirmation comes from."""
-
-    NODE = 1
-    DISTRIBUTOR = 2
+from starai.protocol.records import Side as Side  # noqa: PLC0414 - where all words about tasks are
 
 
 @travels(20)
