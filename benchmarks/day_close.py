@@ -189,8 +189,10 @@ def report(arguments: argparse.Namespace, timed: Timed, facts: dict[str, object]
         "",
         *(f"- {name}: {value}" for name, value in facts.items()),
         "",
-        f"The goal of {GOAL_S:.0f} s of wall time was"
-        f" {'reached' if goal <= GOAL_S else 'missed'} in this run. {_READING}",
+        (
+            f"The goal of {GOAL_S:.0f} s of wall time was"
+            f" {'reached' if goal <= GOAL_S else 'missed'} in this run. {_READING}"
+        ),
         "",
     ]
     return "\n".join(lines)
