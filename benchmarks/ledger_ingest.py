@@ -308,8 +308,8 @@ OPEN = """
 WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < ?)
 INSERT INTO task (task_id, attempt, leaf, sides, state, block, node, dist, cust, model, in_tok,
   out_tok, price_id, charge, closed_ms, dist_confirm, rec)
-SELECT CAST(printf('%016d', n) AS BLOB), 0, randomblob(32), 2, 2, 1, ?2, ?3, 1 + n % 100, zeroblob(32), 20, 20, 1,
-  1600, ?4, NULL, randomblob(264) FROM number
+SELECT CAST(printf('%016d', n) AS BLOB), 0, randomblob(32), 2, 2, 1, ?2, ?3, 1 + n % 100,
+  zeroblob(32), 20, 20, 1, 1600, ?4, NULL, randomblob(264) FROM number
 """
 
 
@@ -321,6 +321,8 @@ async def restart(location: Path, num: int) -> tuple[float, float]:
         bindings = (num, NODES[0].raw, DISTRIBUTOR.raw, now_ms)
         await store.write(lambda connection: connection.execute(OPEN, bindings))
         await registry.blocks.close_now()
+        counted = await store.read(lambda c: list(c.execute("SELECT count(*) FROM task")))
+        assert counted == [(num,)]
     took = []
     for _ in range(2):
         record = _record(SystemClock(), SystemRandomness(), NODES[1])
