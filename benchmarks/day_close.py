@@ -23,10 +23,10 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from starai.registry.building import build, keep
-from starai.registry.epochs import DayTerms, EpochState, advance_state, cut, get_epoch
-from starai.registry.export import export_all
-from starai.registry.maturing import MATURED_AT_ONCE, due, mature
+from starai.registry.days.building import build, keep
+from starai.registry.days.epochs import DayTerms, EpochState, advance_state, cut, get_epoch
+from starai.registry.days.export import export_all
+from starai.registry.days.maturing import MATURED_AT_ONCE, due, mature
 from starai.registry.storage.sqlite import SqliteSession, connect, migrate
 from starai.settlement.manifest import signed_bytes, with_signature
 from starai.testing.closing import ACCOUNT, DAY_MS, FIRST_DAY_MS, NETWORK, PaidNetwork, address
@@ -135,7 +135,7 @@ def verified(exports: Path) -> str:
 def again(database: Path, folder: Path) -> None:
     """Export the same database from another process."""
     code = (
-        "import sys; from pathlib import Path; from starai.registry.export import export_all\n"
+        "import sys; from pathlib import Path; from starai.registry.days.export import export_all\n"
         "from starai.registry.storage import open_reader\n"
         "with open_reader(sys.argv[1]) as connection:\n"
         "    export_all(connection, Path(sys.argv[2]), bytes.fromhex(sys.argv[3]))"

@@ -36,7 +36,7 @@ from starai.protocol.identity import Identity, KeyKind
 from starai.protocol.records import TaskRecord
 from starai.protocol.registry import Confirm, Side
 from starai.protocol.subjects import Role
-from starai.registry.money import apply_event
+from starai.registry.money.books import apply_event
 from starai.registry.service import Registry, RegistryConfig
 from starai.registry.storage import Store, open_store
 from starai.testing.postgres import find_binaries, passing_server

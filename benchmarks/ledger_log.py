@@ -28,7 +28,7 @@ from starai.ledger.merkle_log import (
 )
 from starai.protocol.identity import Identity, KeyKind
 from starai.protocol.records import leaf_hash
-from starai.registry.blocks import StoredTiles, close_block
+from starai.registry.log.blocks import StoredTiles, close_block
 from starai.registry.storage.sqlite import connect, migrate
 
 BLOCK = 5_000

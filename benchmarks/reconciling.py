@@ -22,10 +22,10 @@ from starai.core.randomness import SeededRandomness
 from starai.ledger.reconciling import WINDOW_MS, Standing
 from starai.protocol.records import RECORD_BYTES, leaf_hash
 from starai.protocol.registry import Confirm, Side
-from starai.registry.confirmations import check_confirm
+from starai.registry.reconciling.confirmations import check_confirm
+from starai.registry.reconciling.tasks import apply, apply_root
 from starai.registry.storage import Connection
 from starai.registry.storage.sqlite import connect, migrate
-from starai.registry.tasks import apply, apply_root
 from starai.testing.faults import scores, seed_faults
 from starai.testing.money import open_books
 from starai.testing.records import BLOCK_MS, NETWORK, START_MS, STRANGER

@@ -17,8 +17,8 @@ import anyio
 from starai.core.clock import SystemClock
 from starai.protocol.registry import Confirm, Side
 from starai.protocol.subjects import Role
-from starai.registry.confirmations import Confirmations
 from starai.registry.parties import Parties
+from starai.registry.reconciling.confirmations import Confirmations
 from starai.registry.schema import bind_network
 from starai.registry.storage import Store, open_store
 from starai.testing.records import BLOCK_MS, DISTRIBUTOR, NETWORK, NODES, confirm, record

@@ -13,7 +13,7 @@ from starai.ledger.accounts import usd
 from starai.ledger.prices import BPS
 from starai.local.asking import operator
 from starai.local.home import Home
-from starai.registry.prices import NODE_SHARE_BPS
+from starai.registry.money.prices import NODE_SHARE_BPS
 
 _MILLION = 1_000_000
 

@@ -20,7 +20,7 @@ from starai.verifier.checking import Report, verify as check_export
 
 
 def _export(home: Home, folder: Path, store: str, *, with_beancount: bool) -> list[Path]:
-    from starai.registry.export import export_all  # noqa: PLC0415 - only where the registry is
+    from starai.registry.days.export import export_all  # noqa: PLC0415 - only where the registry is
     from starai.registry.storage import open_reader  # noqa: PLC0415 - see above
 
     account = raw_public(home.network().account, KeyKind.ACCOUNT)

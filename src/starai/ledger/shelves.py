@@ -1,6 +1,7 @@
 """Where books are kept: what `Books` reads, what it has to be written, and a shelf in memory.
 
-A shelf is all that the kernel knows of storage. `starai.registry.money` has one over a database.
+A shelf is all that the kernel knows of storage. `starai.registry.money.shelf` has
+one over a database.
 """
 
 from __future__ import annotations

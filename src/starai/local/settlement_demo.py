@@ -28,11 +28,11 @@ from starai.local.settling import AskedSettlement, claims_of, in_a_thread
 from starai.protocol.api_keys import hash_api_key, new_api_key
 from starai.protocol.payouts import sign_payout
 from starai.protocol.registry import Query
-from starai.registry.days import Days
-from starai.registry.epochs import DayTerms
-from starai.registry.money import verify_books
-from starai.registry.settling import SettlementCall, call
-from starai.registry.shelf import StoredShelf
+from starai.registry.days.closing import Days
+from starai.registry.days.epochs import DayTerms
+from starai.registry.days.settling import SettlementCall, call
+from starai.registry.money.books import verify_books
+from starai.registry.money.shelf import StoredShelf
 from starai.registry.storage import Connection
 from starai.settlement.relaying import due, relay
 from starai.settlement.settler import Settler, Stage

@@ -34,7 +34,7 @@ _MORE: Final = "chains need more: pip install 'starai[chain]'"
 
 
 class AskedSettlement:
-    """The registry's `starai.registry.settling.Settlement`, asked over the wire from a thread."""
+    """`starai.registry.days.settling.Settlement`, asked over the wire from a thread."""
 
     def __init__(self, ask: Ask, chain_id: int, contract: bytes) -> None:
         """Take how the registry is asked, and which vault it is about."""

@@ -262,9 +262,7 @@ def _insert_token(connection: Connection, row: tuple[object, ...]) -> None:
         raise Conflict("this joiner has a join token already: make a new key for each token")
 
 
-def _use(
-    connection: Connection, sender: PartyId, join: Join, party: PartyId, now_ms: int
-) -> Party:
+def _use(connection: Connection, sender: PartyId, join: Join, party: PartyId, now_ms: int) -> Party:
     """Use a token up by one, and write the party's row; both or neither."""
     token = next(
         rows(

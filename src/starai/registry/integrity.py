@@ -19,9 +19,9 @@ from starai.ledger.reconciling import Standing, judge
 from starai.protocol.identity import KeyKind, PartyId, public_nkey, raw_public, verify
 from starai.protocol.records import TaskRecord, leaf_hash, set_root
 from starai.protocol.registry import Confirm, Side
-from starai.registry.chain_integrity import ChainCheck
-from starai.registry.contests import claims_of
-from starai.registry.money import verify_books
+from starai.registry.log.integrity import ChainCheck
+from starai.registry.money.books import verify_books
+from starai.registry.reconciling.contests import claims_of
 from starai.registry.schema import rows
 from starai.registry.storage import Connection
 

@@ -19,7 +19,7 @@ from starai.ledger.accounts import natural
 from starai.protocol.api_keys import KEY_HASH_BYTES
 from starai.protocol.registry import KeyEntry, KeyTable
 from starai.registry.admission import check_label
-from starai.registry.customers import find, insert
+from starai.registry.money.customers import find, insert
 from starai.registry.schema import integer, rows
 from starai.registry.storage import Connection, Store
 

@@ -16,16 +16,17 @@ from starai.core.errors import InvalidRequest, NotFound
 from starai.protocol.identity import PartyId, raw_public
 from starai.protocol.registry import Query
 from starai.protocol.subjects import Role
-from starai.registry import proofs, reports
+from starai.registry import reports
 from starai.registry.admission import Admission
-from starai.registry.blocks import Closer
-from starai.registry.day_queries import DayQueries
-from starai.registry.dispute_queries import DisputeQueries
+from starai.registry.days.queries import DayQueries
+from starai.registry.days.settling import SettlementCall, call
 from starai.registry.integrity import check_integrity
 from starai.registry.keys import Keys
-from starai.registry.money_queries import MoneyQueries, Question
+from starai.registry.log import proofs
+from starai.registry.log.blocks import Closer
+from starai.registry.money.queries import MoneyQueries, Question
 from starai.registry.parties import Parties
-from starai.registry.settling import SettlementCall, call
+from starai.registry.reconciling.queries import DisputeQueries
 from starai.registry.storage import Store
 
 #: A token for one newcomer, for a day, unless the operator says otherwise.

@@ -14,9 +14,9 @@ from starai.core.errors import InvalidRequest, NotFound
 from starai.ledger.reconciling import Standing
 from starai.protocol.identity import KeyKind, public_nkey, raw_public
 from starai.protocol.registry import Side
+from starai.registry.reconciling.tasks import standing_named
 from starai.registry.schema import INTEGER_MAX, integer, rows
 from starai.registry.storage import Connection
-from starai.registry.tasks import standing_named
 
 #: Rows of one report: 500 tasks are 300 KB, well inside a frame.
 REPORT_ROWS_MAX: Final = 500

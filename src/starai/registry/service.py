@@ -51,23 +51,23 @@ from starai.protocol.subjects import (
     registry_all,
 )
 from starai.registry.admission import Admission, OnRevoke, Terms, do_nothing
-from starai.registry.allotments import Allotments
-from starai.registry.blocks import BlockTerms, Closer
-from starai.registry.confirmations import Confirmations
-from starai.registry.customers import Customers
-from starai.registry.day_queries import DayQueries
-from starai.registry.days import Days
-from starai.registry.dispute_queries import DisputeQueries
-from starai.registry.disputes import Disputes
-from starai.registry.epochs import DayTerms
+from starai.registry.days.closing import Days
+from starai.registry.days.epochs import DayTerms
+from starai.registry.days.queries import DayQueries
 from starai.registry.keys import Keys
-from starai.registry.money_queries import MoneyQueries
+from starai.registry.log.blocks import BlockTerms, Closer
+from starai.registry.log.witnesses import Witnesses
+from starai.registry.money.allotments import Allotments
+from starai.registry.money.customers import Customers
+from starai.registry.money.prices import PriceList
+from starai.registry.money.queries import MoneyQueries
 from starai.registry.parties import Parties
-from starai.registry.prices import PriceList
 from starai.registry.queries import Queries
+from starai.registry.reconciling.confirmations import Confirmations
+from starai.registry.reconciling.disputes import Disputes
+from starai.registry.reconciling.queries import DisputeQueries
 from starai.registry.schema import bind_network
 from starai.registry.storage import Store
-from starai.registry.witnesses import Witnesses
 
 _LOG = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from starai.protocol.identity import Identity, KeyKind
 from starai.protocol.payouts import sign_payout
 from starai.protocol.records import TaskRecord, leaf_hash, set_root
 from starai.protocol.registry import Confirm, Side, part_of
-from starai.registry.blocks import close_block
-from starai.registry.money import Owed, apply_event, capture
+from starai.registry.log.blocks import close_block
+from starai.registry.money.books import Owed, apply_event, capture
 from starai.registry.schema import bind_network
 from starai.registry.storage.base import Connection
 

@@ -8,7 +8,7 @@ from starai.ledger.accounts import Account, Kind, available
 from starai.ledger.events import Captured, Deposited, HoldPlaced, Matured, Slashed, Staked, event_id
 from starai.protocol.records import TaskRecord
 from starai.protocol.tasks import TokenPrice
-from starai.registry.money import apply_event
+from starai.registry.money.books import apply_event
 from starai.registry.schema import bind_network
 from starai.registry.storage import Connection
 from starai.testing.records import BLOCK_MS, NETWORK, START_MS

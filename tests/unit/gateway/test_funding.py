@@ -17,9 +17,9 @@ from starai.protocol.api_keys import hash_api_key
 from starai.protocol.frames import encode
 from starai.protocol.registry import AllotmentRequest, PricesRequest
 from starai.protocol.subjects import Role, registry as asks
-from starai.registry.allotments import GRACE_MS, LIFETIME_MS, SETTLE_MS
-from starai.registry.money import verify_books
-from starai.registry.shelf import StoredShelf
+from starai.registry.money.allotments import GRACE_MS, LIFETIME_MS, SETTLE_MS
+from starai.registry.money.books import verify_books
+from starai.registry.money.shelf import StoredShelf
 from starai.testing.parties import Parties
 from starai.testing.registries import running_registry
 from starai.wire.memory import Faults, MemoryNetwork

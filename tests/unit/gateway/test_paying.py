@@ -19,7 +19,7 @@ from starai.gateway.pricing import PriceBook
 from starai.ledger.accounts import available, held
 from starai.protocol.api_keys import hash_api_key
 from starai.protocol.subjects import Role
-from starai.registry.shelf import StoredShelf
+from starai.registry.money.shelf import StoredShelf
 from starai.testing.gateways import MOCK_GATEWAY
 from starai.testing.parties import Parties
 from starai.testing.registries import running_registry

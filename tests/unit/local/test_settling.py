@@ -10,7 +10,7 @@ import pytest
 
 from starai.core.errors import ConfigurationRefused, NotFound
 from starai.local.settling import AskedSettlement, claims_of, from_hex, in_a_thread, read_key
-from starai.registry.settling import SettlementCall, call
+from starai.registry.days.settling import SettlementCall, call
 from starai.registry.storage import open_store
 from starai.settlement.leaves import Leaf, LeafKind, Placed, leaf_file, leaves_of, tree_of
 from starai.settlement.manifest import Manifest

@@ -11,11 +11,11 @@ from starai.ledger.accounts import available, held
 from starai.ledger.events import Captured
 from starai.protocol.identity import Identity
 from starai.protocol.registry import AllotmentRequest, Shortage, SpentAllotment
-from starai.registry.allotments import GRACE_MS, LIFETIME_MS, SETTLE_MS, SHARE, expire, grant
-from starai.registry.customers import Customers
 from starai.registry.keys import Keys
-from starai.registry.money import apply_event, verify_books
-from starai.registry.shelf import StoredShelf
+from starai.registry.money.allotments import GRACE_MS, LIFETIME_MS, SETTLE_MS, SHARE, expire, grant
+from starai.registry.money.books import apply_event, verify_books
+from starai.registry.money.customers import Customers
+from starai.registry.money.shelf import StoredShelf
 from starai.registry.storage import open_store
 
 pytestmark = pytest.mark.anyio

@@ -24,10 +24,10 @@ from starai.protocol.identity import Identity
 from starai.protocol.records import TaskRecord
 from starai.protocol.registry import RECORDS_WANTED, Confirm, Side
 from starai.protocol.subjects import Role
-from starai.registry.confirmations import Confirmations, check_confirm
 from starai.registry.integrity import check_integrity
-from starai.registry.money import verify_books
+from starai.registry.money.books import verify_books
 from starai.registry.parties import Parties
+from starai.registry.reconciling.confirmations import Confirmations, check_confirm
 from starai.registry.storage import Store, open_store
 from starai.testing.money import CUSTOMER, DEPOSIT, NODE_BPS, balances, open_books, priced
 from starai.testing.records import (

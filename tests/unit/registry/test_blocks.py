@@ -18,10 +18,10 @@ from starai.ledger.merkle_log import EMPTY_ROOT, tree_root
 from starai.protocol.identity import Identity, KeyKind, verify
 from starai.protocol.log import log_origin
 from starai.protocol.records import leaf_hash
-from starai.registry import proofs
-from starai.registry.blocks import BlockTerms, Closer, close_block, last_block
-from starai.registry.chain_integrity import ChainCheck
-from starai.registry.money import apply_event, books_hash
+from starai.registry.log import proofs
+from starai.registry.log.blocks import BlockTerms, Closer, close_block, last_block
+from starai.registry.log.integrity import ChainCheck
+from starai.registry.money.books import apply_event, books_hash
 from starai.registry.storage import Connection, Store, open_store
 from starai.testing.records import NETWORK, START_MS, record
 

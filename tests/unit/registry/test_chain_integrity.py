@@ -12,9 +12,9 @@ from starai.ledger.checkpoints import Note, cosign
 from starai.protocol.identity import Identity, KeyKind
 from starai.protocol.log import witness_name
 from starai.protocol.subjects import Role
-from starai.registry.chain_integrity import ChainCheck
+from starai.registry.log.integrity import ChainCheck
+from starai.registry.log.witnesses import note_of
 from starai.registry.storage.sqlite import SqliteSession, connect, migrate
-from starai.registry.witnesses import note_of
 from starai.testing.records import NETWORK, NODES
 
 OTHER = Identity.create(SeededRandomness(12), KeyKind.ACCOUNT)

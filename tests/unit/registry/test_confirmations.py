@@ -22,13 +22,13 @@ from starai.ledger.reconciling import Standing
 from starai.protocol.frames import decode, encode
 from starai.protocol.registry import RECORDS_WANTED, Acknowledged, Confirm, Side
 from starai.protocol.subjects import Role
-from starai.registry.confirmations import Confirmations, check_confirm
 from starai.registry.integrity import check_integrity
-from starai.registry.money import verify_books
+from starai.registry.money.books import verify_books
 from starai.registry.parties import Parties
+from starai.registry.reconciling.confirmations import Confirmations, check_confirm
+from starai.registry.reconciling.tasks import Outcome, apply, apply_root
 from starai.registry.storage import Connection, Store, open_store
 from starai.registry.storage.sqlite import connect, migrate
-from starai.registry.tasks import Outcome, apply, apply_root
 from starai.testing.money import (
     CUSTOMER,
     DEPOSIT,

@@ -10,10 +10,10 @@ from starai.core.limits import FRAME_BYTES_MAX
 from starai.core.randomness import SeededRandomness
 from starai.ledger.events import Withdrawn
 from starai.protocol.frames import encode
-from starai.registry.customers import Customers
 from starai.registry.keys import Keys
-from starai.registry.money import apply_event, verify_books
-from starai.registry.prices import MODEL_BYTES_MAX, ROWS_MAX, PriceList
+from starai.registry.money.books import apply_event, verify_books
+from starai.registry.money.customers import Customers
+from starai.registry.money.prices import MODEL_BYTES_MAX, ROWS_MAX, PriceList
 from starai.registry.storage import open_store
 
 pytestmark = pytest.mark.anyio

@@ -13,9 +13,9 @@ import pytest
 from starai.core.errors import Conflict
 from starai.ledger.events import Corrected, Refunded, event_id
 from starai.protocol.identity import verify
-from starai.registry.building import build, keep
-from starai.registry.days import Closing, Days
-from starai.registry.epochs import (
+from starai.registry.days.building import build, keep
+from starai.registry.days.closing import Closing, Days
+from starai.registry.days.epochs import (
     DayTerms,
     EpochState,
     advance_state,
@@ -25,9 +25,9 @@ from starai.registry.epochs import (
     leaves_at,
     sums_at,
 )
-from starai.registry.export import export_all
-from starai.registry.maturing import due
-from starai.registry.money import apply_event
+from starai.registry.days.export import export_all
+from starai.registry.days.maturing import due
+from starai.registry.money.books import apply_event
 from starai.registry.storage import Store, open_store
 from starai.registry.storage.base import Connection
 from starai.settlement.leaves import LeafKind

@@ -17,12 +17,12 @@ from starai.protocol.identity import Identity
 from starai.protocol.records import TaskRecord
 from starai.protocol.registry import Confirm, Side
 from starai.protocol.subjects import Role
-from starai.registry.confirmations import Confirmations
-from starai.registry.dispute_queries import DisputeQueries
-from starai.registry.disputes import Disputes
 from starai.registry.integrity import check_integrity
-from starai.registry.money import verify_books
+from starai.registry.money.books import verify_books
 from starai.registry.parties import Parties
+from starai.registry.reconciling.confirmations import Confirmations
+from starai.registry.reconciling.disputes import Disputes
+from starai.registry.reconciling.queries import DisputeQueries
 from starai.registry.storage import Store, open_store
 from starai.testing.money import (
     CUSTOMER,

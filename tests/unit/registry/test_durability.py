@@ -27,9 +27,9 @@ from starai.core.errors import StoreFailed
 from starai.core.randomness import SeededRandomness
 from starai.protocol.registry import Confirm, Side
 from starai.protocol.subjects import Role
-from starai.registry.confirmations import Confirmations
 from starai.registry.integrity import Integrity, check_integrity
 from starai.registry.parties import Parties
+from starai.registry.reconciling.confirmations import Confirmations
 from starai.registry.schema import bind_network
 from starai.registry.storage import Connection, Store, open_store
 from starai.testing.records import BLOCK_MS, DISTRIBUTOR, NETWORK, NODES, confirm, record

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from starai.core.errors import StoreFailed
-from starai.registry.beancount import beancount
-from starai.registry.export import export_all
+from starai.registry.days.beancount import beancount
+from starai.registry.days.export import export_all
 from starai.registry.storage.base import Connection
 from starai.registry.storage.sqlite import connect, migrate
 from starai.testing.closing import ACCOUNT, FIRST_DAY_MS, PaidNetwork

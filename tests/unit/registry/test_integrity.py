@@ -11,12 +11,12 @@ import pytest
 from starai.ledger.reconciling import Standing
 from starai.protocol.records import leaf_hash
 from starai.protocol.registry import Side
-from starai.registry.confirmations import check_confirm
-from starai.registry.disputes import rejudge_old
 from starai.registry.integrity import PROBLEMS_MAX, check_integrity
+from starai.registry.reconciling.confirmations import check_confirm
+from starai.registry.reconciling.disputes import rejudge_old
+from starai.registry.reconciling.tasks import apply
 from starai.registry.schema import bind_network
 from starai.registry.storage.sqlite import SqliteSession, migrate
-from starai.registry.tasks import apply
 from starai.testing.records import (
     BLOCK_MS,
     DISTRIBUTOR,

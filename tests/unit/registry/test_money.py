@@ -14,7 +14,7 @@ from starai.ledger import Deposited, HoldPlaced, HoldReleased, state
 from starai.ledger.accounts import FEE, MONEY_MAX, POOL, available, held, pending
 from starai.ledger.prices import PRICE_NANO_MAX
 from starai.protocol.records import leaf_hash, set_root
-from starai.registry.money import (
+from starai.registry.money.books import (
     Owed,
     apply_event,
     books_hash,
@@ -22,7 +22,7 @@ from starai.registry.money import (
     total_debits,
     verify_books,
 )
-from starai.registry.shelf import StoredShelf
+from starai.registry.money.shelf import StoredShelf
 from starai.registry.storage.sqlite import SqliteSession, connect, migrate
 
 NODE = b"n" * 32

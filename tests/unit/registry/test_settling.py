@@ -12,9 +12,9 @@ import pytest
 from starai.core.errors import Conflict, InvalidRequest
 from starai.ledger.accounts import Account, available, held, payable
 from starai.ledger.events import Captured, Matured, event_id
-from starai.registry.money import apply_event, verify_books
-from starai.registry.settling import Settlement, SettlementCall, call
-from starai.registry.shelf import StoredShelf
+from starai.registry.days.settling import Settlement, SettlementCall, call
+from starai.registry.money.books import apply_event, verify_books
+from starai.registry.money.shelf import StoredShelf
 from starai.registry.storage import Connection, open_store
 from starai.settlement.leaves import LeafKind
 from starai.settlement.manifest import Manifest

@@ -21,10 +21,10 @@ from starai.protocol.identity import Identity
 from starai.protocol.log import ConsistencyProof, TaskProof, Witnessed, Witnessing, witness_name
 from starai.protocol.registry import Acknowledged, Query, Report
 from starai.protocol.subjects import Role, registry
-from starai.registry.blocks import BlockTerms
+from starai.registry.log.blocks import BlockTerms
+from starai.registry.log.witnesses import NOT_NEEDED_MS, SILENT_BLOCKS, WITNESSES_A_SIDE
 from starai.registry.service import Registry, RegistryConfig
 from starai.registry.storage import Store, open_store
-from starai.registry.witnesses import NOT_NEEDED_MS, SILENT_BLOCKS, WITNESSES_A_SIDE
 from starai.testing.records import BLOCK_MS, NETWORK, NODES, STRANGER, record
 from starai.wire.memory import MemoryNetwork
 

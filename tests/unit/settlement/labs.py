@@ -17,7 +17,7 @@ import msgspec
 import pytest
 from web3 import HTTPProvider, Web3
 
-from starai.registry.settling import Settlement
+from starai.registry.days.settling import Settlement
 from starai.registry.storage.sqlite import connect, migrate
 from starai.settlement.contract import Artefact
 from starai.settlement.leaves import Leaf, LeafKind, tree_of

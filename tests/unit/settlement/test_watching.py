@@ -19,8 +19,8 @@ from tests.unit.settlement.labs import (
 from starai.core.errors import Conflict
 from starai.ledger.accounts import Kind, available, held, payable
 from starai.ledger.events import Captured, Matured, event_id
-from starai.registry.money import apply_event, verify_books
-from starai.registry.shelf import StoredShelf
+from starai.registry.money.books import apply_event, verify_books
+from starai.registry.money.shelf import StoredShelf
 from starai.settlement.leaves import LeafKind
 from starai.settlement.rollup.ground import DELAY_S, address_of, checksummed
 from starai.settlement.watching import Watcher

@@ -12,17 +12,17 @@ import pytest
 
 from starai.ledger.books import Books
 from starai.ledger.events import Captured, Matured, event_id
-from starai.registry.building import build, keep
-from starai.registry.epochs import (
+from starai.registry.days.building import build, keep
+from starai.registry.days.epochs import (
     DayTerms,
     EpochState,
     advance_state,
     cut,
     get_epoch,
 )
-from starai.registry.export import export_all
-from starai.registry.maturing import due, mature
-from starai.registry.shelf import StoredShelf
+from starai.registry.days.export import export_all
+from starai.registry.days.maturing import due, mature
+from starai.registry.money.shelf import StoredShelf
 from starai.registry.storage.base import Connection
 from starai.registry.storage.sqlite import connect, migrate
 from starai.settlement.manifest import signed_bytes, with_signature

@@ -20,7 +20,7 @@ from starai.ledger.merkle_log import MerkleLog
 from starai.protocol.identity import PartyId, raw_public
 from starai.protocol.log import WITNESS_ROLES, Witnessed, Witnessing, log_origin, witness_name
 from starai.protocol.subjects import Role
-from starai.registry.blocks import BlockTerms, StoredTiles
+from starai.registry.log.blocks import BlockTerms, StoredTiles
 from starai.registry.parties import Parties
 from starai.registry.schema import rows
 from starai.registry.storage import Connection, Store

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from starai.core.errors import Conflict, NotFound
-from starai.registry.epochs import (
+from starai.registry.days.epochs import (
     DayTerms,
     Epoch,
     EpochState,

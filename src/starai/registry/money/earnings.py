@@ -13,8 +13,8 @@ from starai.ledger.accounts import payable, pending, stake
 from starai.ledger.prices import node_share
 from starai.ledger.reconciling import Standing
 from starai.protocol.identity import KeyKind, PartyId, public_nkey, raw_public
+from starai.registry.money.shelf import StoredShelf
 from starai.registry.schema import rows
-from starai.registry.shelf import StoredShelf
 from starai.registry.storage import Connection
 
 #: Nodes of one report.

@@ -10,9 +10,9 @@ from starai.core.errors import InvalidRequest
 from starai.protocol.identity import KeyKind, PartyId, public_nkey, raw_public
 from starai.protocol.registry import Side
 from starai.protocol.subjects import Role
-from starai.registry.disputes import Case, Disputes
-from starai.registry.money_queries import Question
+from starai.registry.money.queries import Question
 from starai.registry.parties import Parties
+from starai.registry.reconciling.disputes import Case, Disputes
 from starai.registry.schema import INTEGER_MAX, integer
 
 _OPERATOR: Final = (Role.OPERATOR,)

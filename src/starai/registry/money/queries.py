@@ -16,10 +16,10 @@ from starai.core.errors import Conflict, InvalidRequest, MalformedFrame, PartyRe
 from starai.protocol.identity import PartyId, party_id, raw_public
 from starai.protocol.payouts import check_payout, parse_address
 from starai.protocol.subjects import Role
-from starai.registry import earnings
-from starai.registry.customers import Balance, Customers
+from starai.registry.money import earnings
+from starai.registry.money.customers import Balance, Customers
+from starai.registry.money.prices import NODE_SHARE_BPS, PriceList
 from starai.registry.parties import Parties
-from starai.registry.prices import NODE_SHARE_BPS, PriceList
 from starai.registry.schema import rows
 from starai.registry.storage import Connection, Store
 

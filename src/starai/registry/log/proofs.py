@@ -12,10 +12,10 @@ from starai.ledger.checkpoints import with_cosignatures
 from starai.ledger.merkle_log import MerkleLog
 from starai.ledger.reconciling import Standing
 from starai.protocol.log import ConsistencyProof, ProvenRecord, TaskProof
-from starai.registry.blocks import StoredTiles, last_block
+from starai.registry.log.blocks import StoredTiles, last_block
+from starai.registry.log.witnesses import cosignatures, newest_checkpoint, note_of
 from starai.registry.schema import integer, rows
 from starai.registry.storage import Connection
-from starai.registry.witnesses import cosignatures, newest_checkpoint, note_of
 
 
 def checkpoint(connection: Connection, *, size: int | None = None) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 All that was said is read from the database and judged by `starai.ledger.reconciling`, so what is
 paid in the end does not depend on the order in which it came. Each record that is not agreed gets
-a case in table `dispute`, which time or a person decides (`starai.registry.disputes`).
+a case in table `dispute`, which time or a person decides (`starai.registry.reconciling.disputes`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from starai.ledger.outcomes import DEADLINE_MS, Verdict
 from starai.ledger.prices import node_share
 from starai.ledger.reconciling import WAITING, Claim, Standing, due, judge
 from starai.protocol.records import TaskRecord
-from starai.registry.money import Owed, apply_event, capture
+from starai.registry.money.books import Owed, apply_event, capture
+from starai.registry.money.shelf import StoredShelf
 from starai.registry.schema import rows
-from starai.registry.shelf import StoredShelf
 from starai.registry.storage import Connection
 
 _LOG = logging.getLogger(__name__)

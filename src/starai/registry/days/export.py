@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from starai.core.errors import NotFound, StoreFailed
-from starai.registry.beancount import beancount
-from starai.registry.blocks import transfers_after
-from starai.registry.building import addresses_of
-from starai.registry.epochs import Epoch, epochs, sums_at
+from starai.registry.days.beancount import beancount
+from starai.registry.days.building import addresses_of
+from starai.registry.days.epochs import Epoch, epochs, sums_at
+from starai.registry.log.blocks import transfers_after
 from starai.registry.schema import rows
 from starai.registry.storage.base import Connection
 from starai.settlement.leaves import LeafKind, Owner, Placed, leaf_file

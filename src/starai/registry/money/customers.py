@@ -18,9 +18,9 @@ from starai.ledger.accounts import MONEY_MAX, available, customer_owner, held, n
 from starai.ledger.events import Deposited, Withdrawn, event_id
 from starai.protocol.registry import FundsChanged
 from starai.registry.admission import check_label
-from starai.registry.money import apply_event
+from starai.registry.money.books import apply_event
+from starai.registry.money.shelf import StoredShelf
 from starai.registry.schema import rows
-from starai.registry.shelf import StoredShelf
 from starai.registry.storage import Connection, Store
 
 #: Customers of one report.

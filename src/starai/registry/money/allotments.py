@@ -31,10 +31,10 @@ from starai.protocol.registry import (
     SpentAllotment,
 )
 from starai.protocol.subjects import Role
-from starai.registry.money import apply_event
+from starai.registry.money.books import apply_event
+from starai.registry.money.shelf import StoredShelf
 from starai.registry.parties import Parties
 from starai.registry.schema import rows
-from starai.registry.shelf import StoredShelf
 from starai.registry.storage import Connection, Store
 
 _LOG = logging.getLogger(__name__)

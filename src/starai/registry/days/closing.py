@@ -25,8 +25,8 @@ from starai.core.clock import Clock
 from starai.core.errors import InternalFault, StarAIError, StoreFailed
 from starai.core.logging import event
 from starai.protocol.identity import Identity
-from starai.registry.building import build, keep
-from starai.registry.epochs import (
+from starai.registry.days.building import build, keep
+from starai.registry.days.epochs import (
     UNFINISHED,
     DayTerms,
     Epoch,
@@ -36,8 +36,8 @@ from starai.registry.epochs import (
     cut_again,
     get_epoch,
 )
-from starai.registry.export import export_all
-from starai.registry.maturing import MATURED_AT_ONCE, due, mature
+from starai.registry.days.export import export_all
+from starai.registry.days.maturing import MATURED_AT_ONCE, due, mature
 from starai.registry.storage.base import Connection, Store
 from starai.settlement.leaves import NANO_PER_UNIT
 from starai.settlement.manifest import FIRST_HEAD, Manifest, signed_bytes, with_signature

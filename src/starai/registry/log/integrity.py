@@ -23,7 +23,7 @@ from starai.ledger.state import add, state_hash
 from starai.ledger.transfers import ID_BYTES, Transfer
 from starai.protocol.identity import KeyKind, public_nkey, raw_public, verify
 from starai.protocol.log import log_origin, witness_of
-from starai.registry.blocks import BEFORE_ALL, transfers_after, transfers_root
+from starai.registry.log.blocks import BEFORE_ALL, transfers_after, transfers_root
 from starai.registry.schema import rows
 from starai.registry.storage import Connection
 

@@ -31,8 +31,8 @@ from starai.ledger.replaying import Replay
 from starai.ledger.shelves import Hold
 from starai.ledger.transfers import ID_BYTES, Code, Transfer
 from starai.protocol.records import set_root
+from starai.registry.money.shelf import StoredShelf, rows_in
 from starai.registry.schema import rows
-from starai.registry.shelf import StoredShelf, rows_in
 from starai.registry.storage import Connection
 
 #: Problems listed before giving up: a few already say that the books are wrong.

@@ -13,8 +13,8 @@ from typing import Final
 from starai.core.errors import BalanceTooLow, Conflict
 from starai.ledger.books import Books
 from starai.ledger.events import Matured, event_id
+from starai.registry.money.shelf import StoredShelf
 from starai.registry.schema import rows
-from starai.registry.shelf import StoredShelf
 from starai.registry.storage.base import Connection
 
 #: Events in one write: some tens of milliseconds in which nothing else is written.

@@ -24,10 +24,10 @@ from starai.ledger.events import (
     Withdrawn,
     event_id,
 )
-from starai.registry.epochs import Epoch, EpochState, get_epoch
-from starai.registry.money import apply_event
+from starai.registry.days.epochs import Epoch, EpochState, get_epoch
+from starai.registry.money.books import apply_event
+from starai.registry.money.shelf import StoredShelf
 from starai.registry.schema import INTEGER_MAX, rows
-from starai.registry.shelf import StoredShelf
 from starai.registry.storage import Connection
 from starai.settlement.leaves import NANO_PER_UNIT, LeafKind
 from starai.settlement.rollup.base import Fee, Happening, Post, Signed, What

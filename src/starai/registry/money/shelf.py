@@ -1,6 +1,6 @@
 """The books' rows: how accounts, holds and transfers are read from the database and written to it.
 
-Knows nothing of what moves money; `starai.registry.money` applies events through it.
+Knows nothing of what moves money; `starai.registry.money.books` applies events through it.
 """
 
 from __future__ import annotations

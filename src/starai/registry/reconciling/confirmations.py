@@ -1,7 +1,7 @@
 """Confirmations as they arrive: who may say what, and whether it holds by itself.
 
 `check_confirm` needs no database and no clock; `Confirmations` adds who sent it, and answers once
-`starai.registry.tasks` has kept it durably.
+`starai.registry.reconciling.tasks` has kept it durably.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from starai.protocol.records import RECORD_BYTES, TaskRecord, leaf_hash, set_roo
 from starai.protocol.registry import RECORDS_WANTED, Acknowledged, Confirm, Side
 from starai.protocol.subjects import Role
 from starai.registry.parties import Parties
+from starai.registry.reconciling.tasks import CheckedRecord, Outcome, apply, apply_root
 from starai.registry.schema import INTEGER_MAX
 from starai.registry.storage import Store
-from starai.registry.tasks import CheckedRecord, Outcome, apply, apply_root
 
 #: A SHA-256.
 ROOT_BYTES: Final = 32

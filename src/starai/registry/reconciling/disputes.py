@@ -2,7 +2,8 @@
 
 `Disputes.run` opens a case for each record that has waited too long for its other side, and gives
 each case whose deadline has passed the outcome that `starai.ledger.outcomes` says. Contested
-records have their cases from the moment that they are contested (`starai.registry.contests`).
+records have their cases from the moment that they are contested (see
+`starai.registry.reconciling.contests`).
 """
 
 from __future__ import annotations
@@ -29,10 +30,17 @@ from starai.ledger.reconciling import Standing
 from starai.protocol.identity import KeyKind, public_nkey
 from starai.protocol.records import set_root
 from starai.protocol.registry import Side
-from starai.registry.contests import ClaimRow, claims_of, open_case, pay_row, rejudge, take_back
-from starai.registry.money import apply_event
+from starai.registry.money.books import apply_event
+from starai.registry.money.shelf import StoredShelf
+from starai.registry.reconciling.contests import (
+    ClaimRow,
+    claims_of,
+    open_case,
+    pay_row,
+    rejudge,
+    take_back,
+)
 from starai.registry.schema import rows
-from starai.registry.shelf import StoredShelf
 from starai.registry.storage import Connection, Store
 
 _LOG = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from typing import Final
 
 from starai.ledger.accounts import NANO_PER_USD, Account, Kind
 from starai.ledger.transfers import Transfer
-from starai.registry.blocks import transfers_after
+from starai.registry.log.blocks import transfers_after
 from starai.registry.storage.base import Connection
 
 #: What beancount calls each kind. The pool is an asset: the money outside that backs the rest.

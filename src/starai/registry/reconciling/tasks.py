@@ -2,8 +2,8 @@
 
 The usual way is short: the distributor's records are new, the node then says the same or only
 their root, and all of them match and are paid at once. Whatever else happens to an attempt, all
-that was said of it is read again and judged by `starai.registry.contests`. Knows nothing of who
-may confirm what (`starai.registry.confirmations`), nor of deadlines (`starai.registry.disputes`).
+that was said of it is read again and judged by `contests.py` beside this. Knows nothing of who may
+confirm what (`confirmations.py`), nor of deadlines (`disputes.py`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from starai.ledger.reconciling import WAITING, Standing
 from starai.protocol.identity import raw_public
 from starai.protocol.records import TaskRecord
 from starai.protocol.registry import Confirm, Side
-from starai.registry.contests import close_cases, open_case, owed_for, pay, rejudge
-from starai.registry.money import Owed
+from starai.registry.money.books import Owed
+from starai.registry.reconciling.contests import close_cases, open_case, owed_for, pay, rejudge
 from starai.registry.schema import rows
 from starai.registry.storage import Connection
 

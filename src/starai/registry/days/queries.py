@@ -9,9 +9,9 @@ import msgspec
 from starai.core.errors import ConfigurationRefused
 from starai.protocol.identity import PartyId
 from starai.protocol.subjects import Role
-from starai.registry.days import Days
-from starai.registry.epochs import Epoch, EpochState, last_epoch
-from starai.registry.money_queries import Question
+from starai.registry.days.closing import Days
+from starai.registry.days.epochs import Epoch, EpochState, last_epoch
+from starai.registry.money.queries import Question
 from starai.registry.storage import Store
 
 _OPERATOR: Final = (Role.OPERATOR,)

@@ -25,9 +25,9 @@ from starai.ledger.transfers import Transfer
 from starai.protocol.identity import Identity
 from starai.protocol.log import log_origin
 from starai.protocol.records import leaf_hash
-from starai.registry.money import books_hash
+from starai.registry.money.books import books_hash
+from starai.registry.money.shelf import StoredShelf
 from starai.registry.schema import rows
-from starai.registry.shelf import StoredShelf
 from starai.registry.storage import Connection, Store
 
 _LOG = logging.getLogger(__name__)

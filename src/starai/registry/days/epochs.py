@@ -1,8 +1,8 @@
 """The rows of closed days: where each was cut, what it came to, and how far it got.
 
 Everything is a function of a connection. A day is an epoch: the blocks after the last one's, up to
-a height that is chosen once and written down first. `starai.registry.building` says what it comes
-to. Knows nothing of files, processes or chains.
+a height that is chosen once and written down first. `starai.registry.days.building` says what
+it comes to. Knows nothing of files, processes or chains.
 """
 
 from __future__ import annotations

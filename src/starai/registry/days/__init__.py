@@ -1,0 +1,1 @@
+"""Days: cut, built, checked, exported, and kept until they are settled."""

@@ -1,0 +1,1 @@
+"""The log that nobody can rewrite unseen: blocks, proofs, witnesses."""

@@ -1,0 +1,1 @@
+"""What both sides of a task say, whether it agrees, and what follows when it does not."""
