@@ -196,19 +196,19 @@ class Work:
         for frame in frames(path):
             if len(frame) != _PAID.size:
                 raise Unreadable("paid.bin has something that is no payment")
-            event_id, number, is_decided = _PAID.unpack(frame)
+            event_id, number, has_case = _PAID.unpack(frame)
             record = self._open.pop(number, None)
             if record is None:
                 self._findings.complain(f"record {number} is paid twice, or is not in the log")
                 continue
-            self._pay(event_id, number, record, bool(is_decided))
+            self._pay(event_id, number, record, bool(has_case))
 
-    def _pay(self, event_id: bytes, number: int, record: Record, is_decided: bool) -> None:
+    def _pay(self, event_id: bytes, number: int, record: Record, has_case: bool) -> None:
         sides = self._sides.pop(record.leaf, 0)
         self._between.pop(record.leaf, None)
         if sides != _BOTH:
-            self._findings.count("records paid by decision, on one side's word")
-            if not (is_decided and sides):
+            self._findings.count("records paid by a case, on one side's word")
+            if not (has_case and sides):
                 self._findings.complain(f"record {number} is paid, and not both sides signed it")
         price = self._prices.get(record.price_id)
         if price is None:

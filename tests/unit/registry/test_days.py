@@ -345,6 +345,48 @@ async def test_a_row_edited_by_hand_stops_the_day(world: World) -> None:
 
 
 @pytest.mark.anyio
+async def test_what_a_failed_check_left_is_written_anew(world: World) -> None:
+    """A folder that an earlier try left is not what the next one has checked."""
+    await world.work_at(FIRST_DAY_MS)
+    world.clock.ms = FIRST_DAY_MS + DAY_MS
+    await world.do(lambda connection: cut(connection, world.clock.ms))
+    await world.do(
+        lambda connection: keep(connection, build(connection, get_epoch(connection, 1), TERMS))
+    )
+    await world.store.read(lambda c: export_all(c, world.exports, ACCOUNT.raw))
+    (world.exports / "day-000001" / "paid.bin").write_bytes(b"")
+    closing = await world.days.close()
+    assert closing.stopped == ""
+
+
+@pytest.mark.anyio
+async def test_an_address_bound_late_for_an_earlier_time_is_the_next_days(world: World) -> None:
+    """Once a day is built, no binding changes where its money goes, whatever time it says."""
+    await world.work_at(FIRST_DAY_MS)
+    world.clock.ms = FIRST_DAY_MS + 8 * HOUR_MS
+    await world.days.mature()
+    await world.work_at(FIRST_DAY_MS + 9 * HOUR_MS)
+    world.clock.ms = FIRST_DAY_MS + DAY_MS
+    await world.do(lambda connection: cut(connection, world.clock.ms))
+    await world.do(
+        lambda connection: keep(connection, build(connection, get_epoch(connection, 1), TERMS))
+    )
+    early_ms = FIRST_DAY_MS + 5 * HOUR_MS
+    for number in (0, 3):  # one that had an address, and one that had none
+        await world.do(lambda c, who=number: _bind(world, c, who, early_ms))
+    closing = await world.days.close()
+    assert closing.stopped == ""
+    assert closing.epoch is not None
+    assert closing.epoch.parsed().unplaced_nano > 0
+    await world.work_at(FIRST_DAY_MS + DAY_MS + HOUR_MS)
+    world.clock.ms = FIRST_DAY_MS + 2 * DAY_MS
+    second = await world.days.close()
+    assert second.stopped == ""
+    assert second.epoch is not None
+    assert second.epoch.parsed().unplaced_nano == 0
+
+
+@pytest.mark.anyio
 async def test_too_much_growth_waits_for_a_person(world: World) -> None:
     """A day that grew beyond what is usual stays built until somebody accepts it."""
     careful = DayTerms(network=NETWORK, maturity_ms=MATURITY_MS, growth_nano=10_000)

@@ -17,7 +17,10 @@ from starai.protocol.identity import Identity
 from starai.protocol.records import TaskRecord
 from starai.protocol.registry import Confirm, Side
 from starai.protocol.subjects import Role
+from starai.registry.days.closing import Days
+from starai.registry.days.epochs import DayTerms, EpochState
 from starai.registry.integrity import check_integrity
+from starai.registry.log.blocks import close_block
 from starai.registry.money.books import verify_books
 from starai.registry.parties import Parties
 from starai.registry.reconciling.confirmations import Confirmations
@@ -339,3 +342,20 @@ async def test_a_node_sees_and_opens_its_own_cases_only(scene: Scene) -> None:
         await ask(NODE, "dispute", task_id="task")
     opened = await ask(NODES[1], "dispute", task_id=record(2).task_id.hex())
     assert [case["state"] for case in opened["disputes"]] == ["open"]
+
+
+async def test_a_contradicted_count_stops_no_day(scene: Scene, tmp_path: Path) -> None:
+    """What is paid by the lower of two counts has a case and no verdict yet: the day closes."""
+    longer = priced(msgspec.structs.replace(TASK, answer_tokens=TASK.answer_tokens + 1))
+    await scene.says(Side.DISTRIBUTOR, TASK)
+    await scene.says(Side.NODE, longer)
+
+    async def block() -> None:
+        now_ms = scene.clock.now_ms()
+        await scene.store.write(lambda c: close_block(c, NETWORK, NODE, now_ms))
+
+    days = Days(scene.store, NODE, DayTerms(network=NETWORK), scene.clock, tmp_path, block)
+    closing = await days.close(at_once=True)
+    assert closing.stopped == ""
+    assert closing.epoch is not None
+    assert closing.epoch.state is EpochState.SIGNED

@@ -165,9 +165,12 @@ def _flows(
 def addresses_of(connection: Connection, epoch: Epoch, at_ms: int) -> dict[Owner, bytes]:
     """Where owners wanted their money at ``at_ms``, the end of an epoch.
 
-    A customer may have changed its address since; what counts is where its money went when the
-    day was built.
+    Once the day is built, what counts is where its money went then: a customer may have changed
+    its address since, and a node may have named one with an earlier time.
     """
+    if epoch.manifest:
+        placed = changed_at(connection, epoch.epoch)
+        return {Owner(at.kind, at.key): at.address for at in placed if at.address}
     found = {
         Owner(LeafKind.EARNED, node): address
         for node, address in rows(
@@ -176,10 +179,6 @@ def addresses_of(connection: Connection, epoch: Epoch, at_ms: int) -> dict[Owner
             at_ms,
         )
     }
-    if epoch.manifest:
-        placed = (at for at in changed_at(connection, epoch.epoch) if at.kind is LeafKind.SPENT)
-        found.update((Owner(at.kind, at.key), at.address) for at in placed if at.address)
-        return found
     customers = rows(connection, "SELECT id, address FROM customer WHERE address IS NOT NULL")
     for number, address in customers:
         found[Owner(LeafKind.SPENT, number.to_bytes(8, "big"))] = address

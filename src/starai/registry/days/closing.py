@@ -36,7 +36,7 @@ from starai.registry.days.epochs import (
     cut_again,
     get_epoch,
 )
-from starai.registry.days.export import export_all
+from starai.registry.days.export import export_all, forget_days
 from starai.registry.days.maturing import MATURED_AT_ONCE, due, mature
 from starai.registry.storage.base import Connection, Store
 from starai.settlement.leaves import NANO_PER_UNIT
@@ -173,6 +173,8 @@ class Days:
     async def _check(self, epoch: Epoch, accept: bool) -> str:
         """Have the day checked, and look at its growth; what stops it, or nothing."""
         key = self._account.raw
+        # What an earlier try left may be of before a correction: nobody was given it.
+        await anyio.to_thread.run_sync(forget_days, self._exports, epoch.epoch)
         await self._store.read(lambda connection: export_all(connection, self._exports, key))
         head = epoch.parsed().head().hex()
         stopped = await _verified(self._exports, head)

@@ -50,6 +50,13 @@ def day_folder(folder: Path, number: int) -> Path:
     return folder / f"day-{number:06d}"
 
 
+def forget_days(folder: Path, first: int) -> None:
+    """Remove the folders of days from number ``first`` on: days that are not signed, or no more."""
+    for known in folder.glob("day-*"):
+        if known.name >= day_folder(folder, first).name:
+            shutil.rmtree(known, ignore_errors=True)
+
+
 def export_all(
     connection: Connection, folder: Path, account_key: bytes, *, with_beancount: bool = False
 ) -> list[Path]:
@@ -122,7 +129,7 @@ def export_day(
         with _fresh(target) as making:
             _tables(connection, span, making.path)
             addresses = addresses_of(connection, epoch, span.closed_ms)
-            _addresses_file(connection, making.path, addresses, span.closed_ms)
+            _addresses_file(connection, making.path, addresses)
             _write(making.path / "leaves.txt", [leaf_file(sums).encode()])
             _write(making.path / "manifest.txt", [epoch.manifest.encode()])
     except OSError as error:
@@ -247,7 +254,7 @@ def _paid_file(connection: Connection, span: _Span, folder: Path) -> tuple[set[i
         for event_id, seq, payer, price_id, case in rows(
             connection,
             "SELECT task.event_id, seq, cust, price_id, dispute.id FROM task"
-            " LEFT JOIN dispute ON task_seq = seq AND verdict IS NOT NULL"
+            " LEFT JOIN dispute ON task_seq = seq"
             " WHERE task.event_id IN (SELECT event_id FROM transfer WHERE seq > ? AND seq <= ?)"
             " ORDER BY seq",
             *span.transfers,
@@ -264,20 +271,23 @@ def _lines(table: Iterable[tuple[object, ...]]) -> Iterator[bytes]:
     return (" ".join(map(str, row)).encode() + b"\n" for row in table)
 
 
-def _addresses_file(
-    connection: Connection, folder: Path, addresses: dict[Owner, bytes], at_ms: int
-) -> None:
-    """Where money goes; a node's address with the node's signature under it."""
+def _addresses_file(connection: Connection, folder: Path, addresses: dict[Owner, bytes]) -> None:
+    """Where the day's money went; a node's address with the node's first signature under it.
+
+    A node's bindings come in the order of their times, so no later one takes the first's place.
+    """
     bound = {
-        (LeafKind.EARNED, node): (bound_ms, sig.hex())
-        for node, bound_ms, sig in rows(
-            connection,
-            "SELECT node, bound_ms, sig FROM payout WHERE bound_ms <= ? ORDER BY node, bound_ms",
-            at_ms,
+        (Owner(LeafKind.EARNED, node), address): (bound_ms, sig.hex())
+        for node, address, bound_ms, sig in rows(
+            connection, "SELECT node, address, bound_ms, sig FROM payout ORDER BY bound_ms DESC"
         )
     }
     lines = (
-        (owner[0].name.lower(), owner[1].hex(), address.hex(), *bound.get(owner, (0, "-")))
+        (*_named(owner, address), *bound.get((owner, address), (0, "-")))
         for owner, address in sorted(addresses.items())
     )
     _write(folder / "addresses.txt", _lines(lines))
+
+
+def _named(owner: Owner, address: bytes) -> tuple[str, str, str]:
+    return owner.kind.name.lower(), owner.key.hex(), address.hex()
