@@ -44,3 +44,6 @@ BEAT_INTERVAL_S: Final = 0.5
 PREKEY_LIFETIME_S: Final = 3600.0
 #: Records of one confirmation; larger blocks are confirmed in several parts.
 CONFIRM_RECORDS_MAX: Final = 2000
+#: Different records of one attempt by one party that the registry keeps: the second already
+#: contradicts the first, and all of them are judged together each time that one is added.
+ATTEMPT_RECORDS_MAX: Final = 8

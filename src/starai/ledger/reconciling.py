@@ -9,8 +9,9 @@ against those whose partner its speaker is. Knows nothing of signatures, storage
 from __future__ import annotations
 
 import enum
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from starai.protocol.records import Side, TaskRecord
 
@@ -46,6 +47,8 @@ class Standing(enum.IntEnum):
     BAD_SIG = 11
 
 
+_Speaker: TypeAlias = tuple[Side, bytes]
+
 #: Nobody contests these; time decides.
 WAITING: Final = (Standing.NODE_ONLY, Standing.DIST_ONLY)
 
@@ -68,7 +71,7 @@ class Claim(NamedTuple):
             return None
         return max(self.node_ms, self.dist_ms)
 
-    def words(self) -> list[tuple[tuple[Side, bytes], int]]:
+    def words(self) -> list[tuple[_Speaker, int]]:
         """Who said it, and when."""
         said = (
             ((Side.NODE, self.record.node), self.node_ms),
@@ -129,13 +132,21 @@ class _Case:
     """All that was said of one attempt."""
 
     def __init__(self, claims: Sequence[Claim], window_ms: int) -> None:
-        self._claims = claims
         self._window_ms = window_ms
         self._opened_ms: dict[bytes, int] = {}
+        self._naming: dict[bytes, list[Claim]] = defaultdict(list)
+        self._spoken: dict[_Speaker, list[Claim]] = defaultdict(list)
+        self._in_time_by: dict[_Speaker, list[Claim]] = defaultdict(list)
         for claim in claims:
             named = claim.record.distributor
+            self._naming[named].append(claim)
             for _, at_ms in claim.words():
                 self._opened_ms[named] = min(self._opened_ms.get(named, at_ms), at_ms)
+        for claim in claims:
+            for speaker, at_ms in claim.words():
+                self._spoken[speaker].append(claim)
+                if self._in_time(claim, at_ms):
+                    self._in_time_by[speaker].append(claim)
 
     def standing(self, claim: Claim) -> Standing:
         if claim.agreed_ms is not None:
@@ -163,7 +174,7 @@ class _Case:
         if side is Side.NODE:
             return Standing.NODE_ONLY
         named = claim.record.distributor
-        others = (one for one in self._claims if one.record.distributor == named)
+        others = self._naming[named]
         if any(one.node_ms is not None and self._in_time(one, one.node_ms) for one in others):
             return Standing.WRONG_NODE
         return Standing.DIST_ONLY
@@ -176,9 +187,9 @@ class _Case:
             return Standing.LATE
         apart_ms = [
             agreed_ms - other.agreed_ms
-            for other in self._claims
+            for speaker in speakers
+            for other in self._spoken[speaker]
             if other is not claim and other.agreed_ms is not None
-            if not speakers.isdisjoint(speaker for speaker, _ in other.words())
         ]
         if any(abs(apart) <= self._window_ms for apart in apart_ms):
             return Standing.DUP
@@ -187,14 +198,9 @@ class _Case:
     def _in_time(self, claim: Claim, at_ms: int) -> bool:
         return at_ms <= self._opened_ms[claim.record.distributor] + self._window_ms
 
-    def _said_by(self, speaker: tuple[Side, bytes]) -> list[Claim]:
+    def _said_by(self, speaker: _Speaker) -> Sequence[Claim]:
         """What a speaker said in time."""
-        return [
-            claim
-            for claim in self._claims
-            for said, at_ms in claim.words()
-            if said == speaker and self._in_time(claim, at_ms)
-        ]
+        return self._in_time_by.get(speaker, ())
 
 
 def due(claims: Sequence[Claim], standings: Iterable[Standing]) -> list[bool]:

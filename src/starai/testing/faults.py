@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import cycle
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
@@ -27,6 +27,9 @@ from starai.testing.records import (
 
 T = TypeVar("T")
 
+#: Who says what of whom in which slot, whether forged, and whether of attempts spoken of before.
+_Group: TypeAlias = tuple[Side, bytes, bytes, int, bool, bool]
+
 #: Tasks of one slot of one node.
 SLOT_TASKS = 1_000
 _FAULTS = tuple(standing for standing in Standing if standing is not Standing.MATCHED)
@@ -45,21 +48,25 @@ class _Words:
     """Records to be confirmed, by who says them about whom in which slot, and whether well."""
 
     def __init__(self) -> None:
-        self.groups: dict[tuple[Side, bytes, bytes, int, bool], list[TaskRecord]] = defaultdict(
-            list
-        )
+        self.groups: dict[_Group, list[TaskRecord]] = defaultdict(list)
         self.late: list[TaskRecord] = []
         self.expected: dict[bytes, Standing] = {}
 
     def says(
-        self, side: Side, one: TaskRecord, standing: Standing, *, forged: bool = False
+        self,
+        side: Side,
+        one: TaskRecord,
+        standing: Standing,
+        *,
+        forged: bool = False,
+        again: bool = False,
     ) -> None:
         self.expected[leaf_hash(one.canonical())] = standing
-        key = (side, one.node, one.distributor, one.block(BLOCK_MS), forged)
+        key = (side, one.node, one.distributor, one.block(BLOCK_MS), forged, again)
         self.groups[key].append(one)
 
     def confirms(self) -> Iterator[Confirm]:
-        for (side, node, distributor, _, forged), records in self.groups.items():
+        for (side, node, distributor, _, forged, _), records in self.groups.items():
             signer: Identity = _BY_PARTY[node if side is Side.NODE else distributor]
             yield confirm(side, records, STRANGER if forged else signer)
 
@@ -107,7 +114,7 @@ def _seed(words: _Words, one: TaskRecord, fault: Standing) -> None:
         case Standing.DUP:
             for side in Side:
                 words.says(side, one, Standing.MATCHED)
-            words.says(Side.NODE, swap(one, answer_hash=b"x" * 32), fault)
+            words.says(Side.NODE, swap(one, answer_hash=b"x" * 32), fault, again=True)
         case Standing.LATE:
             words.says(Side.DISTRIBUTOR, one, Standing.DIST_ONLY)
             late = swap(one, answer_hash=b"x" * 32)

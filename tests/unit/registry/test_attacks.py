@@ -11,11 +11,13 @@ from hypothesis import given, strategies as st
 from starai.core.clock import SystemClock
 from starai.core.errors import (
     ConfigurationRefused,
+    Conflict,
     MalformedFrame,
     PartyRefused,
     SealBroken,
     StarAIError,
 )
+from starai.core.limits import ATTEMPT_RECORDS_MAX
 from starai.core.randomness import SeededRandomness
 from starai.ledger.accounts import available, pending
 from starai.ledger.reconciling import Standing
@@ -151,6 +153,28 @@ async def test_a_distributor_pays_nobody_by_what_it_alone_says(scene: Scene) -> 
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("side", list(Side))
+async def test_a_flood_of_versions_of_one_attempt_is_refused(scene: Scene, side: Side) -> None:
+    """A few contradictions are kept, then no more: the truth still agrees, and others go on."""
+    lies = [
+        msgspec.structs.replace(TASK, answer_hash=number.to_bytes(32, "big"))
+        for number in range(ATTEMPT_RECORDS_MAX + 1)
+    ]
+    liar, partner = (NODE, DISTRIBUTOR) if side is Side.NODE else (DISTRIBUTOR, NODE)
+    for lie in lies[:-1]:
+        await scene.says(side, liar, lie)
+    for said in ([lies[-1]], [lies[-1], priced(record(2))]):
+        with pytest.raises(Conflict):
+            await scene.says(side, liar, *said)
+    assert await scene.states() == ["DUP"] * ATTEMPT_RECORDS_MAX
+    await scene.says(Side.NODE if side is Side.DISTRIBUTOR else Side.DISTRIBUTOR, partner, TASK)
+    await scene.says(side, liar, TASK)
+    await scene.says(side, liar, priced(record(2)))
+    assert (await scene.states())[-2:] == ["MATCHED", Standing(int(side)).name]
+    assert await scene.paid() == TASK.charge_nano_usd
+
+
+@pytest.mark.anyio
 async def test_one_attempt_given_to_two_nodes_is_paid_to_neither(scene: Scene) -> None:
     """An equivocating distributor is found out by its own signatures, whatever came first."""
     for node in (NODE, ACCOMPLICE):
@@ -223,6 +247,13 @@ async def test_a_root_alone_says_nothing_new(scene: Scene) -> None:
         answer, _ = await scene.confirmations.handle(lie.signer, lie)
         assert (answer.ok, answer.code) == (False, RECORDS_WANTED)
     assert await scene.states() == ["DIST_ONLY"]
+
+
+def test_a_confirmation_holds_an_attempt_once() -> None:
+    """Two versions of one attempt in one confirmation are no honest party's: nothing is kept."""
+    other = msgspec.structs.replace(TASK, answer_hash=b"x" * 32)
+    with pytest.raises(MalformedFrame, match="two records of one attempt"):
+        check_confirm(confirm(Side.NODE, [TASK, other], NODE), NETWORK, BLOCK_MS)
 
 
 _FIELDS = {

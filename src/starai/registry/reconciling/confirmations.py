@@ -33,7 +33,8 @@ def check_confirm(confirm: Confirm, network: str, block_ms: int) -> list[Checked
 
     Raises:
         ConfigurationRefused: it is for another network, or cut into blocks of another length.
-        MalformedFrame: a record is not canonical, foreign to it, out of range, or twice in it.
+        MalformedFrame: a record is not canonical, foreign to it or out of range, or an attempt is
+            twice in it.
         SealBroken: root or signature do not verify.
     """
     if confirm.network != network:
@@ -71,6 +72,8 @@ def _check_root(confirm: Confirm, leaves: set[bytes]) -> None:
 
 def _check_records(confirm: Confirm, records: list[TaskRecord], block_ms: int) -> None:
     node, distributor = raw_public(confirm.node), raw_public(confirm.distributor)
+    if len({(record.task_id, record.attempt) for record in records}) != len(records):
+        raise MalformedFrame("a confirmation holds two records of one attempt")
     for record in records:
         if record.node != node:
             raise MalformedFrame("a record is of another node than its confirmation")

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, TypeVar
 import msgspec
 
 from starai.core.errors import Conflict, InvalidRequest, MalformedFrame
+from starai.core.limits import ATTEMPT_RECORDS_MAX
 from starai.ledger.reconciling import WAITING, Standing
 from starai.protocol.identity import raw_public
 from starai.protocol.records import TaskRecord
@@ -43,6 +44,13 @@ _AGREE: Final = "UPDATE task SET sides = 3, state = 3, {column} = ? WHERE seq = 
 _AGREE_BY: Final = {
     Side.NODE: _AGREE.format(column="node_confirm"),
     Side.DISTRIBUTOR: _AGREE.format(column="dist_confirm"),
+}
+#: How many different records of an attempt a party has said.
+_COUNT_BY: Final = {
+    Side.NODE: "SELECT count(*) FROM task WHERE task_id = ? AND attempt = ? AND node = ?"
+    " AND node_confirm IS NOT NULL",
+    Side.DISTRIBUTOR: "SELECT count(*) FROM task WHERE task_id = ? AND attempt = ? AND dist = ?"
+    " AND dist_confirm IS NOT NULL",
 }
 #: Adds one side's word to a record; what it comes to is judged afterwards.
 _SAY: Final = {
@@ -116,7 +124,8 @@ def apply(
     ``unknown``: its other party is not in the network.
 
     Raises:
-        Conflict: this part was confirmed before, with another root.
+        Conflict: this part was confirmed before, with another root; or its signer has said
+            `ATTEMPT_RECORDS_MAX` different records of one of its attempts before.
     """
     if _said_before(connection, confirm):
         return Outcome()
@@ -377,6 +386,7 @@ def _contest(
         )
         kept = next(iter(list(found)), None)
         if kept is None:
+            _check_room(connection, word.side, one)
             (seq,) = _insert(connection, word, block, [one], unknown=unknown)
             seqs.append((seq, True, one.attempt))
         else:
@@ -386,3 +396,15 @@ def _contest(
     for attempt in sorted({attempt for _, _, attempt in seqs}):
         states |= rejudge(connection, *attempt, word.seq, word.now_ms)
     return [(is_fresh, states[seq]) for seq, is_fresh, _ in seqs]
+
+
+def _check_room(connection: Connection, side: Side, one: CheckedRecord) -> None:
+    """Refuse one more record of an attempt by a party that has contradicted itself enough.
+
+    Never one that the other side has said already: that has its row, and may be the truth.
+    """
+    record = one.record
+    signer = record.node if side is Side.NODE else record.distributor
+    ((num,),) = connection.execute(_COUNT_BY[side], (*one.attempt, signer))
+    if num >= ATTEMPT_RECORDS_MAX:
+        raise Conflict(f"{num} different records of this attempt were confirmed before")
