@@ -105,6 +105,8 @@ class Purse:
             if grant.spent < grant.amount:
                 return
             self._give_back(grant)
+        # What no allotment is left to count against was taken off when its own came to its end.
+        self.left += spent
 
     def put(self, allotment: Allotment, now_s: float, renew_s: float, end_s: float) -> None:
         """Take in what the registry set aside."""
