@@ -81,6 +81,12 @@ ALTER TABLE key ADD COLUMN budget_nano INTEGER;
 ALTER TABLE key ADD COLUMN spent_nano INTEGER NOT NULL DEFAULT 0;
 INSERT INTO customer SELECT customer, name, created_ms, 0, NULL FROM key;
 UPDATE key SET owner = customer;
+CREATE INDEX customer_by_address ON customer (address) WHERE address IS NOT NULL;
+CREATE TABLE withdrawal (
+  name BLOB PRIMARY KEY, customer INTEGER NOT NULL REFERENCES customer (id),
+  asked INTEGER NOT NULL, owed INTEGER NOT NULL, at_ms INTEGER NOT NULL
+) STRICT;
+CREATE INDEX withdrawal_open ON withdrawal (customer) WHERE asked + owed > 0;
 CREATE TABLE price (
   id INTEGER PRIMARY KEY, model TEXT NOT NULL, input_nano INTEGER NOT NULL,
   output_nano INTEGER NOT NULL, node_bps INTEGER NOT NULL, valid_from_ms INTEGER NOT NULL
@@ -106,6 +112,8 @@ CREATE TABLE hold (
 ) STRICT;
 CREATE INDEX hold_open ON hold (payer) WHERE closed_ms IS NULL;
 ALTER TABLE task ADD COLUMN event_id BLOB;
+CREATE INDEX task_unpaid ON task (node) WHERE event_id IS NULL AND charge > 0;
+CREATE INDEX task_by_event ON task (event_id) WHERE event_id IS NOT NULL;
 ALTER TABLE confirm ADD COLUMN dist BLOB;
 ALTER TABLE confirm ADD COLUMN charge INTEGER;
 ALTER TABLE confirm ADD COLUMN first_task INTEGER;
@@ -122,6 +130,7 @@ CREATE TABLE block (
   closed_ms INTEGER NOT NULL, header BLOB NOT NULL, hash BLOB NOT NULL, sig BLOB NOT NULL
 ) STRICT;
 CREATE INDEX block_by_task ON block (last_task);
+CREATE INDEX block_by_transfer ON block (last_transfer, height);
 CREATE TABLE log_tile (
   level INTEGER NOT NULL, position INTEGER NOT NULL, hashes BLOB NOT NULL,
   PRIMARY KEY (level, position)
@@ -135,6 +144,7 @@ CREATE TABLE payout (
   node BLOB NOT NULL, address BLOB NOT NULL, bound_ms INTEGER NOT NULL, sig BLOB NOT NULL,
   PRIMARY KEY (node, bound_ms)
 ) STRICT;
+CREATE INDEX payout_by_address ON payout (address);
 CREATE TABLE epoch (
   epoch INTEGER PRIMARY KEY, from_block INTEGER NOT NULL, to_block INTEGER NOT NULL,
   state TEXT NOT NULL, manifest TEXT, manifest_hash BLOB, root BLOB, prev_head BLOB, head BLOB,
