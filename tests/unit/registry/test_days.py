@@ -27,6 +27,7 @@ from starai.registry.days.epochs import (
 )
 from starai.registry.days.export import export_all
 from starai.registry.days.maturing import due
+from starai.registry.days.settling import Settlement
 from starai.registry.money.books import apply_event
 from starai.registry.storage import Store, open_store
 from starai.registry.storage.base import Connection
@@ -425,6 +426,38 @@ async def test_a_vetoed_day_is_closed_again_with_corrections(world: World) -> No
     assert again.parsed().previous_head == first.parsed().previous_head
     assert dict(again.parsed().balances)["fee"] < dict(first.parsed().balances)["fee"]
     assert verified(world.exports) == again.parsed().head().hex()
+
+
+@pytest.mark.anyio
+async def test_a_day_vetoed_after_others_were_closed_is_closed_again(world: World) -> None:
+    """Days closed after the vetoed one become part of it; then days go on."""
+    for day in range(3):
+        await world.work_at(FIRST_DAY_MS + day * DAY_MS + HOUR_MS)
+        world.clock.ms = FIRST_DAY_MS + (day + 1) * DAY_MS
+        await world.days.mature()
+        await world.days.close()
+    before = await world.epochs()
+    vault = (TERMS.chain_id, TERMS.contract)
+    await world.do(lambda c: Settlement(c, *vault).final(1, before[0].parsed().head()))
+    await world.do(lambda c: Settlement(c, *vault).vetoed(2))
+    with pytest.raises(Conflict, match="day 2 was vetoed"):
+        await world.days.close(at_once=True)
+    with pytest.raises(Conflict):
+        await world.days.close_again(3)
+    again = await world.days.close_again(2)
+    assert again.stopped == ""
+    assert [one.state for one in await world.epochs()] == [EpochState.FINAL, EpochState.SIGNED]
+    assert again.epoch is not None
+    assert again.epoch.to_block >= before[2].to_block
+    post = await world.do(lambda c: Settlement(c, *vault).next_post(2))
+    assert post is not None
+    assert post.prev_head == before[0].parsed().head()
+    assert verified(world.exports) == post.head.hex()
+    await world.work_at(world.clock.ms + HOUR_MS)
+    third = await world.days.close(at_once=True)
+    assert third.stopped == ""
+    assert third.epoch is not None
+    assert third.epoch.epoch == 3
 
 
 def _undo_a_fee(connection: Connection) -> None:

@@ -39,7 +39,7 @@ from starai.settlement.leaves import (
 from starai.settlement.manifest import FIRST_HEAD, Manifest
 
 #: Days whose running sums stay in the database: two roots are live, the rest is for repair. Older
-#: ones are in the exports.
+#: ones are in the exports. Where a chain settles, all stay until they are final there.
 EPOCHS_KEPT: Final = 8
 _PAYABLE: Final = "node.payable"
 _CUSTOMERS: Final = frozenset({"customer.available", "customer.held"})
@@ -223,13 +223,23 @@ def keep(connection: Connection, built: Built) -> None:
         "INSERT INTO leaf (epoch, kind, payee, cum) VALUES (?, ?, ?, ?)",
         _leaf_rows(number, built.changed),
     )
-    old = number - EPOCHS_KEPT
+    old = _old(connection, manifest)
     connection.execute(
         "DELETE FROM leaf WHERE epoch < ? AND EXISTS (SELECT 1 FROM leaf AS newer"
         " WHERE newer.kind = leaf.kind AND newer.payee = leaf.payee"
         " AND newer.epoch > leaf.epoch AND newer.epoch <= ?)",
         (old, old),
     )
+
+
+def _old(connection: Connection, manifest: Manifest) -> int:
+    """The day up to which running sums may go: a day that can be vetoed needs those before it."""
+    old = manifest.epoch - EPOCHS_KEPT
+    if not any(manifest.contract):
+        return old
+    sql = "SELECT COALESCE(MIN(epoch), ?) FROM epoch WHERE state <> ?"
+    ((first,),) = rows(connection, sql, manifest.epoch, EpochState.FINAL.value)
+    return min(old, int(first) - 1)
 
 
 def _leaf_rows(number: int, changed: Mapping[Placed, int]) -> list[tuple[int, int, bytes, str]]:

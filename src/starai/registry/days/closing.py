@@ -120,7 +120,7 @@ class Days:
             accept: a person has seen what stopped the day, and lets it pass.
 
         Raises:
-            Conflict: the newest day was vetoed: see `close_again`.
+            Conflict: a day was vetoed: see `close_again`.
             Overloaded, StoreFailed: it could not be written.
             InternalFault: the check could not be run.
         """
@@ -136,8 +136,10 @@ class Days:
     async def close_again(self, number: int, *, accept: bool = False) -> Closing:
         """Close a vetoed day once more, up to now, after the books were corrected.
 
+        Days that were closed after it are part of it then.
+
         Raises:
-            Conflict: it was not vetoed, or is not the newest.
+            Conflict: it was not vetoed, or another before it was.
             Overloaded, StoreFailed: it could not be written.
             InternalFault: the check could not be run.
         """

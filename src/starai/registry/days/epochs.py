@@ -44,6 +44,9 @@ class EpochState(enum.StrEnum):
 
 #: A day that is on its way to its signature: the next one waits.
 UNFINISHED: Final = frozenset({EpochState.CUT, EpochState.BUILT, EpochState.CHECKED})
+#: A day that is on the chain, and all before it.
+ON_CHAIN: Final = (EpochState.MINED, EpochState.FINAL)
+_COLUMNS: Final = "epoch, from_block, to_block, state, COALESCE(manifest, ''), closed_ms"
 
 
 class Epoch(msgspec.Struct, frozen=True):
@@ -83,20 +86,29 @@ class DayTerms(msgspec.Struct, frozen=True, kw_only=True):
 
 def epochs(connection: Connection) -> list[Epoch]:
     """All days, first to last."""
-    found = rows(
-        connection,
-        "SELECT epoch, from_block, to_block, state, COALESCE(manifest, ''), closed_ms"
-        " FROM epoch ORDER BY epoch",
-    )
+    found = rows(connection, f"SELECT {_COLUMNS} FROM epoch ORDER BY epoch")  # noqa: S608 - names
     return [_epoch(row) for row in found]
 
 
 def last_epoch(connection: Connection) -> Epoch | None:
     """The newest day."""
+    found = rows(connection, f"SELECT {_COLUMNS} FROM epoch ORDER BY epoch DESC LIMIT 1")  # noqa: S608 - names
+    return next(map(_epoch, found), None)
+
+
+def vetoed_epoch(connection: Connection) -> Epoch | None:
+    """The day that has to be closed again before any other: the first vetoed one, if there is one.
+
+    A chain takes days in order. So one that is followed by a day on the chain is there as well,
+    whatever was heard of a veto.
+    """
     found = rows(
         connection,
-        "SELECT epoch, from_block, to_block, state, COALESCE(manifest, ''), closed_ms"
-        " FROM epoch ORDER BY epoch DESC LIMIT 1",
+        f"SELECT {_COLUMNS} FROM epoch WHERE state = ? AND epoch >"  # noqa: S608 - names
+        " (SELECT COALESCE(MAX(epoch), 0) FROM epoch WHERE state IN (?, ?))"
+        " ORDER BY epoch LIMIT 1",
+        EpochState.VETOED.value,
+        *(one.value for one in ON_CHAIN),
     )
     return next(map(_epoch, found), None)
 
@@ -107,12 +119,7 @@ def get_epoch(connection: Connection, number: int) -> Epoch:
     Raises:
         NotFound: there is none of that number.
     """
-    found = rows(
-        connection,
-        "SELECT epoch, from_block, to_block, state, COALESCE(manifest, ''), closed_ms"
-        " FROM epoch WHERE epoch = ?",
-        number,
-    )
+    found = rows(connection, f"SELECT {_COLUMNS} FROM epoch WHERE epoch = ?", number)  # noqa: S608 - names
     for row in found:
         return _epoch(row)
     raise NotFound(f"no day number {number} was closed")
@@ -129,13 +136,14 @@ def cut(connection: Connection, before_ms: int) -> Epoch | None:
     A day that is on its way already is returned as it is. Days that were missed are part of it.
 
     Raises:
-        Conflict: the newest day was vetoed: `cut_again`.
+        Conflict: a day was vetoed, and no other is worth closing before it: `cut_again`.
     """
+    vetoed = vetoed_epoch(connection)
+    if vetoed is not None:
+        raise Conflict(f"day {vetoed.epoch} was vetoed: correct the books and close it again")
     last = last_epoch(connection)
     if last is not None and last.state in UNFINISHED:
         return last
-    if last is not None and last.state is EpochState.VETOED:
-        raise Conflict(f"day {last.epoch} was vetoed: correct the books and close it again")
     number, first = (1, 0) if last is None else (last.epoch + 1, last.to_block + 1)
     block = _last_block(connection, first, before_ms)
     if block is None:
@@ -150,14 +158,19 @@ def cut(connection: Connection, before_ms: int) -> Epoch | None:
 def cut_again(connection: Connection, number: int, before_ms: int) -> Epoch:
     """Take a vetoed day back to its cut, now up to the last block before ``before_ms``.
 
+    Days that were closed after it go: they name a head that no chain takes any more, and their
+    blocks are this one's now.
+
     Raises:
-        Conflict: it was not vetoed, or is not the newest.
+        Conflict: it is not the `vetoed_epoch`.
     """
-    last = last_epoch(connection)
-    if last is None or last.epoch != number or last.state is not EpochState.VETOED:
-        raise Conflict("only the newest day, once it is vetoed, is closed again")
-    block = _last_block(connection, last.to_block, before_ms) or (last.to_block, last.closed_ms)
-    connection.execute("DELETE FROM leaf WHERE epoch = ?", (number,))
+    vetoed = vetoed_epoch(connection)
+    if vetoed is None or vetoed.epoch != number:
+        raise Conflict("only a day that was vetoed is closed again, and the first such day first")
+    last = _last_block(connection, vetoed.to_block, before_ms)
+    block = last or (vetoed.to_block, vetoed.closed_ms)
+    connection.execute("DELETE FROM leaf WHERE epoch >= ?", (number,))
+    connection.execute("DELETE FROM epoch WHERE epoch > ?", (number,))
     connection.execute(
         "UPDATE epoch SET state = ?, to_block = ?, closed_ms = ?, manifest = NULL,"
         " manifest_hash = NULL, root = NULL, head = NULL WHERE epoch = ?",

@@ -52,7 +52,7 @@ def day_folder(folder: Path, number: int) -> Path:
 
 def forget_days(folder: Path, first: int) -> None:
     """Remove the folders of days from number ``first`` on: days that are not signed, or no more."""
-    for known in folder.glob("day-*"):
+    for known in folder.glob("day-" + "[0-9]" * 6):
         if known.name >= day_folder(folder, first).name:
             shutil.rmtree(known, ignore_errors=True)
 
@@ -61,6 +61,8 @@ def export_all(
     connection: Connection, folder: Path, account_key: bytes, *, with_beancount: bool = False
 ) -> list[Path]:
     """Write everything, from the first block to the last; days that are there stay as they are.
+
+    Folders of days that are closed no more, since one before them was vetoed, are removed.
 
     Args:
         connection: sees one consistent state.
@@ -76,6 +78,7 @@ def export_all(
     """
     closed = [epoch for epoch in epochs(connection) if epoch.manifest]
     folders = []
+    forget_days(folder, len(closed) + 1)
     for epoch in closed:
         target = day_folder(folder, epoch.epoch)
         if not _is_there(target, epoch):

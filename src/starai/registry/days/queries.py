@@ -10,7 +10,7 @@ from starai.core.errors import ConfigurationRefused
 from starai.protocol.identity import PartyId
 from starai.protocol.subjects import Role
 from starai.registry.days.closing import Days
-from starai.registry.days.epochs import Epoch, EpochState, last_epoch
+from starai.registry.days.epochs import Epoch, vetoed_epoch
 from starai.registry.money.queries import Question
 from starai.registry.storage import Store
 
@@ -33,9 +33,9 @@ class DayQueries:
     async def _close(self, _: PartyId, asked: _CloseDay) -> object:
         if self._days is None:
             raise ConfigurationRefused("this registry closes no days: it has nowhere to export to")
-        last = await self._store.read(last_epoch)
-        if last is not None and last.state is EpochState.VETOED:
-            closing = await self._days.close_again(last.epoch, accept=asked.accept)
+        vetoed = await self._store.read(vetoed_epoch)
+        if vetoed is not None:
+            closing = await self._days.close_again(vetoed.epoch, accept=asked.accept)
         else:
             closing = await self._days.close(at_once=True, accept=asked.accept)
         return {
