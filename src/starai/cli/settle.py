@@ -15,6 +15,7 @@ from starai.cli.options import AT_LEAST_ONE, NOT_NEGATIVE, Duration, home_option
 from starai.cli.tables import show_json, show_table
 from starai.core.clock import SystemClock
 from starai.core.errors import Unavailable
+from starai.ledger.accounts import usd
 from starai.local.asking import operator
 from starai.local.home import Home
 from starai.local.settling import (
@@ -142,6 +143,7 @@ def status(home: Home, as_json: bool, rpc: str, vault: str) -> None:
             "paid": str(funds.paid),
             "paused": ["", "posts", "claims", "posts, claims"][funds.paused],
             "booked_to_block": cursor.block if cursor else None,
+            "owed_nano_usd": str(books.owed()),
             "next_is_closed": books.next_post(standing.epoch + 1) is not None,
             "offers": [
                 {
@@ -162,6 +164,11 @@ def status(home: Home, as_json: bool, rpc: str, vault: str) -> None:
         click.echo(f"{name.replace('_', ' ')}: {report[name] or '-'}")
     for name in ("earned", "spent", "deposited", "paid"):
         click.echo(f"{name}: {int(report[name]) / _UNIT:,.6f}")
+    if owed := int(report["owed_nano_usd"]):
+        click.echo(
+            f"ALARM: customers took {usd(owed)} out of the vault that they had spent. It is taken"
+            " from what they pay in next; the vault may refuse roots until as much is deposited."
+        )
     columns = ("nonce", "transaction", "fee (wei)", "state")
     offers = [tuple(one.values()) for one in report["offers"]]
     empty = "The next day is closed." if report["next_is_closed"] else "No day waits to be posted."

@@ -83,6 +83,11 @@ class AskedSettlement:
         """Book these, and move the cursor."""
         self._call("book", None, list(happenings), cursor)
 
+    def owed(self) -> int:
+        """What customers took out of the vault and did not have, in nano-USD."""
+        found: int = self._call("owed", int)
+        return found
+
     def _call(self, method: str, kind: Any, *arguments: object) -> Any:
         said = msgspec.to_builtins(arguments)
         answer: Any = anyio.from_thread.run(partial(self._ask, method=method, arguments=said))

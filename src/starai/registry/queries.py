@@ -19,7 +19,6 @@ from starai.protocol.subjects import Role
 from starai.registry import reports
 from starai.registry.admission import Admission
 from starai.registry.days.queries import DayQueries
-from starai.registry.days.settling import SettlementCall, call
 from starai.registry.integrity import check_integrity
 from starai.registry.keys import Keys
 from starai.registry.log import proofs
@@ -133,7 +132,6 @@ class Queries:
             "keys": (_OPERATOR, _Nothing, self._list_keys),
             "tokens": (_OPERATOR, _Nothing, self._list_tokens),
             "check": (_OPERATOR, _Nothing, self._check),
-            "settlement": (_OPERATOR, SettlementCall, self._settlement),
             "create_key": (_OPERATOR, _CreateKey, self._create_key),
             "revoke_key": (_OPERATOR, _RevokeKey, self._revoke_key),
             "create_token": (_OPERATOR, _CreateToken, self._create_token),
@@ -206,10 +204,6 @@ class Queries:
     async def _check(self, _: _Nothing) -> object:
         account = self._blocks.account
         return await self._store.read(lambda connection: check_integrity(connection, account))
-
-    async def _settlement(self, asked: SettlementCall) -> object:
-        """What the settler and the watcher keep here, and ask."""
-        return await self._store.write(lambda connection: call(connection, asked))
 
     async def _list_parties(self, _: _Nothing) -> object:
         return {"parties": [_shown(row) for row in self._parties.all()]}

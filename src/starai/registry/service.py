@@ -166,7 +166,7 @@ class Registry:
             *(store, self.parties, self.admission, self.keys, self.blocks),
             money=money,
             disputes=disputes,
-            days=DayQueries(store, self.days),
+            days=DayQueries(store, self.days, self._publish_funds),
         )
 
     def _day_closer(self, account: Identity) -> Days | None:

@@ -10,11 +10,16 @@ import msgspec
 import pytest
 
 from starai.core.errors import Conflict, InvalidRequest
+from starai.core.randomness import SeededRandomness
 from starai.ledger.accounts import Account, available, held, payable
 from starai.ledger.events import Captured, Matured, event_id
+from starai.protocol.identity import Identity
+from starai.protocol.registry import AllotmentRequest, FundsChanged, SpentAllotment
 from starai.registry.days.settling import Settlement, SettlementCall, call
+from starai.registry.money.allotments import grant
 from starai.registry.money.books import apply_event, verify_books
 from starai.registry.money.shelf import StoredShelf
+from starai.registry.money.withdrawals import collect
 from starai.registry.storage import Connection, open_store
 from starai.settlement.leaves import LeafKind
 from starai.settlement.manifest import Manifest
@@ -34,9 +39,11 @@ class Books:
     def __init__(self, store: Any) -> None:
         self.store = store
         self.block = 0
+        self.told: list[FundsChanged] = []
 
     async def do(self, work: Callable[[Settlement], Any], vault: bytes = VAULT) -> Any:
-        return await self.store.write(lambda c: work(Settlement(c, CHAIN, vault)))
+        self.told.clear()
+        return await self.store.write(lambda c: work(Settlement(c, CHAIN, vault, self.told.append)))
 
     async def hear(self, *said: tuple[What, bytes, int]) -> None:
         """Book a block with these reports."""
@@ -191,8 +198,71 @@ async def test_money_that_comes_in_and_goes_out(books: Books) -> None:
     await books.hear((What.WITHDRAWAL_REQUESTED, CUSTOMER, 500))
     assert await books.balance(held(customer)) == 100
     await books.hear((What.WITHDRAWN, CUSTOMER, 25))
-    assert await books.balance(held(customer)) == 0
-    assert await books.balance(available(customer)) == 75
+    assert await books.balance(held(customer)) == 75
+    await books.hear((What.WITHDRAWAL_REQUESTED, CUSTOMER, 1))
+    assert await books.balance(available(customer)) == 74
+
+
+def allotment(number: int, wanted: int, *back: int) -> AllotmentRequest:
+    """What a gateway asks for key 9, and what it gives back unused."""
+    spent = tuple(SpentAllotment(bytes([one]) * 16, 0) for one in back)
+    party = Identity.create(SeededRandomness(1)).party
+    return AllotmentRequest(party, 9, bytes([number]) * 16, wanted * NANO, wanted * NANO, spent)
+
+
+async def add_key(books: Books) -> None:
+    customer = await books.customer()
+    sql = (
+        "INSERT INTO key (key_id, key_hash, name, customer, rpm, tpm, created_ms, version, owner)"
+        " VALUES ('k', ?, 'k', 9, 0, 0, 0, 1, ?)"
+    )
+    await books.store.write(lambda c: c.execute(sql, (b"h" * 32, customer)) and None)
+
+
+@pytest.mark.anyio
+async def test_what_is_asked_back_is_not_spent_again(books: Books) -> None:
+    """Money in an allotment when it was asked back comes back to be taken, not to be spent."""
+    await books.hear((What.DEPOSITED, CUSTOMER, 100))
+    await add_key(books)
+
+    async def ask(number: int, wanted: int, *back: int) -> int:
+        asked = allotment(number, wanted, *back)
+        answer, _ = await books.store.write(lambda c: grant(c, b"g" * 32, asked, 1))
+        return int(answer.amount_nano_usd) // NANO
+
+    assert await ask(1, 100) == 100
+    await books.hear((What.WITHDRAWAL_REQUESTED, CUSTOMER, 90))
+    assert books.told == [FundsChanged(await books.customer(), recall=True)]
+    assert await ask(2, 0, 1) == 0
+    assert await ask(3, 11) == 0
+    assert await ask(4, 10) == 10
+    await books.hear((What.WITHDRAWN, CUSTOMER, 60))
+    assert await ask(5, 1) == 0
+    await books.hear((What.WITHDRAWN, CUSTOMER, 30))
+    assert await ask(6, 10, 4) == 10
+    assert await books.do(lambda one: one.owed()) == 0
+
+
+@pytest.mark.anyio
+async def test_a_withdrawal_of_what_was_spent_stops_nothing(
+    books: Books, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is an alarm and a debt; what comes after it is booked, and new money pays the debt."""
+    await books.hear((What.DEPOSITED, CUSTOMER, 100))
+    await books.earn(NODES[0], PAYEE, 70, 1)
+    customer, reports = await books.customer(), ((What.WITHDRAWN, CUSTOMER, 100),)
+    await books.hear(*reports, (What.DEPOSITED, OTHER, 5))
+    assert await books.do(lambda one: one.owed()) == 70 * NANO
+    assert [one.levelname for one in caplog.records] == ["ERROR"]
+    books.block -= 1
+    await books.hear(*reports, (What.DEPOSITED, OTHER, 5))
+    assert await books.do(lambda one: one.owed()) == 70 * NANO
+    for deposit, owed, left in ((50, 20, 0), (60, 0, 40)):
+        await books.hear((What.DEPOSITED, CUSTOMER, deposit))
+        await books.store.write(lambda c: collect(c, 9))
+        assert await books.do(lambda one: one.owed()) == owed * NANO
+        assert await books.balance(available(customer)) == left
+    assert (await books.store.read(verify_books)).problems == ()
 
 
 @pytest.mark.anyio

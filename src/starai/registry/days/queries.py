@@ -1,20 +1,25 @@
-"""Questions and orders about closed days. Knows nothing of the wire."""
+"""Questions and orders about closed days and their settlement. Knows nothing of the wire."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
 
 from starai.core.errors import ConfigurationRefused
 from starai.protocol.identity import PartyId
+from starai.protocol.registry import FundsChanged
 from starai.protocol.subjects import Role
 from starai.registry.days.closing import Days
 from starai.registry.days.epochs import Epoch, vetoed_epoch
+from starai.registry.days.settling import SettlementCall, call
 from starai.registry.money.queries import Question
 from starai.registry.storage import Store
 
 _OPERATOR: Final = (Role.OPERATOR,)
+
+Publish = Callable[[FundsChanged], Awaitable[None]]
 
 
 class _CloseDay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -24,11 +29,15 @@ class _CloseDay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class DayQueries:
     """Answers them, where days are closed at all."""
 
-    def __init__(self, store: Store, days: Days | None) -> None:
-        """Take what closes days, if anything does."""
+    def __init__(self, store: Store, days: Days | None, publish: Publish) -> None:
+        """Take what closes days, if anything does, and where changed balances are told."""
         self._store = store
         self._days = days
-        self.known: Final = {"close_day": Question(_OPERATOR, _CloseDay, self._close)}
+        self._publish = publish
+        self.known: Final = {
+            "close_day": Question(_OPERATOR, _CloseDay, self._close),
+            "settlement": Question(_OPERATOR, SettlementCall, self._settlement),
+        }
 
     async def _close(self, _: PartyId, asked: _CloseDay) -> object:
         if self._days is None:
@@ -42,6 +51,14 @@ class DayQueries:
             "day": None if closing.epoch is None else _shown(closing.epoch),
             "stopped": closing.stopped,
         }
+
+    async def _settlement(self, _: PartyId, asked: SettlementCall) -> object:
+        """What the settler and the watcher keep here, and ask; gateways hear what it changed."""
+        changes: list[FundsChanged] = []
+        result = await self._store.write(lambda session: call(session, asked, changes.append))
+        for change in dict.fromkeys(changes):
+            await self._publish(change)
+        return result
 
 
 def _shown(epoch: Epoch) -> dict[str, object]:

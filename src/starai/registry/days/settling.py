@@ -8,26 +8,20 @@ Knows nothing of chains: whoever asks has looked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from starai.core.errors import Conflict, InvalidRequest, NotFound
-from starai.ledger.accounts import available
-from starai.ledger.events import (
-    Claimed,
-    Deposited,
-    Event,
-    HoldPlaced,
-    HoldReleased,
-    Withdrawn,
-    event_id,
-)
+from starai.ledger.events import Claimed, Deposited, event_id
+from starai.protocol.registry import FundsChanged
 from starai.registry.days.epochs import Epoch, EpochState, get_epoch
+from starai.registry.money import withdrawals
 from starai.registry.money.books import apply_event
 from starai.registry.money.shelf import StoredShelf
-from starai.registry.schema import INTEGER_MAX, rows
+from starai.registry.money.withdrawals import Withdrawal
+from starai.registry.schema import rows
 from starai.registry.storage import Connection
 from starai.settlement.leaves import NANO_PER_UNIT, LeafKind
 from starai.settlement.rollup.base import Fee, Happening, Post, Signed, What
@@ -39,18 +33,26 @@ _POSTABLE: Final = frozenset(
     {EpochState.SIGNED, EpochState.SENT, EpochState.MINED, EpochState.FINAL}
 )
 _UP_TO_MINED: Final = (EpochState.SIGNED, EpochState.SENT, EpochState.MINED)
-#: The payer of holds for withdrawals: no API key has this number.
-_NO_KEY: Final = 0
 
 
 class Settlement:
     """The journal and the bookkeeper of one vault, in one transaction."""
 
-    def __init__(self, connection: Connection, chain_id: int, contract: bytes) -> None:
-        """Take the transaction's connection, and which vault it is about."""
+    def __init__(
+        self,
+        connection: Connection,
+        chain_id: int,
+        contract: bytes,
+        tell: Callable[[FundsChanged], None] = lambda _: None,
+    ) -> None:
+        """Take the transaction's connection, and which vault it is about.
+
+        ``tell`` hears what gateways should, once the transaction is done.
+        """
         self._connection = connection
         self._chain_id = chain_id
         self._contract = contract
+        self._tell = tell
 
     # The settler's journal.
 
@@ -177,14 +179,13 @@ class Settlement:
     def book(self, happenings: Sequence[Happening], cursor: Cursor) -> None:
         """Book these, and move the cursor.
 
+        A withdrawal is booked whatever the books say: it was paid.
+
         Raises:
-            BalanceTooLow, Conflict: they contradict the books.
+            Conflict: they contradict the books.
         """
         for one in happenings:
-            if one.what is What.VETOED:
-                self.vetoed(one.epoch)
-            for event in self._events(one):
-                apply_event(self._connection, event)
+            self._book(one)
         self._connection.execute(
             "INSERT INTO chain_cursor (contract, block, block_hash) VALUES (?, ?, ?)"
             " ON CONFLICT (contract) DO UPDATE SET block = excluded.block,"
@@ -192,45 +193,43 @@ class Settlement:
             (self._contract, cursor.block, cursor.block_hash),
         )
 
-    def _events(self, one: Happening) -> Iterator[Event]:
-        """What a report means for the books; events are applied as they come."""
+    def owed(self) -> int:
+        """What customers took out of the vault and did not have, in nano-USD."""
+        return withdrawals.total_owed(self._connection)
+
+    def _book(self, one: Happening) -> None:
+        """Book what a report means, unless that was done."""
         name = happening_id(self._chain_id, self._contract, one)
         nano = one.units * NANO_PER_UNIT
         at_ms = one.block.time_s * 1000
         if self._is_booked(name):
             return
         match one.what:
+            case What.VETOED:
+                self.vetoed(one.epoch)
+            case What.CLAIMED:
+                for event in self._claims(name, nano, one):
+                    apply_event(self._connection, event)
             case What.DEPOSITED:
                 customer = self._customer_at(one)
-                yield Deposited(
+                paid = Deposited(
                     event_id=name, at_ms=at_ms, customer=customer, amount=nano, ref=one.tx_hash
                 )
+                apply_event(self._connection, paid)
+                self._tell(FundsChanged(customer))
             case What.WITHDRAWAL_REQUESTED:
-                customer = self._customer_at(one)
-                yield from self._released(customer, name, one)
-                there = StoredShelf(self._connection).totals(available(customer)).balance
-                if min(there, nano) > 0:
-                    yield HoldPlaced(
-                        event_id=name,
-                        at_ms=at_ms,
-                        hold_id=name,
-                        customer=customer,
-                        payer=_NO_KEY,
-                        amount=min(there, nano),
-                        expires_ms=INTEGER_MAX,
-                    )
+                asked = Withdrawal(name, self._customer_at(one), nano, one.tx_hash, at_ms)
+                withdrawals.request(self._connection, asked)
+                self._tell(FundsChanged(asked.customer, recall=True))
             case What.WITHDRAWN:
-                customer = self._customer_at(one)
-                yield from self._released(customer, name, one)
-                yield Withdrawn(
-                    event_id=name, at_ms=at_ms, customer=customer, amount=nano, ref=one.tx_hash
-                )
-            case What.CLAIMED:
-                yield from self._claims(name, nano, one)
+                taken = Withdrawal(name, self._customer_at(one), nano, one.tx_hash, at_ms)
+                withdrawals.withdraw(self._connection, taken)
+                self._tell(FundsChanged(taken.customer))
 
     def _is_booked(self, event: bytes) -> bool:
         """Whether an event was applied: after a restored cursor things are read again."""
-        return bool(StoredShelf(self._connection).transfers_of(event))
+        moved = StoredShelf(self._connection).transfers_of(event)
+        return bool(moved) or withdrawals.is_heard(self._connection, event)
 
     def _customer_at(self, one: Happening) -> int:
         """The customer with this address; who deposits without being known becomes one."""
@@ -248,16 +247,6 @@ class Settlement:
             one.account,
         )
         return int(next(made)[0])
-
-    def _released(self, customer: int, name: bytes, one: Happening) -> Iterator[HoldReleased]:
-        """What was set aside for a withdrawal before this."""
-        at_ms = one.block.time_s * 1000
-        for hold in StoredShelf(self._connection).open_holds(customer, _NO_KEY):
-            yield HoldReleased(
-                event_id=event_id(b"withdrawal over", name, hold.hold_id),
-                at_ms=at_ms,
-                hold_id=hold.hold_id,
-            )
 
     def _claims(self, name: bytes, nano: int, one: Happening) -> Iterator[Claimed]:
         """Whose money an address was paid: of its nodes in order, what is placed there for each."""
@@ -334,15 +323,20 @@ _METHODS: Final[dict[str, tuple[Any, ...]]] = {
     "vetoed": (int,),
     "cursor": (),
     "book": (list[Happening], Cursor),
+    "owed": (),
 }
 
 
-def call(connection: Connection, asked: SettlementCall) -> object:
-    """Do what was called for; the result as a value that JSON can say.
+def call(
+    connection: Connection,
+    asked: SettlementCall,
+    tell: Callable[[FundsChanged], None] = lambda _: None,
+) -> object:
+    """Do what was called for; the result as a value that JSON can say. ``tell``: see `Settlement`.
 
     Raises:
         InvalidRequest: there is no such method, or its arguments are others.
-        Conflict, BalanceTooLow: see the method.
+        Conflict: see the method.
     """
     kinds = _METHODS.get(asked.method)
     if kinds is None or len(kinds) != len(asked.arguments):
@@ -353,5 +347,5 @@ def call(connection: Connection, asked: SettlementCall) -> object:
         contract = bytes.fromhex(asked.contract)
     except (msgspec.ValidationError, ValueError) as error:
         raise InvalidRequest(f"settlement's {asked.method!r}: {error}") from error
-    settlement = Settlement(connection, asked.chain_id, contract)
+    settlement = Settlement(connection, asked.chain_id, contract, tell)
     return {"result": getattr(settlement, asked.method)(*arguments)}

@@ -33,6 +33,7 @@ from starai.protocol.registry import (
 from starai.protocol.subjects import Role
 from starai.registry.money.books import apply_event
 from starai.registry.money.shelf import StoredShelf
+from starai.registry.money.withdrawals import NO_KEY, collect, reserved
 from starai.registry.parties import Parties
 from starai.registry.schema import rows
 from starai.registry.storage import Connection, Store
@@ -97,7 +98,7 @@ class Allotments:
         # Distributors that waited for this registry must be heard first.
         await anyio.sleep(SETTLE_MS / 1000)
         while True:
-            released = await self._store.write(partial(expire, now_ms=self._clock.now_ms()))
+            released = await self._store.write(partial(_look_after, now_ms=self._clock.now_ms()))
             for owner, amount in released.items():
                 event(_LOG, "allotments_expired", logging.WARNING, customer=owner, nano=amount)
                 await self._publish(FundsChanged(owner))
@@ -121,7 +122,7 @@ def grant(
     if known is not None:
         return known, key.owner
     there = StoredShelf(connection).totals(available(key.owner)).balance
-    most, shortage = there, Shortage.BALANCE
+    most, shortage = max(0, there - reserved(connection, key.owner)), Shortage.BALANCE
     if key.budget_nano is not None:
         left = max(0, key.budget_nano - key.spent_nano - _open(connection, request.customer))
         if left <= most:
@@ -196,6 +197,13 @@ def expire(connection: Connection, now_ms: int) -> dict[int, int]:
     return released
 
 
+def _look_after(connection: Connection, now_ms: int) -> dict[int, int]:
+    """Release what expired; what became available since pays first what its customer owes."""
+    released = expire(connection, now_ms)
+    collect(connection, now_ms)
+    return released
+
+
 def _release(
     connection: Connection, why: bytes, hold_id: bytes, amount: int | None, now_ms: int
 ) -> None:
@@ -263,8 +271,9 @@ def _is_elsewhere(
     ((count,),) = rows(
         connection,
         f"SELECT count(*) FROM hold WHERE {column} = ? AND closed_ms IS NULL AND used IS NULL"  # noqa: S608
-        " AND NOT (payer = ? AND gateway = ?)",
+        " AND payer <> ? AND NOT (payer = ? AND gateway = ?)",
         of,
+        NO_KEY,
         request.customer,
         gateway,
     )
