@@ -192,6 +192,7 @@ def take_back(connection: Connection, row: ClaimRow, cause: int, now_ms: int) ->
         "UPDATE dispute SET state = 'closed', verdict = ?, event_id = ? WHERE task_seq = ?",
         (Verdict.REFUSED.value, refund.event_id, row.seq),
     )
+    _count_spent(connection, record.customer, -charge)
     return True
 
 
@@ -205,7 +206,14 @@ def _undo_refund(connection: Connection, row: ClaimRow, refund: bytes, now_ms: i
     for one in moved:
         apply_event(connection, Corrected.of(one.transfer_id, now_ms, row.leaf))
     connection.execute("UPDATE dispute SET event_id = NULL WHERE task_seq = ?", (row.seq,))
+    _count_spent(connection, row.claim.record.customer, sum(one.amount for one in moved))
     return True
+
+
+def _count_spent(connection: Connection, payer: int, nano: int) -> None:
+    """Let a key's budget follow what it is charged after all."""
+    sql = "UPDATE key SET spent_nano = spent_nano + ? WHERE customer = ?"
+    connection.execute(sql, (nano, payer))
 
 
 def _charged(connection: Connection, row: ClaimRow) -> tuple[int, int] | None:
