@@ -103,6 +103,8 @@ CREATE TABLE transfer (
   at_ms INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX transfer_by_event ON transfer (event_id);
+CREATE INDEX transfer_insured ON transfer (credit_owner) WHERE debit_kind = 'insurance';
+CREATE INDEX transfer_matured ON transfer (debit_owner) WHERE code = 'mature';
 CREATE INDEX transfer_claimed ON transfer (debit_owner) WHERE code = 'claimed';
 CREATE TABLE books (name TEXT PRIMARY KEY, state BLOB NOT NULL, debits TEXT NOT NULL) STRICT;
 CREATE TABLE hold (
@@ -117,6 +119,7 @@ CREATE INDEX task_by_event ON task (event_id) WHERE event_id IS NOT NULL;
 ALTER TABLE confirm ADD COLUMN dist BLOB;
 ALTER TABLE confirm ADD COLUMN charge INTEGER;
 ALTER TABLE confirm ADD COLUMN first_task INTEGER;
+CREATE INDEX confirm_heard ON confirm (signer, at_ms) WHERE side = 2;
 CREATE TABLE dispute (
   id INTEGER PRIMARY KEY, task_seq INTEGER NOT NULL UNIQUE REFERENCES task (seq),
   reason TEXT NOT NULL, opened_ms INTEGER NOT NULL, deadline_ms INTEGER NOT NULL,

@@ -26,6 +26,7 @@ from starai.registry.integrity import check_integrity
 from starai.registry.money.books import verify_books
 from starai.registry.parties import Parties
 from starai.registry.reconciling.confirmations import Confirmations, check_confirm
+from starai.registry.reconciling.disputes import LAST_HEARD
 from starai.registry.reconciling.tasks import Outcome, apply, apply_root
 from starai.registry.storage import Connection, Store, open_store
 from starai.registry.storage.sqlite import connect, migrate
@@ -305,6 +306,15 @@ def test_honest_sides_always_match(numbers: list[int], data, roots_first: bool) 
     charges = [priced(record(number)).charge_nano_usd for number in numbers]
     assert accounts[pending(NODES[0].raw)] == sum(one * NODE_BPS // 10_000 for one in charges)
     assert accounts[available(CUSTOMER)] == DEPOSIT - sum(charges)
+
+
+def test_when_a_distributor_was_last_heard_is_read_from_an_index() -> None:
+    """What `decide_due` asks for each distributor walks past no confirmation and no blob."""
+    connection = connect(":memory:")
+    migrate(connection)
+    plan = [row[-1] for row in connection.execute("EXPLAIN QUERY PLAN " + LAST_HEARD, (b"d" * 32,))]
+    connection.close()
+    assert plan == ["SEARCH confirm USING COVERING INDEX confirm_heard (signer=?)"]
 
 
 @pytest.mark.anyio

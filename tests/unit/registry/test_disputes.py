@@ -11,6 +11,7 @@ import pytest
 from starai.core.errors import Conflict, InvalidRequest, NotFound, PartyRefused
 from starai.core.randomness import SeededRandomness
 from starai.ledger.accounts import FEE, INSURANCE, available, pending
+from starai.ledger.events import Matured
 from starai.ledger.outcomes import DEADLINE_MS, OPEN_AFTER_MS
 from starai.ledger.reconciling import WINDOW_MS
 from starai.protocol.identity import Identity
@@ -21,12 +22,13 @@ from starai.registry.days.closing import Days
 from starai.registry.days.epochs import DayTerms, EpochState
 from starai.registry.integrity import check_integrity
 from starai.registry.log.blocks import close_block
-from starai.registry.money.books import verify_books
+from starai.registry.money.books import apply_event, verify_books
 from starai.registry.parties import Parties
 from starai.registry.reconciling.confirmations import Confirmations
 from starai.registry.reconciling.disputes import Disputes
+from starai.registry.reconciling.insuring import at_risk
 from starai.registry.reconciling.queries import DisputeQueries
-from starai.registry.storage import Store, open_store
+from starai.registry.storage import Connection, Store, open_store
 from starai.testing.money import (
     CUSTOMER,
     DEPOSIT,
@@ -100,6 +102,11 @@ class Scene:
             "fee": found.get(FEE, 0),
             "insurance": found.get(INSURANCE, 0),
         }
+
+    async def spent(self) -> int:
+        """What counts against the budget of the customer's key."""
+        ((nano,),) = await self.store.read(lambda c: list(c.execute("SELECT spent_nano FROM key")))
+        return nano
 
     async def verdicts(self) -> list[tuple[str, str | None]]:
         cases = await self.disputes.cases(None, only_open=False)
@@ -213,6 +220,41 @@ async def test_a_node_with_nothing_to_lose_is_not_insured(scene: Scene) -> None:
     assert await scene.verdicts() == [("node_only", "refused")]
 
 
+async def test_what_the_insurance_paid_is_no_claim_to_more(scene: Scene) -> None:
+    """However much a node makes up, it is paid once as much as it has pending from others."""
+    await scene.says(Side.NODE, TASK)
+    await scene.says(Side.DISTRIBUTOR, TASK)
+    await scene.store.write(lambda connection: insure(connection, 10**6))
+    made_up = [priced(record(number, answer_tokens=10_000)) for number in range(2, 14)]
+    before = await scene.sums()
+    for again in (0, 1):
+        scene.clock.ms += again
+        lies = made_up[6 * again : 6 * again + 6]
+        await scene.says(Side.NODE, *lies)
+        await scene.after(DECIDED_MS * again + OPENED_MS)
+        await scene.after(DECIDED_MS * (again + 1))
+        after = await scene.sums()
+        assert after["insurance"] == before["insurance"] - share(TASK.charge_nano_usd)
+    matured = Matured(
+        event_id=b"m" * 16,
+        at_ms=scene.clock.ms,
+        node=NODE.raw,
+        amount=after["node"],
+        ref=(0).to_bytes(8, "big"),
+    )
+
+    def mature(connection: Connection) -> None:
+        assert at_risk(connection, NODE.raw) == 0
+        close_block(connection, NETWORK, NODE, scene.clock.ms)
+        apply_event(connection, matured)
+
+    await scene.store.write(mature)
+    await scene.says(Side.NODE, priced(record(20)))
+    await scene.says(Side.DISTRIBUTOR, priced(record(20)))
+    earned = share(priced(record(20)).charge_nano_usd)
+    assert await scene.store.read(lambda connection: at_risk(connection, NODE.raw)) == earned
+
+
 @pytest.mark.parametrize("lower", list(Side))
 async def test_of_two_amounts_the_lower_is_paid_at_once(scene: Scene, lower: Side) -> None:
     """What both say at least is not held up by what they disagree on."""
@@ -270,6 +312,7 @@ async def test_a_person_decides_otherwise(scene: Scene) -> None:
         decided = await scene.disputes.decide(case.seq, verdict)
         assert (decided.state, decided.verdict) == ("closed", verdict)
         assert await scene.sums() == expected
+        assert await scene.spent() == expected["paid"]
     assert await scene.disputes.strikes() == {NODE.party: 1}
     with pytest.raises(InvalidRequest):
         await scene.disputes.decide(case.seq, "generous")

@@ -17,8 +17,7 @@ import anyio
 from starai.core.clock import Clock
 from starai.core.errors import Conflict, InvalidRequest, NotFound, StarAIError, StoreFailed
 from starai.core.logging import event
-from starai.ledger.accounts import INSURANCE, pending, stake
-from starai.ledger.events import Captured, Slashed, event_id
+from starai.ledger.events import Slashed, event_id
 from starai.ledger.outcomes import (
     OPEN_AFTER_MS,
     REOPEN_MS,
@@ -28,10 +27,8 @@ from starai.ledger.outcomes import (
 )
 from starai.ledger.reconciling import Standing
 from starai.protocol.identity import KeyKind, public_nkey
-from starai.protocol.records import set_root
 from starai.protocol.registry import Side
 from starai.registry.money.books import apply_event
-from starai.registry.money.shelf import StoredShelf
 from starai.registry.reconciling.contests import (
     ClaimRow,
     claims_of,
@@ -40,6 +37,7 @@ from starai.registry.reconciling.contests import (
     rejudge,
     take_back,
 )
+from starai.registry.reconciling.insuring import at_risk, insure
 from starai.registry.schema import rows
 from starai.registry.storage import Connection, Store
 
@@ -53,6 +51,8 @@ CASES_AT_ONCE: Final = 200
 #: Cases in one report.
 REPORT_CASES_MAX: Final = 500
 
+#: When a distributor last confirmed anything; its index has the answer, whatever it has said.
+LAST_HEARD: Final = "SELECT max(at_ms) FROM confirm WHERE side = 2 AND signer = ?"
 _CASE: Final = (
     "SELECT dispute.id, dispute.task_seq, dispute.reason, dispute.opened_ms, dispute.deadline_ms,"
     " dispute.state, dispute.verdict, task.task_id, task.attempt, task.node, task.dist,"
@@ -238,17 +238,13 @@ def decide_due(connection: Connection, now_ms: int) -> int:
 
 
 def _heard(connection: Connection, due: list[Case]) -> dict[bytes, int]:
-    """When each distributor last confirmed anything, since the oldest of these cases."""
-    alone = [case.seq for case in due if case.sides == Side.NODE]
-    if not alone:
-        return {}
-    ((first,),) = rows(connection, "SELECT node_confirm FROM task WHERE seq = ?", min(alone))
-    found = rows(
-        connection,
-        "SELECT signer, max(at_ms) FROM confirm WHERE side = 2 AND seq > ? GROUP BY signer",
-        first,
-    )
-    return dict(found)
+    """When each distributor of a case that only a node speaks of last confirmed anything."""
+    heard = {}
+    for distributor in {case.distributor for case in due if case.sides == Side.NODE}:
+        ((at_ms,),) = rows(connection, LAST_HEARD, distributor)
+        if at_ms is not None:
+            heard[distributor] = at_ms
+    return heard
 
 
 def _row(connection: Connection, case: Case) -> ClaimRow:
@@ -269,41 +265,8 @@ def _carry_out(connection: Connection, row: ClaimRow, verdict: Verdict, now_ms: 
             return Verdict.REFUSED  # a distributor pays for an attempt once
         pay_row(connection, row, now_ms)
     elif verdict is Verdict.INSURED:
-        shelf = StoredShelf(connection)
-        at_risk = sum(
-            shelf.totals(account).balance for account in (pending(record.node), stake(record.node))
-        )
-        return insure(connection, row, at_risk, now_ms)
+        return insure(connection, row, at_risk(connection, record.node), now_ms)
     return verdict
-
-
-def insure(connection: Connection, row: ClaimRow, most: int, now_ms: int) -> Verdict:
-    """Let the insurance pay up to ``most`` for a record; refused if that comes to nothing."""
-    record = row.claim.record
-    found = rows(
-        connection,
-        "SELECT input_nano, output_nano FROM price WHERE id = ?",
-        record.price_id,
-    )
-    prices = next(found, (0, 0))
-    priced = prices[0] * record.prompt_tokens + prices[1] * record.answer_tokens
-    there = StoredShelf(connection).totals(INSURANCE).balance
-    amount = min(record.charge_nano_usd, priced, most, there)
-    if amount <= 0 or row.event_id is not None:
-        return Verdict.REFUSED if record.charge_nano_usd else Verdict.INSURED
-    insured = Captured(
-        event_id=event_id(b"insured", row.leaf),
-        at_ms=now_ms,
-        customer=0,  # nobody's number: only the insurance pays
-        payer=0,
-        node=record.node,
-        charge=amount,
-        node_share=amount,
-        ref=set_root([row.leaf]),
-    )
-    apply_event(connection, insured)
-    connection.execute("UPDATE task SET event_id = ? WHERE seq = ?", (insured.event_id, row.seq))
-    return Verdict.INSURED
 
 
 def _close(connection: Connection, case: Case, verdict: Verdict) -> None:
