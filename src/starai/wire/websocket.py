@@ -49,7 +49,7 @@ def read_head(raw: bytes) -> HttpHead:
     """
     first, *rest = raw.decode("latin-1").split("\r\n")
     words = first.split(" ", 2)
-    if len(words) < 2 or not words[0].startswith("HTTP/1.") or not words[1].isdigit():
+    if len(words) < 2 or not words[0].startswith("HTTP/1.") or not words[1].isdecimal():
         raise UpgradeRefused("it does not speak HTTP")
     pairs = (line.partition(":") for line in rest if ":" in line)
     headers = {name.strip().lower(): value.strip() for name, _, value in pairs}

@@ -386,3 +386,25 @@ async def test_nobody_listens_before_and_after(tmp_path: Path) -> None:
         wire = network.connect(OPERATOR.party, Role.OPERATOR)
         with pytest.raises(Unavailable):
             await wire.request(registry("query", OPERATOR.party), b"", timeout_s=5)
+
+
+@pytest.mark.parametrize(
+    ("what", "arguments"),
+    [
+        ("balances", {"customer": "²"}),
+        ("balances", {"customer": "\0"}),
+        ("deposit", {"customer": "٣", "amount_nano_usd": 1, "event_id": "00" * 16}),
+        ("deposit", {"customer": "²", "amount_nano_usd": 2**64, "event_id": "²"}),
+        ("set_credit", {"customer": "²", "amount_nano_usd": 1}),
+        ("create_key", {"name": "k", "key_hash": "²", "customer": "²"}),
+        ("tasks", {"state": "²", "before": 2**70}),
+        ("consistency", {"old": 2**70, "size": 2**71}),
+        ("checkpoint", {"size": 2**70}),
+        ("earnings", {"node": "²"}),
+        ("why", {"task_id": "²"}),
+    ],
+)
+async def test_an_odd_question_is_refused_in_words(house: House, what, arguments) -> None:
+    """Signs that only look like digits, and numbers beyond every column, end no registry."""
+    assert (await house.query(what, **arguments)).code
+    assert (await house.query("check"))["problems"] == []

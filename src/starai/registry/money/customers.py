@@ -66,7 +66,7 @@ class Customers:
             Conflict: another customer has that name.
         """
         check_label(name)
-        if not name or name.isdigit():
+        if not name or _is_number(name):
             raise InvalidRequest("a customer has a name, which is not a number", param="name")
         now_ms = self._clock.now_ms()
         return await self._store.write(lambda connection: _create(connection, name, now_ms))
@@ -146,7 +146,7 @@ def find(connection: Connection, customer: str) -> int:
         NotFound: there is none.
         Conflict: several have that name.
     """
-    if customer.isdigit() and len(customer) < len(str(MONEY_MAX)):
+    if _is_number(customer) and len(customer) < len(str(MONEY_MAX)):
         found = list(rows(connection, "SELECT id FROM customer WHERE id = ?", int(customer)))
     else:
         found = list(rows(connection, "SELECT id FROM customer WHERE name = ? LIMIT 2", customer))
@@ -156,6 +156,11 @@ def find(connection: Connection, customer: str) -> int:
         raise Conflict(f"several customers are called {customer!r}: give the number")
     number: int = found[0][0]
     return number
+
+
+def _is_number(text: str) -> bool:
+    """Whether it is made of 0 to 9; Python counts many other signs among the digits."""
+    return text.isascii() and text.isdecimal()
 
 
 def _create(connection: Connection, name: str, now_ms: int) -> int:
