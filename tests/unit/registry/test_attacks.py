@@ -199,7 +199,7 @@ async def test_another_distributor_cannot_contest_an_attempt(scene: Scene) -> No
 @pytest.mark.anyio
 async def test_both_sides_together_get_no_more_than_the_price(scene: Scene) -> None:
     """What two conspirators agree on is charged by the table, and without a row not at all."""
-    dear = msgspec.structs.replace(TASK, charge_nano_usd=10**15)
+    dear = msgspec.structs.replace(TASK, charge_nano_usd=10**11)
     unpriced = msgspec.structs.replace(priced(record(2)), price_id=99)
     stranger = msgspec.structs.replace(priced(record(3)), customer=12345)
     for side, signer in ((Side.DISTRIBUTOR, DISTRIBUTOR), (Side.NODE, NODE)):

@@ -175,6 +175,7 @@ def _refusals() -> list[tuple[str, Confirm, type[Exception]]]:
         ("no count", confirm(Side.NODE, [record(1)], by_root=True, count=0), MalformedFrame),
         ("other count", confirm(Side.NODE, [record(1)], count=2), MalformedFrame),
         ("other charge", confirm(Side.NODE, [record(1)], charge_nano_usd=1), MalformedFrame),
+        ("dear", confirm(Side.NODE, [record(1, charge_nano_usd=31 << 32)]), MalformedFrame),
         ("huge charge", confirm(Side.NODE, [record(1)], charge_nano_usd=1 << 63), MalformedFrame),
         ("forged root", swap(good, records=b"", root=b"r" * 32), SealBroken),
         ("half a record", swap(good, records=good.records[:-1]), MalformedFrame),

@@ -128,6 +128,17 @@ async def test_what_waits_is_shown_beside_what_is_earned(house: House) -> None:
     assert (one["waiting_records"], one["waiting_nano_usd"]) == (1, "40")
 
 
+async def test_one_nodes_huge_claims_break_nobodys_report(house: House) -> None:
+    """What a node alone says is summed, however much it says."""
+    await house.add(1, 100, node=1)
+    for number in (2, 3, 4):
+        await house.add(number, (1 << 63) - 1, state=1, paid=False)
+    await house.add(5, 0, state=1, paid=False)
+    one = await _of(house, node=house.nodes[0].identity.party)
+    assert (one["waiting_records"], one["waiting_nano_usd"]) == (3, str(3 * ((1 << 63) - 1)))
+    assert (await _of(house))["pending_nano_usd"] == "90"
+
+
 async def test_a_node_sees_its_own(house: House) -> None:
     """Neither another's earnings nor another's task, nor what is the operator's."""
     one, other = house.nodes

@@ -19,8 +19,10 @@ from starai.registry.storage import Connection
 
 #: Nodes of one report.
 NODES_MAX: Final = 500
+# A node can say of itself that it is owed nearly all an integer holds: in halves no sum overflows.
 _UNPAID: Final = (
-    "SELECT count(*), CAST(coalesce(sum(charge), 0) AS BIGINT) FROM task"
+    "SELECT count(*), CAST(coalesce(sum(charge >> 32), 0) AS BIGINT),"
+    " CAST(coalesce(sum(charge & 4294967295), 0) AS BIGINT) FROM task"
     " WHERE node = ? AND event_id IS NULL AND charge > 0 AND state IN (1, 2)"
 )
 _CASES: Final = (
@@ -61,7 +63,7 @@ def _of_node(
     shelf = StoredShelf(connection)
     open_now, ripe = shelf.totals(pending(node)).balance, shelf.totals(payable(node))
     staked = shelf.totals(stake(node))
-    ((waiting, waiting_nano),) = rows(connection, _UNPAID, node)
+    ((waiting, high, low),) = rows(connection, _UNPAID, node)
     ((cases, deadline_ms),) = rows(connection, _CASES, node)
     address = next(
         rows(
@@ -80,7 +82,7 @@ def _of_node(
         "stake_nano_usd": str(staked.balance),
         "next_payable_ms": _next_ms(connection, node, now_ms, maturity_ms) if open_now else None,
         "waiting_records": waiting,
-        "waiting_nano_usd": str(waiting_nano),
+        "waiting_nano_usd": str((high << 32) + low),
         "open_cases": cases,
         "next_deadline_ms": deadline_ms,
         "payout_address": f"0x{address[0].hex()}" if address is not None else None,
@@ -117,7 +119,8 @@ def _mature_ms(connection: Connection, seq: int, maturity_ms: int) -> int | None
     block = next(
         rows(
             connection,
-            "SELECT closed_ms FROM block WHERE last_transfer >= ? ORDER BY height LIMIT 1",
+            "SELECT closed_ms FROM block WHERE last_transfer >= ?"
+            " ORDER BY last_transfer, height LIMIT 1",
             seq,
         ),
         None,

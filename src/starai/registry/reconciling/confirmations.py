@@ -23,6 +23,8 @@ from starai.registry.storage import Store
 
 #: A SHA-256.
 ROOT_BYTES: Final = 32
+#: The highest price of a token that a task's header can name, in nano-USD.
+_PRICE_MAX: Final = (1 << 32) - 1
 _ROLE_OF: Final = {Side.NODE: Role.NODE, Side.DISTRIBUTOR: Role.DISTRIBUTOR}
 
 
@@ -81,6 +83,8 @@ def _check_records(confirm: Confirm, records: list[TaskRecord], block_ms: int) -
             raise MalformedFrame("a record is of another distributor than its confirmation")
         if max(record.customer, record.charge_nano_usd, record.closed_ms) > INTEGER_MAX:
             raise MalformedFrame("a record has a number out of range")
+        if record.charge_nano_usd > (record.prompt_tokens + record.answer_tokens) * _PRICE_MAX:
+            raise MalformedFrame("a record charges more than any price makes of its tokens")
         if record.block(block_ms) != confirm.block:
             raise ConfigurationRefused(f"blocks of this network last {block_ms} ms")
     if records and sum(record.charge_nano_usd for record in records) != confirm.charge_nano_usd:
