@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from starai.protocol.identity import Identity, KeyKind, verify
 from starai.protocol.log import log_origin
 from starai.protocol.records import leaf_hash
 from starai.registry.log import proofs
-from starai.registry.log.blocks import BlockTerms, Closer, close_block, last_block
+from starai.registry.log.blocks import JUMP_MS, BlockTerms, Closer, close_block, last_block
 from starai.registry.log.integrity import ChainCheck
 from starai.registry.money.books import apply_event, books_hash
 from starai.registry.storage import Connection, Store, open_store
@@ -267,6 +268,63 @@ async def test_what_cannot_be_proven_says_why(store: Store) -> None:
             proofs.consistency_proof(connection, old=1, size=7)
 
     await store.write(work)
+
+
+@dataclass
+class _JumpingClock:
+    """A clock that can be set wrong while time goes on as ever."""
+
+    ms: int = START_MS
+    passed_s: float = 0.0
+
+    def now_ms(self) -> int:
+        return self.ms + int(self.passed_s * 1000)
+
+    def monotonic_s(self) -> float:
+        return self.passed_s
+
+
+async def test_a_clock_that_jumps_ahead_closes_no_block(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody else says it is so late: what is new waits for the right time, or for a record."""
+    clock = _JumpingClock()
+    closer = Closer(store, NETWORK, ACCOUNT, clock, BlockTerms())
+    await store.write(lambda c: add_tasks(c, 1))
+    clock.ms += 10 * JUMP_MS
+    with pytest.raises(InternalFault, match="jumped"):
+        await closer.close_now()
+    clock.ms = START_MS
+    clock.passed_s += 2 * JUMP_MS / 1000
+    block = await closer.close_now()
+    assert block is not None
+    assert block.closed_ms == START_MS + 2 * JUMP_MS
+
+    clock.ms += 10 * JUMP_MS
+    assert await closer.close_now() is None
+    await store.write(lambda c: deposit(c, 1, 5))
+    with pytest.raises(InternalFault, match="jumped"):
+        await closer.close_now()
+    await store.write(lambda c: add_tasks(c, 2))
+    await store.write(
+        lambda c: (
+            c.execute("UPDATE task SET closed_ms = ? WHERE seq = 2", (clock.now_ms(),)) and None
+        )
+    )
+    late = await closer.close_now()
+    assert late is not None
+    assert late.closed_ms == clock.now_ms()
+
+    assert not caplog.records
+    clock.ms = START_MS
+    await store.write(lambda c: deposit(c, 2, 5))
+    after = await closer.close_now()
+    assert after is not None
+    assert after.closed_ms == late.closed_ms
+    assert [(one.message, one.levelname) for one in caplog.records] == [
+        ("blocks_ahead_of_clock", "ERROR")
+    ]
+    assert await store.read(problems) == []
 
 
 async def test_blocks_are_closed_in_time_and_early(store: Store) -> None:

@@ -2,7 +2,9 @@
 
 One transaction reads what is new, extends the log, and writes the block with its signed
 checkpoint; so a crash leaves all of it or nothing, and the next start goes on from what is there.
-Nothing new makes no block. Knows nothing of what records and transfers mean.
+Nothing new makes no block. A block is never older than the one before, so one that was closed while
+the clock was far ahead would hold up all that counts by blocks: a clock that jumps is not believed
+alone. Knows nothing of what records and transfers mean.
 """
 
 from __future__ import annotations
@@ -31,6 +33,11 @@ from starai.registry.schema import rows
 from starai.registry.storage import Connection, Store
 
 _LOG = logging.getLogger(__name__)
+
+#: How much further than the time that passed the clock may be, before somebody else must say so.
+JUMP_MS: Final = 3_600_000
+#: How far blocks may be ahead of the clock before that is an alarm: clocks are set back a little.
+AHEAD_MS: Final = 60_000
 
 _INSERT: Final = (
     "INSERT INTO block (height, prev, last_task, n, tree_size, log_root, last_transfer,"
@@ -103,6 +110,8 @@ class Closer:
         self._terms = terms
         self._num_fresh = 0
         self._enough = anyio.Event()
+        #: When the clock was last believed: what it said, and the time that never goes back.
+        self._believed = (clock.now_ms(), clock.monotonic_s())
         #: The raw public key by which blocks are signed.
         self.account = account.raw
 
@@ -134,13 +143,40 @@ class Closer:
 
         Raises:
             Overloaded: too many writes wait.
-            InternalFault: the log or the chain is damaged.
+            InternalFault: the log or the chain is damaged, or the clock jumped ahead.
             StoreFailed: the disk failed.
         """
         self._num_fresh, self._enough = 0, anyio.Event()
-        now_ms = self._clock.now_ms()
-        return await self._store.write(
-            lambda connection: close_block(connection, self._network, self._identity, now_ms)
+        now_ms, now_s = self._clock.now_ms(), self._clock.monotonic_s()
+        then_ms, then_s = self._believed
+        has_jumped = now_ms - then_ms > (now_s - then_s) * 1000 + JUMP_MS
+
+        def work(connection: Connection) -> Block | None:
+            block = close_block(connection, self._network, self._identity, now_ms)
+            if block is not None and has_jumped:
+                _check_clock(connection, now_ms)
+            return block
+
+        block = await self._store.write(work)
+        if block is not None or not has_jumped:
+            self._believed = (now_ms, now_s)
+        if block is not None and block.closed_ms > now_ms + AHEAD_MS:
+            ahead_ms = block.closed_ms - now_ms
+            event(_LOG, "blocks_ahead_of_clock", logging.ERROR, ahead_ms=ahead_ms)
+        return block
+
+
+def _check_clock(connection: Connection, now_ms: int) -> None:
+    """Believe a clock that jumped if the newest record, whose distributor has its own, agrees.
+
+    Raises:
+        InternalFault: it does not.
+    """
+    newest = rows(connection, "SELECT closed_ms FROM task ORDER BY seq DESC LIMIT 1")
+    if all(now_ms - closed_ms > JUMP_MS for (closed_ms,) in newest):
+        raise InternalFault(
+            "the clock jumped ahead, and no record says that it is so late: set the clock right;"
+            " if it is right now, go on using the network, or start the registry again"
         )
 
 
