@@ -20,7 +20,7 @@ import msgspec
 
 from starai.core.errors import ConfigurationRefused, NotFound, Unavailable
 from starai.protocol.payouts import parse_vault
-from starai.settlement.leaves import LeafKind, leaves_of, parse_leaf_file, tree_of
+from starai.settlement.leaves import ADDRESS_BYTES, LeafKind, leaves_of, parse_leaf_file, tree_of
 from starai.settlement.manifest import Manifest, split_signature
 from starai.settlement.rollup.base import Chain, Claim, Happening, Post
 from starai.settlement.settler import Attempt, AttemptState
@@ -187,14 +187,12 @@ def claims_of(exports: Path, chain: Chain) -> list[Claim]:
     standing = chain.standing(chain.tip().number)
     if standing is None or not standing.active_epoch:
         raise NotFound("no root is active at this vault yet: there is nothing to claim")
-    folder = exports / f"day-{standing.active_epoch:06d}"
+    folder = exports / f"day-{standing.active_epoch + _days_before_vault(exports):06d}"
     try:
         manifest = Manifest.parse(split_signature((folder / "manifest.txt").read_text("utf-8"))[0])
         leaves = leaves_of(parse_leaf_file((folder / "leaves.txt").read_text("utf-8")))
     except OSError as error:
-        raise NotFound(
-            f"{folder} cannot be read: get the export of day {standing.active_epoch}"
-        ) from error
+        raise NotFound(f"{folder} cannot be read: get the export of that day") from error
     tree = tree_of(leaves)
     if manifest.root != tree.root:
         raise NotFound(f"the leaves in {folder} are not those of its manifest")
@@ -203,6 +201,13 @@ def claims_of(exports: Path, chain: Chain) -> list[Claim]:
         for leaf in leaves
         if leaf.kind is LeafKind.EARNED
     ]
+
+
+def _days_before_vault(exports: Path) -> int:
+    """How many days of an export were closed before there was a vault, which counts from then."""
+    none = f"\ncontract {bytes(ADDRESS_BYTES).hex()}\n"
+    found = (path.read_text("utf-8") for path in exports.glob("day-*/manifest.txt"))
+    return sum(none in text for text in found)
 
 
 def wait_a_moment(seconds: float = 2.0) -> None:

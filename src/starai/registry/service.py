@@ -186,11 +186,14 @@ class Registry:
         """Read what must be in memory; `run` does it too, so call it to use the parts before.
 
         Raises:
-            ConfigurationRefused: the store belongs to another network.
+            ConfigurationRefused: the store belongs to another network, or closed days for another
+                vault.
         """
         network, block_ms = self._config.network, self._config.block_ms
         await self._store.write(lambda connection: bind_network(connection, network, block_ms))
         await self.parties.load()
+        if self.days is not None:
+            await self.days.open()
 
     async def run(
         self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED

@@ -89,6 +89,16 @@ def test_claims_are_made_from_the_active_day_of_an_export(tmp_path: Path) -> Non
         assert verify_proof(root, leaf.hash(), one.proof)
 
 
+def test_days_of_before_the_vault_are_not_counted(tmp_path: Path) -> None:
+    """A vault that came after two days calls the third its first."""
+    for day in ("day-000001", "day-000002"):
+        (tmp_path / day).mkdir()
+        (tmp_path / day / "manifest.txt").write_text(f"title\ncontract {'00' * 20}\nepoch 1\n")
+    export(tmp_path, SUMS)
+    chain: Any = At(1)
+    assert len(claims_of(tmp_path, chain)) == 2
+
+
 def test_an_export_that_does_not_fit_is_told(tmp_path: Path) -> None:
     """No active day, a day that is not there, leaves of another manifest."""
     export(tmp_path, SUMS, root=b"\7" * 32)

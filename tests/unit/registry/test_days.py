@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from starai.core.errors import Conflict
+from starai.core.errors import ConfigurationRefused, Conflict
 from starai.ledger.events import Corrected, Refunded, event_id
 from starai.protocol.identity import verify
 from starai.registry.days.building import build, keep
@@ -458,6 +459,38 @@ async def test_a_day_vetoed_after_others_were_closed_is_closed_again(world: Worl
     assert third.stopped == ""
     assert third.epoch is not None
     assert third.epoch.epoch == 3
+
+
+@pytest.mark.anyio
+async def test_a_vault_may_come_later_and_then_stays(world: World) -> None:
+    """A vault numbers its days from 1 whatever was closed before; none is closed for another."""
+    vault, bare = world.days._terms, DayTerms(network=NETWORK, maturity_ms=MATURITY_MS)
+    for day, terms in enumerate((bare, bare, vault, vault)):
+        world.days._terms = terms
+        await world.days.open()
+        await world.work_at(FIRST_DAY_MS + day * DAY_MS + HOUR_MS)
+        world.clock.ms = FIRST_DAY_MS + (day + 1) * DAY_MS
+        await world.days.mature()
+        assert (await world.days.close()).stopped == ""
+    days = [one.parsed() for one in await world.epochs()]
+    assert verified(world.exports) == days[3].head().hex()
+
+    def settled(connection: Connection) -> list[tuple[bytes, bytes]]:
+        books = Settlement(connection, TERMS.chain_id, TERMS.contract)
+        posts = [books.next_post(number) for number in (1, 2)]
+        books.mined(1, days[2].head())
+        assert books.next_post(3) is None
+        return [(post.prev_head, post.head) for post in posts if post is not None]
+
+    assert await world.do(settled) == [
+        (bytes(32), days[2].head()),
+        (days[2].head(), days[3].head()),
+    ]
+    assert [one.state for one in await world.epochs()][2:] == [EpochState.MINED, EpochState.SIGNED]
+    for forgotten in (bare, msgspec.structs.replace(vault, contract=b"\x08" * 20)):
+        world.days._terms = forgotten
+        with pytest.raises(ConfigurationRefused, match="STARAI_VAULT"):
+            await world.days.open()
 
 
 def _undo_a_fee(connection: Connection) -> None:

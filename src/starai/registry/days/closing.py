@@ -35,6 +35,7 @@ from starai.registry.days.epochs import (
     cut,
     cut_again,
     get_epoch,
+    require_vault,
 )
 from starai.registry.days.export import export_all, forget_days
 from starai.registry.days.maturing import MATURED_AT_ONCE, due, mature
@@ -78,6 +79,14 @@ class Days:
         self._exports = exports
         self._close_block = close_block
         self._lock = anyio.Lock()
+
+    async def open(self) -> None:
+        """Check that days go on for the same vault; call it before `run`.
+
+        Raises:
+            ConfigurationRefused: days were closed for another one.
+        """
+        await self._store.read(partial(require_vault, terms=self._terms))
 
     async def run(self) -> None:
         """Close each day soon after midnight (UTC), and let earnings mature, until cancelled.

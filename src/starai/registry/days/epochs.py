@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import msgspec
 
-from starai.core.errors import Conflict, NotFound
+from starai.core.errors import ConfigurationRefused, Conflict, NotFound
 from starai.registry.schema import rows
 from starai.registry.storage.base import Connection
-from starai.settlement.leaves import Leaf, LeafKind, Placed, leaves_of
+from starai.settlement.leaves import ADDRESS_BYTES, Leaf, LeafKind, Placed, leaves_of
 from starai.settlement.manifest import Manifest, split_signature
 
 _KEY_BYTES: Final = {LeafKind.EARNED: 32, LeafKind.SPENT: 8}
@@ -128,6 +128,34 @@ def get_epoch(connection: Connection, number: int) -> Epoch:
 def _epoch(row: tuple[Any, ...]) -> Epoch:
     number, first, last, state, manifest, closed_ms = row
     return Epoch(number, first, last, EpochState(state), manifest, closed_ms)
+
+
+def days_before_vault(connection: Connection) -> int:
+    """How many days were closed before the network had a vault, which numbers those after from 1.
+
+    Manifests without a vault name an address of zeros.
+    """
+    sql = "SELECT COUNT(*) FROM epoch WHERE manifest LIKE ?"
+    ((count,),) = rows(connection, sql, f"%\ncontract {bytes(ADDRESS_BYTES).hex()}\n%")
+    return int(count)
+
+
+def require_vault(connection: Connection, terms: DayTerms) -> None:
+    """Check that days go on for the vault that they were closed for so far, if for any.
+
+    Raises:
+        ConfigurationRefused: they are to be closed for another one, or for none.
+    """
+    built = [epoch for epoch in epochs(connection)[-2:] if epoch.manifest]
+    if not built:
+        return
+    facts = built[-1].parsed()
+    named = (facts.chain_id, facts.contract)
+    if any(facts.contract) and named != (terms.chain_id, terms.contract):
+        raise ConfigurationRefused(
+            f"days of this network are closed for vault {facts.chain_id}:0x{facts.contract.hex()}:"
+            " start the registry with it (STARAI_VAULT), since no day can be for another"
+        )
 
 
 def cut(connection: Connection, before_ms: int) -> Epoch | None:

@@ -16,7 +16,7 @@ import msgspec
 from starai.core.errors import Conflict, InvalidRequest, NotFound
 from starai.ledger.events import Claimed, Deposited, event_id
 from starai.protocol.registry import FundsChanged
-from starai.registry.days.epochs import Epoch, EpochState, get_epoch
+from starai.registry.days.epochs import Epoch, EpochState, days_before_vault, get_epoch
 from starai.registry.money import withdrawals
 from starai.registry.money.books import apply_event
 from starai.registry.money.shelf import StoredShelf
@@ -24,6 +24,7 @@ from starai.registry.money.withdrawals import Withdrawal
 from starai.registry.schema import rows
 from starai.registry.storage import Connection
 from starai.settlement.leaves import NANO_PER_UNIT, LeafKind
+from starai.settlement.manifest import FIRST_HEAD
 from starai.settlement.rollup.base import Fee, Happening, Post, Signed, What
 from starai.settlement.settler import Attempt, AttemptState
 from starai.settlement.watching import Cursor, happening_id
@@ -62,7 +63,7 @@ class Settlement:
         Raises:
             Conflict: it was closed for another vault.
         """
-        found = self._known(epoch)
+        found = self._known(self._day(epoch))
         if found is None or found.state not in _POSTABLE:
             return None
         facts = found.parsed()
@@ -70,7 +71,7 @@ class Settlement:
             raise Conflict(f"epoch {epoch} was closed for another contract: see its manifest")
         return Post(
             epoch,
-            facts.previous_head,
+            facts.previous_head if epoch > 1 else FIRST_HEAD,
             facts.head(),
             facts.root,
             facts.earned_units,
@@ -140,17 +141,21 @@ class Settlement:
         """The guardian took this epoch's root back."""
         self._connection.execute(
             "UPDATE epoch SET state = ? WHERE epoch = ? AND state IN (?, ?, ?)",
-            (EpochState.VETOED.value, epoch, *(one.value for one in _UP_TO_MINED)),
+            (EpochState.VETOED.value, self._day(epoch), *(one.value for one in _UP_TO_MINED)),
         )
 
-    def _known(self, epoch: int) -> Epoch | None:
+    def _day(self, epoch: int) -> int:
+        """The day that the vault counts as ``epoch``; those before it was there are not counted."""
+        return epoch + days_before_vault(self._connection)
+
+    def _known(self, day: int) -> Epoch | None:
         try:
-            return get_epoch(self._connection, epoch)
+            return get_epoch(self._connection, day)
         except NotFound:
             return None
 
     def _check_head(self, epoch: int, head: bytes) -> None:
-        found = self._known(epoch)
+        found = self._known(self._day(epoch))
         if found is None or not found.manifest or found.parsed().head() != head:
             raise Conflict(
                 f"the chain has a root for epoch {epoch} that this registry did not close: veto it"
@@ -162,7 +167,7 @@ class Settlement:
         marks = ", ".join("?" * len(before))
         self._connection.execute(
             f"UPDATE epoch SET state = ? WHERE epoch <= ? AND state IN ({marks})",  # noqa: S608 - only marks
-            (after.value, epoch, *(one.value for one in before)),
+            (after.value, self._day(epoch), *(one.value for one in before)),
         )
 
     # The watcher's bookkeeper.
