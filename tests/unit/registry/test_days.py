@@ -15,7 +15,16 @@ from starai.core.errors import ConfigurationRefused, Conflict
 from starai.ledger.events import Corrected, Refunded, event_id
 from starai.protocol.identity import verify
 from starai.registry.days.building import build, keep
-from starai.registry.days.closing import Closing, Days
+from starai.registry.days.closing import (
+    CHECK_DEADLINE_ROW_S,
+    CHECK_DEADLINE_S,
+    LOOK_EVERY_S,
+    REST_MAX_S,
+    Closing,
+    Days,
+    Patience,
+    check_deadline_s,
+)
 from starai.registry.days.epochs import (
     DayTerms,
     EpochState,
@@ -395,14 +404,50 @@ async def test_too_much_growth_waits_for_a_person(world: World) -> None:
     world.days._terms = careful
     await world.work_at(FIRST_DAY_MS)
     world.clock.ms = FIRST_DAY_MS + DAY_MS
+    written = set()
     for _ in range(2):
         closing = await world.days.close()
         assert closing.epoch is not None
         assert closing.epoch.state is EpochState.BUILT
         assert "grew by" in closing.stopped
+        written.add((world.exports / "day-000001").stat().st_mtime_ns)
+    assert len(written) == 1  # what was checked once is not checked again
     accepted = await world.days.close(accept=True)
     assert accepted.epoch is not None
     assert accepted.epoch.state is EpochState.SIGNED
+
+
+def test_a_day_that_stopped_rests_longer_each_time() -> None:
+    """What a person must look at is tried again ever more rarely, until it went well."""
+    clock = Clock()
+    patience, rests = Patience(clock), []
+    for _ in range(8):
+        assert patience.is_due()
+        patience.stopped()
+        start = clock.ms
+        while not patience.is_due():
+            clock.ms += int(LOOK_EVERY_S * 1000)
+        rests.append((clock.ms - start) / 1000)
+    assert rests[:3] == [LOOK_EVERY_S, 2 * LOOK_EVERY_S, 4 * LOOK_EVERY_S]
+    assert rests[-2:] == [REST_MAX_S, REST_MAX_S]
+    patience.went_well()
+    patience.stopped()
+    clock.ms += int(LOOK_EVERY_S * 1000)
+    assert patience.is_due()
+
+
+@pytest.mark.anyio
+async def test_a_check_may_take_longer_the_more_there_is(world: World) -> None:
+    """A deadline that fits the first day would stop a network once it is large."""
+    await world.work_at(FIRST_DAY_MS)
+    first = await world.store.read(check_deadline_s)
+    many = 1_000_000_000
+    await world.do(
+        lambda c: c.execute("UPDATE block SET last_transfer = last_transfer + ?", (many,))
+    )
+    later = await world.store.read(check_deadline_s)
+    assert later - first == pytest.approx(CHECK_DEADLINE_ROW_S * many)
+    assert first > CHECK_DEADLINE_S
 
 
 @pytest.mark.anyio

@@ -39,6 +39,7 @@ from starai.registry.days.epochs import (
 )
 from starai.registry.days.export import export_all, forget_days
 from starai.registry.days.maturing import MATURED_AT_ONCE, due, mature
+from starai.registry.schema import rows
 from starai.registry.storage.base import Connection, Store
 from starai.settlement.leaves import NANO_PER_UNIT
 from starai.settlement.manifest import FIRST_HEAD, Manifest, signed_bytes, with_signature
@@ -48,8 +49,12 @@ _LOG = logging.getLogger(__name__)
 DAY_MS: Final = 86_400_000
 #: How often is looked for what matured and for midnight; far below the hours that maturity takes.
 LOOK_EVERY_S: Final = 600.0
-#: A check that takes longer is broken: a day of a million tasks takes a minute.
+#: A check that takes longer is broken. It goes over all that there ever was, some 20 us a row in
+#: one process; ten times that leaves room for a machine that has other things to do.
 CHECK_DEADLINE_S: Final = 3_600.0
+CHECK_DEADLINE_ROW_S: Final = 0.000_2
+#: A day that stopped is tried again after `LOOK_EVERY_S`, then after twice as long, up to this.
+REST_MAX_S: Final = 21_600.0
 
 
 class Closing(msgspec.Struct, frozen=True):
@@ -57,6 +62,29 @@ class Closing(msgspec.Struct, frozen=True):
 
     epoch: Epoch | None
     stopped: str = ""
+
+
+class Patience:
+    """When a day that stopped is tried again: what stopped it is rarely gone by itself."""
+
+    def __init__(self, clock: Clock) -> None:
+        """Take a clock; the first try is due at once."""
+        self._clock = clock
+        self._rest_s = LOOK_EVERY_S
+        self._due_s = clock.monotonic_s()
+
+    def is_due(self) -> bool:
+        """Whether to try."""
+        return self._clock.monotonic_s() >= self._due_s
+
+    def went_well(self) -> None:
+        """The next try is due at once."""
+        self._rest_s = LOOK_EVERY_S
+
+    def stopped(self) -> None:
+        """The next try is due after a rest, each twice as long as the one before."""
+        self._due_s = self._clock.monotonic_s() + self._rest_s
+        self._rest_s = min(2 * self._rest_s, REST_MAX_S)
 
 
 class Days:
@@ -79,6 +107,8 @@ class Days:
         self._exports = exports
         self._close_block = close_block
         self._lock = anyio.Lock()
+        #: The head that the verifier came to: a day that waits for a person is checked once.
+        self._checked = b""
 
     async def open(self) -> None:
         """Check that days go on for the same vault; call it before `run`.
@@ -94,18 +124,26 @@ class Days:
         Raises:
             StoreFailed: the disk failed.
         """
+        patience = Patience(self._clock)
         while True:
             try:
                 await self.mature()
-                closing = await self.close()
+                if patience.is_due():
+                    await self._close_patiently(patience)
             except StoreFailed:
                 raise
-            except StarAIError as error:  # the day waits; the next look goes on with it
+            except StarAIError as error:  # the day waits; a later look goes on with it
+                patience.stopped()
                 event(_LOG, "day_not_closed", logging.ERROR, code=error.code, why=error.message)
-            else:
-                if closing.stopped:
-                    event(_LOG, "day_stopped", logging.ERROR, why=closing.stopped)
             await anyio.sleep(LOOK_EVERY_S)
+
+    async def _close_patiently(self, patience: Patience) -> None:
+        closing = await self.close()
+        if closing.stopped:
+            patience.stopped()
+            event(_LOG, "day_stopped", logging.ERROR, why=closing.stopped)
+        else:
+            patience.went_well()
 
     async def mature(self) -> int:
         """Let mature what is old enough; how many nodes had something.
@@ -183,18 +221,25 @@ class Days:
 
     async def _check(self, epoch: Epoch, accept: bool) -> str:
         """Have the day checked, and look at its growth; what stops it, or nothing."""
-        key = self._account.raw
-        # What an earlier try left may be of before a correction: nobody was given it.
-        await anyio.to_thread.run_sync(forget_days, self._exports, epoch.epoch)
-        await self._store.read(lambda connection: export_all(connection, self._exports, key))
-        head = epoch.parsed().head().hex()
-        stopped = await _verified(self._exports, head)
+        stopped = "" if epoch.parsed().head() == self._checked else await self._verify(epoch)
         if not stopped and not accept:
             stopped = await self._store.read(
                 lambda connection: growth_stops(connection, epoch, self._terms)
             )
         if not stopped:
             await self._advance(epoch, EpochState.CHECKED)
+        return stopped
+
+    async def _verify(self, epoch: Epoch) -> str:
+        """Export the day, and have it checked; what is wrong with it, or nothing."""
+        key, head = self._account.raw, epoch.parsed().head()
+        # What an earlier try left may be of before a correction: nobody was given it.
+        await anyio.to_thread.run_sync(forget_days, self._exports, epoch.epoch)
+        await self._store.read(lambda connection: export_all(connection, self._exports, key))
+        deadline_s = await self._store.read(check_deadline_s)
+        stopped = await _verified(self._exports, head.hex(), deadline_s)
+        if not stopped:
+            self._checked = head
         return stopped
 
     async def _sign(self, epoch: Epoch) -> None:
@@ -210,11 +255,21 @@ class Days:
         )
 
 
-async def _verified(exports: Path, head: str) -> str:
-    """Why an independent process does not come to ``head``; nothing if it does."""
-    command = [sys.executable, "-m", "starai.verifier", str(exports)]
+def check_deadline_s(connection: Connection) -> float:
+    """How long a check of everything may take: more, the more there is."""
+    newest = "SELECT last_task, last_transfer FROM block ORDER BY height DESC LIMIT 1"
+    count = sum(sum(row) for row in rows(connection, newest))
+    return CHECK_DEADLINE_S + CHECK_DEADLINE_ROW_S * count
+
+
+async def _verified(exports: Path, head: str, deadline_s: float) -> str:
+    """Why an independent process does not come to ``head``; nothing if it does.
+
+    It is one process of low priority, since requests are served beside it.
+    """
+    command = [sys.executable, "-m", "starai.verifier", "--gently", str(exports)]
     try:
-        with anyio.fail_after(CHECK_DEADLINE_S):
+        with anyio.fail_after(deadline_s):
             done = await anyio.run_process(command, check=False, env={**os.environ})
     except (OSError, TimeoutError) as error:
         raise InternalFault(f"the verifier did not run to its end: {error}") from error
