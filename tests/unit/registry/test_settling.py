@@ -127,10 +127,10 @@ async def test_transactions_are_kept_as_they_were_signed(books: Books) -> None:
         await books.do(lambda journal: journal.keep(attempt(1)))
 
 
-async def sign_day(books: Books, epoch: int) -> bytes:
+async def sign_day(books: Books, epoch: int, **changed: Any) -> bytes:
     empty: dict[Any, Any] = {bytes: b"", int: 0, str: ""}
     facts = {f.name: empty.get(f.type, ()) for f in msgspec.structs.fields(Manifest)}
-    manifest = Manifest(**facts | {"chain_id": CHAIN, "contract": VAULT, "epoch": epoch})
+    manifest = Manifest(**facts | {"chain_id": CHAIN, "contract": VAULT, "epoch": epoch} | changed)
 
     def write(connection: Connection) -> None:
         connection.execute(
@@ -178,6 +178,17 @@ async def test_another_head_or_vault_is_a_conflict(books: Books) -> None:
             await books.do(lambda journal, e=epoch, s=said: journal.mined(e, s))
     with pytest.raises(Conflict, match="another contract"):
         await books.do(lambda journal: journal.next_post(1), vault=b"w" * 20)
+
+
+@pytest.mark.anyio
+async def test_a_veto_that_is_heard_of_late_is_of_the_root_before(books: Books) -> None:
+    """The watcher follows some blocks behind: the day may be closed again with another root."""
+    await sign_day(books, 1, root=b"new")
+    block = BlockRef(1, b"b" * 32, 1)
+    for root, expected in ((b"old", "signed"), (b"new", "vetoed")):
+        veto = Happening(What.VETOED, block, root * 8, 0, epoch=1, root=root)
+        await books.do(lambda one, veto=veto: one.book([veto], Cursor(1, b"b" * 32)))
+        assert await state(books, 1) == expected
 
 
 @pytest.mark.anyio

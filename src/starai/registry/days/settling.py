@@ -137,8 +137,14 @@ class Settlement:
         self._check_head(epoch, head)
         self._to(EpochState.FINAL, epoch, *_UP_TO_MINED)
 
-    def vetoed(self, epoch: int) -> None:
-        """The guardian took this epoch's root back."""
+    def vetoed(self, epoch: int, root: bytes = b"") -> None:
+        """The guardian took this epoch's root back: ``root``, if that is known.
+
+        A veto that is heard of late, after the day was closed again, is of another root.
+        """
+        found = self._known(self._day(epoch))
+        if root and found is not None and found.manifest and found.parsed().root != root:
+            return
         self._connection.execute(
             "UPDATE epoch SET state = ? WHERE epoch = ? AND state IN (?, ?, ?)",
             (EpochState.VETOED.value, self._day(epoch), *(one.value for one in _UP_TO_MINED)),
@@ -211,7 +217,7 @@ class Settlement:
             return
         match one.what:
             case What.VETOED:
-                self.vetoed(one.epoch)
+                self.vetoed(one.epoch, one.root)
             case What.CLAIMED:
                 for event in self._claims(name, nano, one):
                     apply_event(self._connection, event)

@@ -107,7 +107,7 @@ class Happening(NamedTuple):
     """One event of the vault, and where it stands on the chain.
 
     ``ordinal`` counts the vault's events of one transaction from 0. ``units`` and ``account`` are
-    of money that moved, ``epoch`` is of a root.
+    of money that moved, ``epoch`` and ``root`` are of a root.
     """
 
     what: What
@@ -117,6 +117,7 @@ class Happening(NamedTuple):
     account: bytes = b""
     units: int = 0
     epoch: int = 0
+    root: bytes = b""
 
 
 class Chain(Protocol):

@@ -240,4 +240,5 @@ def _happening(what: What, block: BlockRef, index: int, said: Any) -> Happening:
         bytes.fromhex(values["account"][2:]) if "account" in values else b"",
         values.get("amount", 0),
         values.get("epoch", 0),
+        bytes(values.get("root", b"")),
     )
