@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -316,6 +318,37 @@ def test_when_a_distributor_was_last_heard_is_read_from_an_index() -> None:
     plan = [row[-1] for row in connection.execute("EXPLAIN QUERY PLAN " + LAST_HEARD, (b"d" * 32,))]
     connection.close()
     assert plan == ["SEARCH confirm USING COVERING INDEX confirm_heard (signer=?)"]
+
+
+class _Counting:
+    """A connection that counts the rows that are read."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.num_rows = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def execute(self, *arguments: Any) -> Iterator[tuple[Any, ...]]:
+        found = list(self._connection.execute(*arguments))
+        self.num_rows += len(found)
+        return iter(found)
+
+
+def test_a_tasks_many_attempts_do_not_slow_down_the_next() -> None:
+    """What is read for a record does not grow with what was said of the task's other attempts."""
+    connection = connect(":memory:")
+    migrate(connection)
+    open_books(connection)
+    read = []
+    for first in range(0, 1000, 200):
+        said = confirm(Side.NODE, [record(1, attempt=first + num) for num in range(200)])
+        counting = _Counting(connection)
+        apply(counting, said, check_confirm(said, NETWORK, BLOCK_MS), START_MS)
+        read.append(counting.num_rows)
+    connection.close()
+    assert len(set(read)) == 1
 
 
 @pytest.mark.anyio

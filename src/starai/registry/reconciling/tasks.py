@@ -281,17 +281,21 @@ def _sorted_out(
 def _known(
     connection: Connection, checked: Sequence[CheckedRecord]
 ) -> dict[tuple[bytes, int], list[_Row]]:
-    """What is kept of the attempts in question, and of others of the same tasks."""
+    """What is kept of the attempts in question; a task may have any number of others."""
     known: dict[tuple[bytes, int], list[_Row]] = defaultdict(list)
-    for ids in _in_lots([one.record.task_id for one in checked]):
-        marks = ", ".join("?" * len(ids))
-        columns = "task_id, attempt, seq, leaf, sides, event_id"
-        found = connection.execute(
-            f"SELECT {columns} FROM task WHERE task_id IN ({marks})",  # noqa: S608 - question marks
-            ids,
-        )
-        for task_id, attempt, *row in found:
-            known[task_id, attempt].append(_Row(*row))
+    tasks: dict[int, list[bytes]] = defaultdict(list)
+    for one in checked:
+        tasks[one.record.attempt].append(one.record.task_id)
+    for attempt, task_ids in tasks.items():  # most are of the first attempt
+        for ids in _in_lots(task_ids):
+            marks = ", ".join("?" * len(ids))
+            found = connection.execute(
+                "SELECT task_id, seq, leaf, sides, event_id FROM task"  # noqa: S608 - marks
+                f" WHERE attempt = ? AND task_id IN ({marks})",
+                (attempt, *ids),
+            )
+            for task_id, *row in found:
+                known[task_id, attempt].append(_Row(*row))
     return dict(known)
 
 
