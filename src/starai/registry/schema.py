@@ -134,6 +134,7 @@ CREATE TABLE block (
 ) STRICT;
 CREATE INDEX block_by_task ON block (last_task);
 CREATE INDEX block_by_transfer ON block (last_transfer, height);
+CREATE INDEX block_by_time ON block (closed_ms, height);
 CREATE TABLE log_tile (
   level INTEGER NOT NULL, position INTEGER NOT NULL, hashes BLOB NOT NULL,
   PRIMARY KEY (level, position)

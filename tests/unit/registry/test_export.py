@@ -9,10 +9,16 @@ from pathlib import Path
 import pytest
 
 from starai.core.errors import StoreFailed
+from starai.protocol.identity import KeyKind, public_nkey
 from starai.registry.days.beancount import beancount
 from starai.registry.days.export import export_all
+from starai.registry.days.settling import Settlement
+from starai.registry.money.earnings import earnings, why
+from starai.registry.schema import rows
 from starai.registry.storage.base import Connection
 from starai.registry.storage.sqlite import connect, migrate
+from starai.settlement.rollup.base import BlockRef, Happening, What
+from starai.settlement.watching import Cursor
 from starai.testing.closing import ACCOUNT, FIRST_DAY_MS, PaidNetwork
 
 
@@ -40,6 +46,34 @@ def test_an_export_is_the_same_bytes_again(connection: Connection, tmp_path: Pat
         export_all(connection, tmp_path / name, ACCOUNT.raw)
     assert files(tmp_path / "one") == files(tmp_path / "other")
     assert "open/blocks.bin" in files(tmp_path / "one")
+
+
+def test_no_question_reads_all_of_a_table_that_grows(
+    connection: Connection, tmp_path: Path
+) -> None:
+    """What nodes, the chain and each day ask costs what it finds, not what there is."""
+    ((task_id, node),) = rows(connection, "SELECT task_id, node FROM task LIMIT 1")
+    asked: list[str] = []
+    connection.exec_trace = lambda _cursor, sql, _bindings: asked.append(sql) is None
+    export_all(connection, tmp_path, ACCOUNT.raw)
+    asked = [sql for sql in asked if "task.event_id" in sql]
+    assert asked
+    terms = {"node": public_nkey(KeyKind.USER, node), "now_ms": FIRST_DAY_MS, "maturity_ms": 1}
+    earnings(connection, **terms)
+    assert why(connection, task_id=task_id.hex(), **terms)
+    block = BlockRef(1, b"b" * 32, 1)
+    reports = [
+        Happening(what, block, bytes([n]) * 32, 0, b"a" * 20, units)
+        for n, (what, units) in enumerate(
+            [(What.DEPOSITED, 9), (What.WITHDRAWAL_REQUESTED, 9), (What.CLAIMED, 0)]
+        )
+    ]
+    Settlement(connection, 1, b"v" * 20).book(reports, Cursor(1, b"b" * 32))
+    connection.exec_trace = None
+    grows = ("task", "payout", "customer", "block", "transfer", "withdrawal", "hold", "leaf")
+    for sql in {one for one in asked if one.startswith("SELECT")}:
+        for *_, plan in connection.execute(f"EXPLAIN QUERY PLAN {sql}", (0,) * sql.count("?")):
+            assert not plan.startswith(tuple(f"SCAN {table}" for table in grows)), sql
 
 
 def test_no_name_is_exported(connection: Connection, tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ Publish = Callable[[FundsChanged], Awaitable[None]]
 class Balance(msgspec.Struct, frozen=True):
     """A customer and its money: nano-USD, as strings, for JavaScript cuts large numbers.
 
-    ``available`` may be spent, ``held`` is set aside for requests, ``spent`` was charged.
+    ``available`` may be spent, as far as it is not asked back of a vault; ``held`` is set aside for
+    requests or to be given back; ``spent`` was charged.
     ``credit`` is how much was lent; ``credit_used`` how much of that is neither available nor held.
     """
 

@@ -95,7 +95,8 @@ def _next_ms(connection: Connection, node: bytes, now_ms: int, maturity_ms: int)
     ripe = next(
         rows(
             connection,
-            "SELECT last_transfer FROM block WHERE closed_ms <= ? ORDER BY height DESC LIMIT 1",
+            "SELECT last_transfer FROM block WHERE closed_ms <= ?"
+            " ORDER BY closed_ms DESC, height DESC LIMIT 1",
             now_ms - maturity_ms,
         ),
         (0,),
