@@ -15,6 +15,7 @@ from starai.ledger.accounts import Account, available, held, payable
 from starai.ledger.events import Captured, Matured, event_id
 from starai.protocol.identity import Identity
 from starai.protocol.registry import AllotmentRequest, FundsChanged, SpentAllotment
+from starai.registry.days.queries import DayQueries
 from starai.registry.days.settling import Settlement, SettlementCall, call
 from starai.registry.money.allotments import grant
 from starai.registry.money.books import apply_event, verify_books
@@ -252,6 +253,27 @@ async def test_what_is_asked_back_is_not_spent_again(books: Books) -> None:
     await books.hear((What.WITHDRAWN, CUSTOMER, 30))
     assert await ask(6, 10, 4) == 10
     assert await books.do(lambda one: one.owed()) == 0
+
+
+@pytest.mark.anyio
+async def test_gateways_hear_what_the_chain_changed(books: Books) -> None:
+    """Each customer's change once, after it is durable; a request calls allotments back."""
+    heard: list[FundsChanged] = []
+
+    async def publish(change: FundsChanged) -> None:
+        heard.append(change)
+
+    block, units = BlockRef(1, b"b" * 32, 1), 9
+    whats = (What.DEPOSITED, What.DEPOSITED, What.WITHDRAWAL_REQUESTED)
+    reports = [
+        Happening(what, block, bytes([n]) * 32, 0, CUSTOMER, units) for n, what in enumerate(whats)
+    ]
+    arguments = tuple(msgspec.to_builtins((reports, Cursor(1, b"b" * 32))))
+    question = DayQueries(books.store, None, publish).known["settlement"]
+    operator = Identity.create(SeededRandomness(1)).party
+    await question.answer(operator, SettlementCall(CHAIN, VAULT.hex(), "book", arguments))
+    customer = await books.customer()
+    assert heard == [FundsChanged(customer), FundsChanged(customer, recall=True)]
 
 
 @pytest.mark.anyio
