@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from starai.core.clock import SystemClock
-from starai.core.errors import ContextTooLong, ModelNotFound
+from starai.core.errors import ContextTooLong, DeadlinePassed, ModelNotFound, Unavailable
 from starai.distributor.service import Distributor
 from starai.engines.base import EngineSpec
 from starai.exchange.confirming import Confirmer
@@ -23,14 +23,16 @@ from starai.local.services import NodeOptions, engine_spec
 from starai.matching import placement
 from starai.models.catalog import open_model
 from starai.node.moving import Moving
+from starai.node.pricing import LeastPrices
 from starai.node.runner import Runner
 from starai.node.service import Node
 from starai.node.yielding import Limits, Reading, Yielding
 from starai.protocol import tokens
 from starai.protocol.generation import Generation, Part, Sampling
 from starai.protocol.ports import Submission
-from starai.protocol.registry import Side
+from starai.protocol.registry import PriceEntry, Prices, Side
 from starai.protocol.subjects import Role
+from starai.protocol.tasks import TokenPrice
 from starai.testing.parties import Parties
 from starai.wire.memory import MemoryNetwork
 from starai.wire.outbox import Outbox
@@ -69,7 +71,9 @@ class Road:
         self.outboxes[side.name] = outbox
         return Confirmer(member.wire, member.identity, outbox, "test", 2000, side, member.clock)
 
-    async def start(self, num_nodes: int, step_delay_ms: float) -> None:
+    async def start(
+        self, num_nodes: int, step_delay_ms: float, prices: LeastPrices | None = None
+    ) -> None:
         distributor = self.parties.join(Role.DISTRIBUTOR)
         carried = await self.confirmer(distributor, Side.DISTRIBUTOR)
         nodes = [self.parties.join(Role.NODE) for _ in range(num_nodes)]
@@ -86,7 +90,7 @@ class Road:
             self.owners.append(owner)
             yielding = Yielding(Limits(), member.clock, lambda _pids, seen=owner: [seen])
             moving = Moving(runner, member.clock, ("starai-tiny",), self.spec_of)
-            node = Node(member, runner, confirmer, yielding=yielding, moving=moving)
+            node = Node(member, runner, confirmer, yielding=yielding, moving=moving, prices=prices)
             await group.start(node.run)
         await self.stack.enter_async_context(self.dispatch.running())
         with anyio.fail_after(20):
@@ -117,10 +121,15 @@ class Road:
 
 
 @asynccontextmanager
-async def road(folder: Path, num_nodes: int = 1, step_delay_ms: float = 2.0) -> AsyncIterator[Road]:
+async def road(
+    folder: Path,
+    num_nodes: int = 1,
+    step_delay_ms: float = 2.0,
+    prices: LeastPrices | None = None,
+) -> AsyncIterator[Road]:
     async with MemoryNetwork() as network, AsyncExitStack() as stack:
         made = Road(Parties(network, clock=SystemClock()), stack, folder)
-        await made.start(num_nodes, step_delay_ms)
+        await made.start(num_nodes, step_delay_ms, prices)
         yield made
 
 
@@ -158,6 +167,16 @@ async def test_a_killed_engine_is_restarted_and_the_answer_goes_on(tmp_path: Pat
                     assert worker is not None
                     os.kill(worker.pid, signal.SIGKILL)
         assert [one for part in parts for one in tokens.unpack(part.ids)] == undisturbed
+
+
+async def test_nothing_is_done_below_the_price(tmp_path: Path) -> None:
+    """What gateway and distributor would have done for nothing is refused, and no node blamed."""
+    prices = LeastPrices(SystemClock())
+    prices.apply(Prices(1, (PriceEntry(1, "*", 1, 4, 0),)))
+    async with road(tmp_path, prices=prices) as made:
+        with anyio.fail_after(10), pytest.raises((Unavailable, DeadlinePassed)):
+            await read(made, made.submission(deadline_ms=made.parties.clock.now_ms() + 1_500))
+        assert len(await read(made, made.submission(price=TokenPrice(1, 1, 4)))) == 60
 
 
 async def test_leaving_a_stream_frees_the_engine(tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ _POLITE: Final = (
     RefusalCode.INVALID_REQUEST,
     RefusalCode.UNSUPPORTED,
     RefusalCode.DEADLINE,
+    RefusalCode.UNDERPAID,
 )
 
 #: A fault of availability counts half after this many seconds.

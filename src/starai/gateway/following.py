@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import anyio
-
-from starai.core.concurrency import task_group
-from starai.core.errors import MalformedFrame, StarAIError
-from starai.core.logging import event
+from starai.exchange import following
 from starai.exchange.member import Member
 from starai.gateway.keys import KeyRing
 from starai.gateway.pricing import PriceBook
 from starai.protocol.frames import decode, encode
-from starai.protocol.ports import Delivery
-from starai.protocol.registry import KeyTable, KeyTableRequest, Prices, PricesRequest
-from starai.protocol.subjects import KEYS_CHANGED, PRICES_CHANGED, registry
-
-_LOG = logging.getLogger(__name__)
-
-#: The whole table is asked for this often, in case a change got lost on the way.
-REFRESH_S = 60.0
-#: And this often until it has come once.
-RETRY_S = 0.25
-TIMEOUT_S = 2.0
-
-#: Takes a frame in; False: something was missed, ask for the whole table.
-_Apply = Callable[[bytes], bool]
+from starai.protocol.registry import KeyTable, KeyTableRequest
+from starai.protocol.subjects import KEYS_CHANGED
 
 
 @asynccontextmanager
 async def follow_keys(member: Member, keys: KeyRing) -> AsyncIterator[None]:
     """Keep ``keys`` current inside the context."""
     asked = encode(KeyTableRequest(member.identity.party))
-    follower = _Follower(member, "keys", asked, lambda frame: keys.apply(decode(frame, KeyTable)))
+    follower = following.Follower(
+        member, "keys", asked, lambda frame: keys.apply(decode(frame, KeyTable))
+    )
     async with follower.following(KEYS_CHANGED):
         yield
 
@@ -43,50 +28,5 @@ async def follow_keys(member: Member, keys: KeyRing) -> AsyncIterator[None]:
 @asynccontextmanager
 async def follow_prices(member: Member, prices: PriceBook) -> AsyncIterator[None]:
     """Keep ``prices`` current inside the context."""
-    asked = encode(PricesRequest(member.identity.party))
-    follower = _Follower(member, "prices", asked, lambda frame: prices.apply(decode(frame, Prices)))
-    async with follower.following(PRICES_CHANGED):
+    async with following.follow_prices(member, prices.apply):
         yield
-
-
-class _Follower:
-    def __init__(self, member: Member, verb: str, asked: bytes, apply: _Apply) -> None:
-        self._member = member
-        self._verb = verb
-        self._asked = asked
-        self._apply = apply
-        self._stale = anyio.Event()
-
-    @asynccontextmanager
-    async def following(self, subject: str) -> AsyncIterator[None]:
-        async with (
-            self._member.wire.subscribe(subject, self._on_change),
-            task_group() as group,
-        ):
-            group.start_soon(self._run)
-            yield
-            group.cancel_scope.cancel()
-
-    def _on_change(self, delivery: Delivery) -> None:
-        try:
-            in_step = self._apply(delivery.payload)
-        except MalformedFrame:
-            in_step = False
-        if not in_step:
-            self._stale.set()
-
-    async def _run(self) -> None:
-        while True:
-            done = await self._ask()
-            with anyio.move_on_after(REFRESH_S if done else RETRY_S):
-                await self._stale.wait()
-
-    async def _ask(self) -> bool:
-        subject = registry(self._verb, self._member.identity.party)
-        self._stale = anyio.Event()
-        try:
-            frame = await self._member.wire.request(subject, self._asked, timeout_s=TIMEOUT_S)
-            return self._apply(frame)
-        except StarAIError as error:  # whatever it is, what is known so far is still good
-            event(_LOG, f"{self._verb}_not_fetched", logging.DEBUG, code=error.code)
-            return False

@@ -45,6 +45,7 @@ from starai.local.home import Home
 from starai.local.membership import CREDENTIAL_LIFETIME_MS
 from starai.local.services import NodeOptions, confirming, engine_spec
 from starai.models.catalog import open_model
+from starai.node.pricing import LeastPrices
 from starai.node.runner import Runner
 from starai.node.service import Node
 from starai.protocol.api_keys import hash_api_key, new_api_key
@@ -174,7 +175,8 @@ class _Assembly:
         )
         runner = Runner(engine_spec(self.home.models, options), self.clock)
         await self._have_witness(name, member, Role.NODE)
-        await group.start(Node(member, runner, confirmer, name).run)
+        prices = LeastPrices(self.clock)
+        await group.start(Node(member, runner, confirmer, name, prices=prices).run)
 
     async def _have_witness(self, name: str, member: Member, role: Role) -> None:
         witnessing = cosigning(member, role, self.home.witness(name))

@@ -27,6 +27,7 @@ from starai.local.joining import applicant_of, expired_credential, is_admitted, 
 from starai.local.membership import membership
 from starai.local.services import OVERTIME_S, NodeOptions, confirming, engine_spec
 from starai.node.moving import Moving
+from starai.node.pricing import LeastPrices
 from starai.node.runner import Runner
 from starai.node.service import Node
 from starai.node.yielding import Yielding
@@ -178,6 +179,7 @@ class _Supplier:
             self._node = Node(
                 *(member, runner, confirmer, self._label, yielding),
                 moving=moving,
+                prices=LeastPrices(self.clock),
                 region=self._options.region,
             )
             await self._node.run()

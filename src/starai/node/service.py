@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 
 import anyio
 
@@ -19,6 +19,7 @@ from starai.exchange.pinging import Pinger
 from starai.exchange.presence import Presence, keep_beating
 from starai.exchange.serving import Refused, ServedTask, Serving
 from starai.node.moving import Moving
+from starai.node.pricing import LeastPrices
 from starai.node.readiness import Readiness
 from starai.node.runner import Runner
 from starai.node.yielding import Yielding
@@ -47,12 +48,14 @@ class Node:
         yielding: Yielding | None = None,
         *,
         moving: Moving | None = None,
+        prices: LeastPrices | None = None,
         region: str = "",
     ) -> None:
         """Serve as ``member`` with the engine of ``runner``; ``label`` is for people to read.
 
         ``yielding`` says when the device's owner needs it for himself, ``moving`` what the device
-        could serve instead. ``region`` is what the owner says of where it is.
+        could serve instead, ``prices`` the least it works for. ``region`` is what the owner says of
+        where it is.
         """
         self._member = member
         self._runner = runner
@@ -60,6 +63,7 @@ class Node:
         self._label = label
         self._yielding = yielding
         self._moving = moving
+        self._prices = prices
         self._region = region
         self._pinger = Pinger(member)
         self._boot = member.clock.now_ms()
@@ -80,11 +84,12 @@ class Node:
         self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
     ) -> None:
         """Serve until cancelled, or until told to leave: then nothing is owed any more."""
-        member = self._member
+        member, prices = self._member, self._prices
         async with (
             self._distributors.watching(),
             member.wire.subscribe(control(member.identity.party), self._on_control),
             self._pinger.running(),
+            prices.following(member) if prices is not None else nullcontext(),
             AsyncExitStack() as stack,
             task_group() as group,
         ):
@@ -114,8 +119,18 @@ class Node:
     async def _answer(self, task: ServedTask) -> None:
         if self._draining or self._paused:
             raise Refused(RefusalCode.DRAINING)
+        await self._check_price(task)
         await self._runner.answer(task)
         self._done += 1
+
+    async def _check_price(self, task: ServedTask) -> None:
+        info = self._runner.info
+        if self._prices is None or info is None:
+            return
+        has_accepted = bool(task.generation.accepted)
+        if not await self._prices.is_enough(task.header, info.name, has_accepted=has_accepted):
+            event(_LOG, "offer_underpaid", logging.WARNING, caller=short(task.header.caller))
+            raise Refused(RefusalCode.UNDERPAID)
 
     async def _on_settled(self, settled: Settled) -> None:
         distributor = raw_public(settled.header.caller)

@@ -193,7 +193,9 @@ class PriceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_
 
 @travels(40)
 class Prices(Message, frozen=True):
-    """All prices that hold now or will: registry to gateways. None: the network is free.
+    """All prices that hold now or will: registry to gateways and nodes.
+
+    Without any the network is free.
 
     ``version`` grows with every row that the operator adds.
     """
@@ -204,9 +206,9 @@ class Prices(Message, frozen=True):
 
 @travels(41)
 class PricesRequest(Message, frozen=True):
-    """A gateway asks for the prices."""
+    """A gateway or a node asks for the prices."""
 
-    gateway: Party
+    party: Party
 
 
 class SpentAllotment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):

@@ -108,7 +108,7 @@ def registry_all(verb: str) -> str:
 
 #: Where the registry tells gateways about changed API keys.
 KEYS_CHANGED = "starai.keys.changed"
-#: Where it tells them about changed prices.
+#: Where it tells them, and nodes, about changed prices.
 PRICES_CHANGED = "starai.prices.changed"
 #: And about customers whose money changed or runs short.
 FUNDS_CHANGED = "starai.funds.changed"
@@ -170,6 +170,7 @@ def _node(party: PartyId, own_inbox: str) -> Permissions:
             ping(party),
             plea(Role.NODE, party),
             registry("confirm", party),
+            registry("prices", party),  # the least that it works for
             registry("query", party),  # its own earnings
             registry("renew", party),
             registry("witness", party),
@@ -181,6 +182,7 @@ def _node(party: PartyId, own_inbox: str) -> Permissions:
             pongs(party),
             beats(Role.DISTRIBUTOR),
             standing(party, "*"),
+            PRICES_CHANGED,
             own_inbox,
         ),
     )

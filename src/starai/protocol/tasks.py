@@ -187,6 +187,7 @@ class RefusalCode:
     INVALID_REQUEST: Final = "invalid_request"  # what it asks for; nobody else would do it
     UNSUPPORTED: Final = "unsupported"  # what it asks for; another callee may be able to
     DEADLINE: Final = "deadline"
+    UNDERPAID: Final = "underpaid"  # the header's price is below the operator's
     NO_NODE: Final = "no_node"
     ENGINE_FAILED: Final = "engine_failed"
 

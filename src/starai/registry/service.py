@@ -254,7 +254,7 @@ class Registry:
         return await self.keys.table()
 
     async def _price_table(self, sender: PartyId, _: PricesRequest) -> Message:
-        self.parties.require(sender, Role.GATEWAY)
+        self.parties.require(sender, Role.GATEWAY, Role.NODE)
         return await self.prices.table()
 
     async def _publish_prices(self, prices: Prices) -> None:

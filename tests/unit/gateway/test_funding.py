@@ -14,8 +14,8 @@ from starai.gateway.keys import KeyRing
 from starai.gateway.pricing import PriceBook
 from starai.ledger.accounts import available, held
 from starai.protocol.api_keys import hash_api_key
-from starai.protocol.frames import encode
-from starai.protocol.registry import AllotmentRequest, PricesRequest
+from starai.protocol.frames import decode, encode
+from starai.protocol.registry import AllotmentRequest, Prices, PricesRequest
 from starai.protocol.subjects import Role, registry as asks
 from starai.registry.money.allotments import GRACE_MS, LIFETIME_MS, SETTLE_MS
 from starai.registry.money.books import verify_books
@@ -284,8 +284,12 @@ async def test_only_gateways_may_ask(house):
     """A node can neither say such a thing on the wire nor be answered by the registry."""
     node = house.node
     request = AllotmentRequest(node.identity.party, 1, bytes(16), 1, 1)
-    for verb, message in (("allotments", request), ("prices", PricesRequest(node.identity.party))):
-        with pytest.raises(PartyRefused):
-            await node.wire.request(asks(verb, node.identity.party), encode(message), timeout_s=1)
+    with pytest.raises(PartyRefused):
+        await node.wire.request(
+            asks("allotments", node.identity.party), encode(request), timeout_s=1
+        )
+    prices = encode(PricesRequest(node.identity.party))
+    frame = await node.wire.request(asks("prices", node.identity.party), prices, timeout_s=1)
+    assert decode(frame, Prices).entries  # which are for nodes, too
     with pytest.raises(PartyRefused):
         await house.registry.allotments.handle(node.identity.party, request)

@@ -105,11 +105,12 @@ def test_who_may_witness_the_log() -> None:
 
 
 def test_who_may_ask_for_money_to_be_set_aside() -> None:
-    """Gateways alone ask for prices and allotments and hear of funds; the registry alone tells."""
+    """Gateways alone ask for allotments and hear of funds; nodes hear prices, too."""
+    opened = {role: permissions(role, PARTY) for role in Role}
     for verb in ("prices", "allotments", "keys"):
-        subject = registry(verb, PARTY)
-        assert {r for r in Role if subject in permissions(r, PARTY).publish} == {Role.GATEWAY}
+        may = {role for role, one in opened.items() if registry(verb, PARTY) in one.publish}
+        assert may == ({Role.GATEWAY, Role.NODE} if verb == "prices" else {Role.GATEWAY})
     for told in (PRICES_CHANGED, FUNDS_CHANGED):
-        opened = {role: permissions(role, PARTY) for role in Role}
         assert {r for r, one in opened.items() if told in one.publish} == {Role.REGISTRY}
-        assert {r for r, one in opened.items() if told in one.subscribe} == {Role.GATEWAY}
+        may = {role for role, one in opened.items() if told in one.subscribe}
+        assert may == ({Role.GATEWAY, Role.NODE} if told == PRICES_CHANGED else {Role.GATEWAY})
