@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+import starai.settlement.rollup  # noqa: F401 - knows the recursion limit that web3 raises
+
 pytest.importorskip("web3", reason="web3 (starai[chain]) is not installed")
 pytest.importorskip("eth_tester", reason="eth-tester (starai[chain]) is not installed")
 

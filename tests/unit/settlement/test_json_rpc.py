@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 
 import pytest
@@ -98,3 +99,10 @@ def test_a_wrong_key_or_address_is_refused(key: bytes, contract: bytes) -> None:
     with pytest.raises(ConfigurationRefused):
         connect("http://127.0.0.1:1", contract, key)
     assert DELAY_S
+
+
+def test_deep_json_is_an_error_also_beside_a_chain(embedded_lab: Lab) -> None:
+    """The libraries' recursion limit would let anybody's brackets overflow the stack."""
+    embedded_lab.mine()
+    with pytest.raises(RecursionError):
+        json.loads("[" * 200_000)

@@ -15,6 +15,10 @@ from eth_utils.exceptions import ValidationError as RefusedByMachine
 from web3 import EthereumTesterProvider, Web3
 from web3.exceptions import ContractLogicError, Web3Exception
 
+from starai.settlement.rollup import restore_recursion_limit
+
+restore_recursion_limit()
+
 
 class _Provider(EthereumTesterProvider):  # type: ignore[misc]
     """Raises what web3 raises for a node's refusals."""
@@ -32,6 +36,7 @@ class _Provider(EthereumTesterProvider):  # type: ignore[misc]
 def embedded() -> tuple[Web3, EthereumTester]:
     """A fresh chain, and what makes its blocks; ten accounts have gas, see `key_of`."""
     tester = EthereumTester(PyEVMBackend())
+    restore_recursion_limit()  # it imports py-evm only now
     return Web3(_Provider(tester)), tester
 
 

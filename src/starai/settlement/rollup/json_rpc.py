@@ -24,6 +24,7 @@ from web3.exceptions import (
 
 from starai.core.errors import ConfigurationRefused, Unavailable
 from starai.settlement.contract import vault
+from starai.settlement.rollup import restore_recursion_limit
 from starai.settlement.rollup.base import (
     BlockRef,
     Claim,
@@ -37,6 +38,8 @@ from starai.settlement.rollup.base import (
     Standing,
     What,
 )
+
+restore_recursion_limit()
 
 #: How long one answer may take: public nodes sometimes need seconds, and the next step asks again.
 ANSWER_S: Final = 20.0
