@@ -434,3 +434,8 @@ def test_every_make_target_explains_itself() -> None:
     text = (ROOT / "Makefile").read_text("utf-8")
     phony = re.findall(r"^\.PHONY: (.*)$", text, flags=re.MULTILINE)[0].split()
     assert sorted(re.findall(r"^([a-z-]+):.*## ", text, flags=re.MULTILINE)) == sorted(phony)
+
+
+def test_no_import_has_raised_the_recursion_limit() -> None:
+    """Deep JSON from strangers is an error only as long as Python stops before the stack does."""
+    assert sys.getrecursionlimit() <= 3000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from click.testing import CliRunner
 
 from starai.cli.main import cli
 
+NEEDS_WEB3 = pytest.mark.skipif(
+    find_spec("web3") is None, reason="web3 (starai[chain]) is not installed"
+)
 CHAIN = ["--rpc", "http://127.0.0.1:1", "--vault", "1:0x" + "11" * 20]
 
 
@@ -35,18 +39,18 @@ def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
     assert "chmod 600" in output
 
 
+@NEEDS_WEB3
 def test_a_chain_that_is_not_there_is_told(tmp_path: Path) -> None:
     """Our own words and a code, no traceback."""
-    pytest.importorskip("web3", reason="web3 (starai[chain]) is not installed")
     code, output = settle("status", *CHAIN, "--home", str(tmp_path))
     assert code == 1
     assert "the chain does not answer" in output
     assert "[service_unavailable]" in output
 
 
+@NEEDS_WEB3
 def test_an_address_that_is_none_is_told(tmp_path: Path) -> None:
     """A mistyped vault is found before the chain is asked."""
-    pytest.importorskip("web3", reason="web3 (starai[chain]) is not installed")
     arguments = ["--rpc", "http://127.0.0.1:1", "--vault", "1:0x12", "--home", str(tmp_path)]
     code, output = settle("watch", "--once", *arguments)
     assert code == 1
