@@ -1,7 +1,7 @@
 """What is lost when the power fails or the process is killed, with the real store and schema.
 
-The trials are those of ``tests/unit/registry/test_durability.py``; this counts them in one table,
-the controls with less syncing included, and writes it if told where::
+The trials are those of ``tests/unit/registry/storage/test_durability.py``; this counts them in one
+table, the controls with less syncing included, and writes it if told where::
 
     python benchmarks/durability.py [--trials 500] [--kills 50] [--result FILE]
 """
@@ -20,7 +20,7 @@ import anyio
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.unit.registry import test_durability as trials
+from tests.unit.registry.storage import test_durability as trials
 
 from starai.registry.schema import bind_network
 from starai.registry.storage import open_store

@@ -7,7 +7,7 @@ from pathlib import Path
 import anyio
 import msgspec
 import pytest
-from tests.unit.registry.test_blocks import ACCOUNT, add_tasks
+from tests.unit.registry.log.test_blocks import ACCOUNT, add_tasks
 
 from starai.core.clock import AnyioClock
 from starai.core.randomness import SeededRandomness

@@ -20,7 +20,7 @@ import anyio
 import anyio.from_thread
 import apsw
 import pytest
-from tests.unit.registry.failing_disk import FailingDisk
+from tests.unit.registry.storage.failing_disk import FailingDisk
 
 from starai.core.clock import SystemClock
 from starai.core.errors import StoreFailed
@@ -178,7 +178,7 @@ from starai.protocol.registry import Side
 from starai.registry.storage import open_store
 from starai.registry.schema import bind_network
 from starai.testing.records import BLOCK_MS, NETWORK, NODES, confirm, record
-from tests.unit.registry.test_durability import confirmations_of
+from tests.unit.registry.storage.test_durability import confirmations_of
 
 async def say(heard, number):
     one = confirm(Side.NODE, [record(number)], NODES[0])

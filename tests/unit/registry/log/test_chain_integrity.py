@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tests.unit.registry.test_blocks import ACCOUNT, add_tasks, close, deposit, problems
+from tests.unit.registry.log.test_blocks import ACCOUNT, add_tasks, close, deposit, problems
 
 from starai.core.randomness import SeededRandomness
 from starai.ledger.checkpoints import Note, cosign
