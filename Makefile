@@ -42,7 +42,7 @@ check: $(VENV)/.dev $(VENV)/.docs ## lint, format, types, layers, test docstring
 	$(BIN)/python -m sphinx -q -n -W --keep-going -b html docs docs/_build/html
 
 bench: $(VENV)/.engine ## measure the gateway beside a bare echo and LiteLLM
-	$(BIN)/python benchmarks/gateway.py $(ARGS)
+	$(BIN)/python benchmarks/network/gateway.py $(ARGS)
 
 docs: $(VENV)/.docs ## build the documentation into docs/_build/html
 	$(BIN)/python -m sphinx -q -n -W --keep-going -b html docs docs/_build/html

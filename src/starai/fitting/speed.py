@@ -2,8 +2,8 @@
 
 A token needs every weight it meets read once, and its keys and values (Williams, Waterman,
 Patterson: Roofline, CACM 52(4), 2009); a prompt needs every weight multiplied by each of its
-tokens. The factors were fitted on measured pairs of model and device: benchmarks/fit.py says how
-well, device by device, each left out of its own fit.
+tokens. The factors were fitted on measured pairs of model and device: benchmarks/matching/fit.py
+says how well, device by device, each left out of its own fit.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Factors(msgspec.Struct, frozen=True):
     token_arithmetic: float = 1.0
 
 
-#: Fitted by benchmarks/fit.py, but for ``arithmetic``: nothing measured says much about prompts,
-#: and these are cautious.
+#: Fitted by benchmarks/matching/fit.py, but for ``arithmetic``: nothing measured says much about
+#: prompts, and these are cautious.
 FACTORS: Final[Mapping[PoolKind, Factors]] = {
     "nvidia": Factors(0.78, 0.0012, 0.75, 0.0018, 0.30),
     "amd": Factors(0.83, 0.0024, 0.32, 0.0029, 0.20),

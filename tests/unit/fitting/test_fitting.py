@@ -219,8 +219,8 @@ def test_real_tasks_correct_a_prediction(predicted: float, true: float) -> None:
 
 @pytest.fixture(scope="module")
 def benchmark() -> Any:
-    """benchmarks/fit.py, as a module."""
-    path = Path(__file__).resolve().parents[3] / "benchmarks" / "fit.py"
+    """benchmarks/matching/fit.py, as a module."""
+    path = Path(__file__).resolve().parents[3] / "benchmarks" / "matching" / "fit.py"
     spec = importlib.util.spec_from_file_location("benchmark_of_fit", path)
     assert spec is not None
     assert spec.loader is not None

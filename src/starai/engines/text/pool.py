@@ -20,7 +20,8 @@ from starai.engines.paging.memory import Copy
 #: Makes the memory of a layer, given its shape and type.
 Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
 
-#: Tokens of a block on a CPU: 0.6 % waste on conversations, 9 % with 256 (benchmarks/memory.py).
+#: Tokens of a block on a CPU: 0.6 % waste on conversations, 9 % with 256
+#: (benchmarks/engine/memory.py).
 BLOCK_TOKENS: Final = 16
 #: An int8 entry is the value divided by its token's scale, which maps the largest to this.
 _INT8_MAX: Final = 127.0

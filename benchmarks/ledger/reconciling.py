@@ -3,7 +3,7 @@
 100,000 tasks are confirmed by both sides, one in a hundred of them with a fault of one of the
 classes of the ledger design (section 4.3), in shuffled order; every signature is verified and all
 of it goes through the registry's own path into an SQLite file, payments included. Run it with
-``python benchmarks/reconciling.py``; it writes its table into ``benchmarks/results``.
+``python benchmarks/ledger/reconciling.py``; it writes its table into ``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from starai.testing.records import BLOCK_MS, NETWORK, START_MS, STRANGER
 
 NUM_TASKS = 100_000
 SHARE = 0.01
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def say(connection: Connection, said: Confirm, at_ms: int, *, roots: bool) -> list[bytes]:
@@ -112,10 +112,10 @@ def main() -> None:
         [
             f"# Reconciliation, 2 cores {platform.machine()}, 2026-11-21\n",
             (
-                f"`python benchmarks/reconciling.py` · Python {platform.python_version()} · SQLite"
-                " in WAL with synchronous=FULL, one transaction a confirmation of up to 1,000"
-                f" records, Ed25519 verified, each task priced and paid · load averages {load};"
-                " goal 10 s and 1.0 for every class.\n"
+                f"`python benchmarks/ledger/reconciling.py` · Python {platform.python_version()} ·"
+                " SQLite in WAL with synchronous=FULL, one transaction a confirmation of up to"
+                f" 1,000 records, Ed25519 verified, each task priced and paid · load averages"
+                f" {load}; goal 10 s and 1.0 for every class.\n"
             ),
             head,
             *by_records,

@@ -2,7 +2,7 @@
 
 A raw protocol on uvloop: it finds ``content-length``, and answers a chat completion with fixed
 bytes, or with ``--tokens`` server-sent events when the body asks for a stream. It knows nothing of
-models; run it as ``python benchmarks/mock_upstream.py --port 9101``.
+models; run it as ``python benchmarks/network/mock_upstream.py --port 9101``.
 """
 
 from __future__ import annotations

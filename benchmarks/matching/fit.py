@@ -1,7 +1,7 @@
 """How well speed is predicted, on measured pairs of model and device; and a cluster's placement.
 
-    python benchmarks/fit.py            # seconds; writes benchmarks/results/fit_...md and its plot
-    python benchmarks/fit.py --refit    # prints the factors that the data ask for, writes nothing
+    python benchmarks/matching/fit.py            # seconds; writes a result and its plot
+    python benchmarks/matching/fit.py --refit    # prints the factors that the data ask for
 
 Reads ../shared/data/devices (or STARAI_SHARED_DATA): 102 measured pairs, mostly Ollama with its
 default 4-bit files. No device there can be measured here, so peak bandwidths of data sheets stand
@@ -31,7 +31,7 @@ from starai.fitting import FACTORS, Factors, Pool, fit, pools, predict, work_of
 from starai.fitting.base import PoolKind
 from starai.models.library import QUANTISATIONS, LibraryModel, find, library
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("STARAI_SHARED_DATA", ROOT.parent / "shared" / "data"))
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -287,8 +287,8 @@ def _median(rows: Iterable[Row]) -> float:
 def report(rows: list[Row], errors: list[float], left: list[str], stem: str) -> Iterator[str]:
     both = list(zip(rows, errors, strict=True))
     yield "# Predicted speed against measured pairs, and the placement of a cluster\n"
-    yield f"`python benchmarks/fit.py`, {today()}, {platform.machine()}, {os.cpu_count()} cores, "
-    yield f"load average {os.getloadavg()[0]:.1f}; nothing here is timed.\n"
+    yield f"`python benchmarks/matching/fit.py`, {today()}, {platform.machine()}, "
+    yield f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}; nothing here is timed.\n"
     yield "## Tokens a second of one answer\n"
     sizes = np.abs(errors)
     yield f"{len(rows)} pairs of {len({r.chip for r in rows})} chips, measured by others"

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.unit.settlement.labs import (
     DAY_S,
@@ -26,7 +26,7 @@ from tests.unit.settlement.labs import (
 
 from starai.settlement.rollup.ground import address_of, checksummed
 
-OUT = Path(__file__).parent / "results" / "gas_2-cores-x86_64_2026-11-21.md"
+OUT = Path(__file__).resolve().parents[1] / "results" / "gas_2-cores-x86_64_2026-11-21.md"
 USD = 10**6
 BATCH = 50
 PAYEES = [address_of(NODE), *(n.to_bytes(20, "big") for n in range(300, 300 + BATCH))]
@@ -127,9 +127,10 @@ def main() -> None:
     """Measure on each machine, and write the result."""
     lines = ["# Gas of settlement", ""]
     lines.append(
-        f"`python benchmarks/gas.py`, load average {os.getloadavg()[0]:.1f}; gas does not depend on"
-        " the machine. Token: the play token of the package, one balance slot a holder. `first`"
-        " writes storage that was empty, `steady` is every later day. L2 data fees are not in it."
+        f"`python benchmarks/ledger/gas.py`, load average {os.getloadavg()[0]:.1f}; gas does not"
+        " depend on the machine. Token: the play token of the package, one balance slot a"
+        " holder. `first` writes storage that was empty, `steady` is every later day. L2 data"
+        " fees are not in it."
     )
     lines += ["", *section("py-evm", EmbeddedLab())]
     if find_anvil():

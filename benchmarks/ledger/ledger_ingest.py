@@ -4,7 +4,7 @@ Confirmations are made and signed beforehand, in a process of its own, so that b
 registry's. From then on all is real: each frame is decoded, its signature verified, its records
 matched and paid for, blocks are closed and signed, and an answer counts once it is on disk::
 
-    python benchmarks/ledger_ingest.py [--seconds 60] [--postgres] [--only CASE,...]
+    python benchmarks/ledger/ledger_ingest.py [--seconds 60] [--postgres] [--only CASE,...]
 
 With ``--result FILE`` it writes what it found there. Peak memory grows with the frames made
 beforehand on disk, not in memory.
@@ -404,7 +404,7 @@ def main() -> None:
     if arguments.result:
         head = (
             "# The registry's ledger: durable ingest, 2 cores x86_64, 2026-11-21\n\n"
-            f"`python benchmarks/ledger_ingest.py {' '.join(sys.argv[1:])}` ·"
+            f"`python benchmarks/ledger/ledger_ingest.py {' '.join(sys.argv[1:])}` ·"
             f" Python {platform.python_version()}, one process, {os.cpu_count()} cores shared with"
             " other work (see the load)\n"
         )

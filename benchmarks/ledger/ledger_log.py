@@ -3,7 +3,7 @@
 CPU time of one process; the log is as large as `--leaves` says. With ``--peer PYTHON``, an
 interpreter that has pymerkle does the same beside it::
 
-    python benchmarks/ledger_log.py [--leaves 1000000] [--peer PYTHON] [--result FILE]
+    python benchmarks/ledger/ledger_log.py [--leaves 1000000] [--peer PYTHON] [--result FILE]
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def main() -> None:
         "# The registry's Merkle log",
         "",
         (
-            f"`python benchmarks/ledger_log.py --leaves {options.leaves} --peer PYTHON`: "
+            f"`python benchmarks/ledger/ledger_log.py --leaves {options.leaves} --peer PYTHON`: "
             f"{platform.machine()}, "
             f"{os.cpu_count()} cores shared with others (load average {os.getloadavg()[0]:.1f}), "
             f"Python {platform.python_version()}. CPU time of one process."

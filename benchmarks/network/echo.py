@@ -1,6 +1,6 @@
 """A bare ASGI application that answers like the mock, without doing anything: the floor of ASGI.
 
-Run it with ``python benchmarks/echo.py --port 9102``.
+Run it with ``python benchmarks/network/echo.py --port 9102``.
 """
 
 from __future__ import annotations

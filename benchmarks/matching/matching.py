@@ -5,7 +5,8 @@ lengths from the Azure 2023 and Mooncake traces, speeds from 52 measured devices
 222-city ping table, several distributors that hear of each other's tasks by beats only. What is
 assumed and not measured is written into the result. Then: microseconds a decision.
 
-Run it with ``python benchmarks/matching.py``; ``--quick`` takes one seed and a part of the traces.
+Run it with ``python benchmarks/matching/matching.py``; ``--quick`` takes one seed and a part of the
+traces.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from starai.matching.finish_time import reading_s
 from starai.matching.queueing import cost
 from starai.node.runner import SLOTS_A_WAITER
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("STARAI_SHARED_DATA", ROOT.parent / "shared" / "data"))
 RESULT = ROOT / "benchmarks/results/matching_2-cores-x86_64_2026-11-21.md"
 

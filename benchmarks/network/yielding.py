@@ -1,6 +1,6 @@
 """What a generating node costs its owner's own programs: beside a polite one and a greedy one.
 
-    python benchmarks/yielding.py --out benchmarks/results/FILE.md
+    python benchmarks/network/yielding.py --out benchmarks/results/FILE.md
 
 The node is a node's runner with its engine worker, its sensors and its yielding, generating 8
 answers at once without end; there is no network, so that nothing else computes. Politely it lowers
@@ -332,7 +332,7 @@ def report(measured: dict[str, object], options: argparse.Namespace, load: list[
     samples = measured["samples"]
     assert isinstance(samples, dict)
     about = (__doc__ or "").split("\n\n")
-    command = f"python benchmarks/yielding.py --rounds {options.rounds}"
+    command = f"python benchmarks/network/yielding.py --rounds {options.rounds}"
     machine = (
         f"{os.cpu_count()} cores {_processor()} · Python {platform.python_version()} · "
         f"Linux {platform.release()} · load average {load[0]:.2f} at the start, {load[1]:.2f} at "

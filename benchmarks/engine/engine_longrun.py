@@ -2,7 +2,7 @@
 
 Runs thousands of short requests of varying lengths through the text engine with the embedded
 model, in a process of its own, and reads its resident memory as it goes. Run it with
-``python benchmarks/engine_longrun.py [--requests N] [--model NAME]``; writes a dated result.
+``python benchmarks/engine/engine_longrun.py [--requests N] [--model NAME]``; writes a dated result.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from starai.models.catalog import open_model
 from starai.protocol import tokens
 from starai.protocol.generation import Generation, Sampling
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 SLOTS = 8
 FLOAT32_BYTES = 4
 SAMPLES = 20
@@ -114,7 +114,10 @@ def keep(model: str, lines: list[str]) -> None:
     head = [
         f"# Memory over many requests, {hardware}, {today}",
         "",
-        f"`python benchmarks/engine_longrun.py` · {model} · Python {platform.python_version()}",
+        (
+            f"`python benchmarks/engine/engine_longrun.py` · {model} ·"
+            f" Python {platform.python_version()}"
+        ),
         "",
     ]
     file = RESULTS / f"engine-longrun_{hardware.replace(' ', '-')}_{today}.md"

@@ -1,8 +1,8 @@
 """How soon a network on this machine answers: start to ready, first token, tokens a second.
 
-``python benchmarks/first_token.py``: starts `starai up` with the embedded model several times,
-then asks short prompts one after the other at idle, through the unmodified openai package. Writes
-a dated file into benchmarks/results.
+``python benchmarks/network/first_token.py``: starts `starai up` with the embedded model several
+times, then asks short prompts one after the other at idle, through the unmodified openai package.
+Writes a dated file into benchmarks/results.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import openai
 from gateway import free_port
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 STARTS = 3
 PROMPTS = ("Hello", "Who are you?", "What is 2 + 2?", "Tell me a story", "Good morning")
 ROUNDS = 8
@@ -97,7 +97,7 @@ def main() -> None:
     lines = [
         f"# First token, {hardware}, {today}",
         "",
-        f"`python benchmarks/first_token.py` · Python {platform.python_version()} · {load}",
+        f"`python benchmarks/network/first_token.py` · Python {platform.python_version()} · {load}",
         "",
         "| What | Median (range) | n |",
         "|---|---|---|",

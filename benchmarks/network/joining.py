@@ -1,8 +1,9 @@
 """How soon a new device serves: from `starai join` to the first token that it makes, by stage.
 
-``python benchmarks/joining.py``: starts `starai up` with a public door on loopback and drains its
-own node, then lets a device join by TLS and by WebSocket, with the mock and with the embedded
-model, while a client asks until an answer begins. Writes a dated file into benchmarks/results.
+``python benchmarks/network/joining.py``: starts `starai up` with a public door on loopback and
+drains its own node, then lets a device join by TLS and by WebSocket, with the mock and with the
+embedded model, while a client asks until an answer begins. Writes a dated file into
+benchmarks/results.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 import httpx
 from gateway import free_port
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 ROUNDS = 3
 GOAL_S = 3.0
 STAGES = ("connecting", "admitted", "measuring", "loading", "serving")
@@ -145,7 +146,10 @@ def main() -> None:
     lines = [
         f"# Joining, {hardware}, {today}",
         "",
-        f"`python benchmarks/joining.py` · Python {platform.python_version()} · goal: {GOAL_S:g} s",
+        (
+            f"`python benchmarks/network/joining.py` · Python {platform.python_version()} ·"
+            f" goal: {GOAL_S:g} s"
+        ),
         "",
         f"Load average of this shared machine: {load[0]:.1f} before, {load[1]:.1f} after.",
         "",

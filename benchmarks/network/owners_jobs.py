@@ -1,6 +1,6 @@
 """What a device's owner does while a node runs there: the jobs of `yielding.py`, a process each.
 
-    python benchmarks/owners_jobs.py hash|copy|react AMOUNT
+    python benchmarks/network/owners_jobs.py hash|copy|react AMOUNT
 
 It imports next to nothing, so that a job begins when its process does, and prints a JSON object.
 """

@@ -2,7 +2,7 @@
 
 Each run is a process of its own, all at once: ``starai simulate SCENARIO --json``. What is shown is
 its CPU time and memory, its report, and whether the same seed gave the same fingerprint. Run it
-with ``python benchmarks/simulation.py``; ``--once`` runs the large scenario once only.
+with ``python benchmarks/matching/simulation.py``; ``--once`` runs the large scenario once only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks/results/simulation_2-cores-x86_64_2026-11-21.md"
 CITY = ("city", "--hours", "0.05", "--compare")
 
@@ -118,8 +118,8 @@ def main() -> None:
         ),
         "",
         (
-            "Written by `python benchmarks/simulation.py`. What is real in it and what is modelled "
-            "is said in docs/howto/simulate.md."
+            "Written by `python benchmarks/matching/simulation.py`. What is real in it and "
+            "what is modelled is said in docs/howto/simulate.md."
         ),
         "",
     ]

@@ -1,7 +1,7 @@
 """What paged KV memory wastes, shares and finds again: the books alone, on real traces.
 
-``python benchmarks/memory.py`` needs no model and no torch: `PagedMemory` and `Scheduler` do on
-lengths of real requests what they do in the engine, and a dated file in benchmarks/results says:
+``python benchmarks/engine/memory.py`` needs no model and no torch: `PagedMemory` and `Scheduler` do
+on lengths of real requests what they do in the engine, and a dated file in benchmarks/results says:
 
 - the share of memory that holds no token, by block size, beside reserving ahead;
 - what copy-on-write saves when several answers continue one prompt, and in beam search;
@@ -33,8 +33,8 @@ from starai.engines.paging.cost import Action, Rates, choose
 from starai.engines.paging.memory import PagedMemory
 from starai.engines.scheduling.scheduler import Budget, Job, Limits, Plan, Scheduler
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path(__file__).resolve().parent / "results"
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 DATA = Path(os.environ.get("STARAI_SHARED_DATA", ROOT.parent / "shared" / "data")) / "traces"
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 #: Sequences at a time, and steps between two looks at the memory.
@@ -604,8 +604,8 @@ def main() -> None:
         f"# The books of KV memory, {hardware}, {today}",
         "",
         *wrapped(
-            f"""`python benchmarks/memory.py` · Python {platform.python_version()} · load average
-            {load:.2f} at the start, {os.getloadavg()[0]:.2f} at the end · took
+            f"""`python benchmarks/engine/memory.py` · Python {platform.python_version()} · load
+            average {load:.2f} at the start, {os.getloadavg()[0]:.2f} at the end · took
             {time.perf_counter() - began:.0f} s; no figure depends on the machine's speed."""
         ),
     ]

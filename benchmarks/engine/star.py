@@ -1,9 +1,9 @@
 """Star Attention: speed against hosts and length, accuracy with its ablations, exactness.
 
-``python benchmarks/star.py``: trains the two key-value recall models first if ``--recall`` has none
-(``python -m training.recall.train [--coded]``, minutes each on one thread). Hosts are measured one
-after another, each alone on one thread, as if each were a machine; the time of H hosts is that of
-the slowest. CPU time, because this machine may be shared. Writes a dated file into
+``python benchmarks/engine/star.py``: trains the two key-value recall models first if ``--recall``
+has none (``python -m training.recall.train [--coded]``, minutes each on one thread). Hosts are
+measured one after another, each alone on one thread, as if each were a machine; the time of H hosts
+is that of the slowest. CPU time, because this machine may be shared. Writes a dated file into
 benchmarks/results.
 """
 
@@ -39,7 +39,7 @@ from starai.engines.text.attention import Pass, Span
 from starai.engines.text.forward import forward
 from starai.engines.text.pool import KeyValuePool
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from training.recall import task  # noqa: E402 - a folder beside this one
 
@@ -408,7 +408,7 @@ def write(body: str) -> None:
     versions = f"Python {platform.python_version()} · torch {torch.__version__}"
     load = f"load average {os.getloadavg()[0]:.2f} at the end"
     title = f"# Star Attention, {hardware}, {today}"
-    head = f"{title}\n\n`python benchmarks/star.py` · {versions} · {load}"
+    head = f"{title}\n\n`python benchmarks/engine/star.py` · {versions} · {load}"
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"star_{hardware}_{today}.md"
     file.write_text(f"{head}\n\n{body}\n")

@@ -3,7 +3,7 @@
 The trials are those of ``tests/unit/registry/storage/test_durability.py``; this counts them in one
 table, the controls with less syncing included, and writes it if told where::
 
-    python benchmarks/durability.py [--trials 500] [--kills 50] [--result FILE]
+    python benchmarks/ledger/durability.py [--trials 500] [--kills 50] [--result FILE]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import anyio
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.unit.registry.storage import test_durability as trials
 
@@ -97,7 +97,7 @@ def main() -> None:
     if arguments.result:
         head = (
             "# What is lost, 2 cores x86_64, 2026-11-21\n\n"
-            f"`python benchmarks/durability.py {' '.join(sys.argv[1:])}` ·"
+            f"`python benchmarks/ledger/durability.py {' '.join(sys.argv[1:])}` ·"
             f" Python {platform.python_version()}, load average {os.getloadavg()[0]:.1f} at the"
             " end. A power cut drops half of what was not synced, tears some of the rest at 512"
             " bytes, and reorders it; goal: nothing acknowledged is lost, and the controls are seen"
@@ -107,5 +107,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PYTHONPATH", str(Path(__file__).resolve().parent.parent))
+    os.environ.setdefault("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
     main()

@@ -1,11 +1,11 @@
 """A long time of mock requests through the real services: does anything grow, leak or get lost?
 
-``python benchmarks/soak.py --requests 1000000 --seconds 480``: whichever comes first. `starai up
---model mock` runs whole; whole answers and streams take turns, and in one slice of ten every second
-client hangs up in the middle. After each slice the resident memory of every process is read. At
-the end, idle: requests in flight by /metrics, tasks that run or wait by everybody's beats, and the
-ledger must hold each answered request once, agreed by both sides (and those hung up on, as far as
-tokens were accepted). Writes a dated file into benchmarks/results.
+``python benchmarks/network/soak.py --requests 1000000 --seconds 480``: whichever comes first.
+`starai up --model mock` runs whole; whole answers and streams take turns, and in one slice of ten
+every second client hangs up in the middle. After each slice the resident memory of every process is
+read. At the end, idle: requests in flight by /metrics, tasks that run or wait by everybody's beats,
+and the ledger must hold each answered request once, agreed by both sides (and those hung up on, as
+far as tokens were accepted). Writes a dated file into benchmarks/results.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def metric(port: int, name: str) -> float:
 HEAD = """# A long run: memory and what is still counted when it is over
 
 {today}, {hardware}, Python {python}, load average {load:.1f} at the end. Written by
-`python benchmarks/soak.py {options}`; the method is in its docstring.
+`python benchmarks/network/soak.py {options}`; the method is in its docstring.
 
 {answered} requests answered in {minutes:.1f} minutes ({failed} failed), {hung_up} clients hung up
 in the middle, over {connections} connections. CPU of all processes: {cpu:.2f} ms a request.
@@ -224,7 +224,7 @@ def main() -> None:
     if not options.no_write:
         today = dt.datetime.now(dt.UTC).date()
         machine = f"{os.cpu_count()}-cores-{platform.machine()}"
-        target = HERE / "results" / f"soak_{machine}_{today}.md"
+        target = HERE.parent / "results" / f"soak_{machine}_{today}.md"
         target.write_text(text)
         print(f"written: {target.relative_to(ROOT)}")
     shutil.rmtree(logs)

@@ -2,7 +2,7 @@
 
 Three figures: the latency of one lone confirmation (about one fsync), the throughput of many
 small ones that share commits, and the throughput of full blocks from both sides of each task.
-Every signature is verified. Run it with ``python benchmarks/registry.py [FOLDER]``.
+Every signature is verified. Run it with ``python benchmarks/ledger/registry.py [FOLDER]``.
 """
 
 from __future__ import annotations

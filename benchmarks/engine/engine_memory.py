@@ -1,7 +1,8 @@
 """Shared prompts, and memory for half of what runs: what the engine's KV memory does for time.
 
-``python benchmarks/engine_memory.py`` makes a model of 100 million random weights in a temporary
-folder (speed is real, quality is not measured), and writes a dated file into benchmarks/results:
+``python benchmarks/engine/engine_memory.py`` makes a model of 100 million random weights in a
+temporary folder (speed is real, quality is not measured), and writes a dated file into
+benchmarks/results:
 
 - time to the first token of 16 users who share a system prompt, with and without prefix cache;
 - by length, what swapping and recomputing take, and what the engine would choose;
@@ -21,7 +22,6 @@ import os
 import platform
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -30,11 +30,8 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
-
-sys.path.insert(0, str(Path(__file__).resolve().parent / "engine"))
-
 from make_model import save_tokenizer
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from starai.core.clock import SystemClock
 from starai.engines.base import EngineSpec
@@ -48,7 +45,7 @@ from starai.models.catalog import open_model
 from starai.protocol import tokens
 from starai.protocol.generation import Generation, Sampling
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 THREADS = 2
 SHAPE = {
     "vocab_size": 32000,
@@ -353,7 +350,7 @@ def main() -> None:
     head = [
         f"# KV memory, {hardware}, {today}",
         "",
-        f"`python benchmarks/engine_memory.py` · Python {platform.python_version()} ·",
+        f"`python benchmarks/engine/engine_memory.py` · Python {platform.python_version()} ·",
         f"load average {load:.2f} at the start, {os.getloadavg()[0]:.2f} at the end ·",
         f"took {time.perf_counter() - begun:.0f} s",
         "",

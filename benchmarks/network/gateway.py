@@ -1,6 +1,6 @@
 """What a request costs in the gateway, beside a bare ASGI echo and three peers, in one run.
 
-``make bench`` or ``python benchmarks/gateway.py --rounds 3 --seconds 4``; the method is in
+``make bench`` or ``python benchmarks/network/gateway.py --rounds 3 --seconds 4``; the method is in
 benchmarks/README.md. StarAI runs whole (`starai up --model mock`): gateway, distributor, registry,
 node and NATS, with keys, seals and records on. LiteLLM, SMG and vLLM Router run in environments of
 their own, built under build/peers at the first run. Writes a dated file into benchmarks/results.
@@ -30,7 +30,7 @@ from pathlib import Path
 from meter import cpu_s, resident_mb, tree
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
+ROOT = HERE.parents[1]
 PEERS = ROOT / "build" / "peers"
 LITELLM = "litellm[proxy]==1.106.2"
 SMG = "smg==1.13.0"
@@ -334,7 +334,7 @@ def main() -> None:
     if not options.no_write:
         today = dt.datetime.now(dt.UTC).date()
         machine = f"{os.cpu_count()}-cores-{platform.machine()}"
-        target = HERE / "results" / f"gateway_{machine}_{today}.md"
+        target = HERE.parent / "results" / f"gateway_{machine}_{today}.md"
         target.parent.mkdir(exist_ok=True)
         target.write_text(text)
         print(f"written: {target.relative_to(ROOT)}")

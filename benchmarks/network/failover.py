@@ -1,9 +1,9 @@
 """Streams that survive: a thousand through four troubled nodes, and one cut beside two peers.
 
-``python benchmarks/failover.py --streams 1000``; the method is in benchmarks/README.md. Real
-processes and a real NATS server: `starai up`, a second distributor, and four nodes with the mock
-engine in homes of their own, each behind a TCP line that can be cut (`troubled_line.py`). While
-the streams run, nodes and distributors are killed, stopped, stalled, cut, frozen, damaged and
+``python benchmarks/network/failover.py --streams 1000``; the method is in benchmarks/README.md.
+Real processes and a real NATS server: `starai up`, a second distributor, and four nodes with the
+mock engine in homes of their own, each behind a TCP line that can be cut (`troubled_line.py`).
+While the streams run, nodes and distributors are killed, stopped, stalled, cut, frozen, damaged and
 drained at random. Each stream's text must equal the undisturbed run under its seed. Then the
 scenario in which a worker dies after 8 of 20 tokens, ours beside LiteLLM and vLLM Router.
 """
@@ -48,7 +48,7 @@ from starai.protocol.subjects import Role
 from starai.protocol.tickets import JoinTicket
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
+ROOT = HERE.parents[1]
 PEERS = {"litellm": "litellm[proxy]==1.106.2", "vllm-router": "vllm-router==0.1.17"}
 NUM_NODES = 4
 STEP_MS = 30
@@ -606,8 +606,8 @@ def report(done: Survived, rows: list[CutRow], options: argparse.Namespace) -> s
             f"load average {os.getloadavg()[0]:.1f} at the end."
         ),
         (
-            f"Command: `python benchmarks/failover.py {' '.join(sys.argv[1:])}`. The method is in "
-            "benchmarks/README.md."
+            f"Command: `python benchmarks/network/failover.py {' '.join(sys.argv[1:])}`. The "
+            "method is in benchmarks/README.md."
         ),
         "",
         (
@@ -700,7 +700,7 @@ def main() -> None:
     if not options.no_write:
         today = dt.datetime.now(dt.UTC).date()
         name = f"failover_{os.cpu_count()}-cores-{platform.machine()}_{today}.md"
-        (HERE / "results" / name).write_text(text)
+        (HERE.parent / "results" / name).write_text(text)
         print(f"written: benchmarks/results/{name}")
 
 

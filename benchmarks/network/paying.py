@@ -1,9 +1,9 @@
 """What prices cost the gateway: CPU time a request with the ledger charging, and without a price.
 
-``python benchmarks/paying.py --rounds 12 --seconds 5``. The same twice in one run: two whole
-networks (`starai up --model mock`) with a prepaid customer, in turn one of them with a price, asked
-at the same time at one rate; and the application alone in this process, with scripted tasks in
-place of a network, to tell a hundredth of a millisecond from noise. Writes a dated file.
+``python benchmarks/network/paying.py --rounds 12 --seconds 5``. The same twice in one run: two
+whole networks (`starai up --model mock`) with a prepaid customer, in turn one of them with a price,
+asked at the same time at one rate; and the application alone in this process, with scripted tasks
+in place of a network, to tell a hundredth of a millisecond from noise. Writes a dated file.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ async def alone(logs: Path, rounds: int) -> list[tuple[float, float]]:
 HEAD = """# What prices cost the gateway
 
 {today}, {hardware}, Python {python}, load average {load:.1f} at the end.
-`python benchmarks/paying.py --rounds {rounds} --seconds {seconds:g}`. Goal: at most {goal} ms of the gateway's CPU a
+`python benchmarks/network/paying.py --rounds {rounds} --seconds {seconds:g}`. Goal: at most {goal} ms of the gateway's CPU a
 request more than without a price.
 
 | | free | priced | median of the pairs' differences | their quartiles |
@@ -313,7 +313,7 @@ def main() -> None:
     if not options.no_write:
         today = dt.datetime.now(dt.UTC).date()
         machine = f"{os.cpu_count()}-cores-{platform.machine()}"
-        target = HERE / "results" / f"paying_{machine}_{today}.md"
+        target = HERE.parent / "results" / f"paying_{machine}_{today}.md"
         target.write_text(text)
         print(f"written: {target.relative_to(ROOT)}")
     shutil.rmtree(logs)

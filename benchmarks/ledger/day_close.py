@@ -6,7 +6,7 @@ the export in a process of its own, with every signature; and another process ex
 database again, which must give the same bytes. At the end one digit of one leaf is changed, which
 must be found.
 
-Run it with ``python benchmarks/day_close.py [--tasks N] [--payees N] [FOLDER]``.
+Run it with ``python benchmarks/ledger/day_close.py [--tasks N] [--payees N] [FOLDER]``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from starai.testing.closing import ACCOUNT, DAY_MS, FIRST_DAY_MS, NETWORK, PaidN
 HOUR_MS = 3_600_000
 TERMS = DayTerms(network=NETWORK, chain_id=31_337, contract=b"\x07" * 20, maturity_ms=6 * HOUR_MS)
 GOAL_S = 60.0
-RESULT = Path(__file__).parent / "results" / "day_close_2-cores-x86_64_2026-11-21.md"
+RESULT = Path(__file__).resolve().parents[1] / "results" / "day_close_2-cores-x86_64_2026-11-21.md"
 _READING = (
     "Each task is paid by another customer than the one before it: a million captures and"
     " 2.1 million transfers, the most there can be. The check verifies every signature (two for"
@@ -184,7 +184,10 @@ def report(arguments: argparse.Namespace, timed: Timed, facts: dict[str, object]
             f" shared with other work: load average {load} at the end."
         ),
         "",
-        f"    python benchmarks/day_close.py --tasks {arguments.tasks} --payees {arguments.payees}",
+        (
+            f"    python benchmarks/ledger/day_close.py --tasks {arguments.tasks}"
+            f" --payees {arguments.payees}"
+        ),
         "",
         "| Step | wall s | CPU s |",
         "|---|---|---|",
