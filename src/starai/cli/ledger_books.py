@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import click
+import msgspec
 
 from starai.cli.options import home_option, json_option
 from starai.cli.tables import show_json
@@ -17,6 +18,7 @@ from starai.local.asking import operator
 from starai.local.home import Home
 from starai.protocol.identity import KeyKind, raw_public
 from starai.verifier.checking import Report, verify as check_export
+from starai.verifier.keeping import KeptRefused
 
 
 def _export(home: Home, folder: Path, store: str, *, with_beancount: bool) -> list[Path]:
@@ -65,25 +67,34 @@ def export(home: Home, store: str, with_beancount: bool, folder: Path) -> None:
 @home_option
 @json_option
 @_STORE
+@click.option(
+    "--kept",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Begin after the closed days that a check with this FILE found right, and keep in it what"
+    " the next one needs. Who can write FILE can have days pass that are wrong.",
+)
 @click.argument(
     "folder", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False
 )
-def verify(home: Home, as_json: bool, store: str, folder: Path | None) -> None:
-    """Check an export in FOLDER, or the books as they are now, from the first block on.
+def verify(home: Home, as_json: bool, store: str, kept: Path | None, folder: Path | None) -> None:
+    """Check an export in FOLDER, or the books as they are now.
 
     The check shares no code with the registry. It goes through every block, record, signature and
     transfer, books all money once more, builds each day's leaves and manifest again, and says what
     differs. The exit status is 0 if nothing does.
     """
     if folder is not None:
-        report = _checked(home, folder)
+        report = _checked(home, folder, kept)
     else:
         with tempfile.TemporaryDirectory() as passing:
             _export(home, Path(passing), store, with_beancount=False)
-            report = _checked(home, Path(passing))
+            report = _checked(home, Path(passing), kept)
     if as_json:
-        show_json({"problems": report.problems, "counts": report.counts, "head": report.head})
+        show_json(msgspec.to_builtins(report))
     else:
+        if report.began:
+            click.echo(f"Began {report.began}.")
         for name, number in report.counts.items():
             click.echo(f"{number} {name}")
         for problem in report.problems:
@@ -96,13 +107,16 @@ def verify(home: Home, as_json: bool, store: str, folder: Path | None) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _checked(home: Home, folder: Path) -> Report:
+def _checked(home: Home, folder: Path, kept: Path | None) -> Report:
     """The check, held to the network's key where this machine knows it."""
     try:
         key = raw_public(home.network().account, KeyKind.ACCOUNT)
     except ConfigurationRefused:
         key = b""
-    return check_export(folder, os.cpu_count() or 1, key)
+    try:
+        return check_export(folder, os.cpu_count() or 1, key, kept)
+    except KeptRefused as error:
+        raise ConfigurationRefused(str(error)) from error
 
 
 async def _close(home: Home, accept: bool) -> Any:

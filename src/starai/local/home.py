@@ -8,6 +8,7 @@
     parties/NAME.json   a party's key and credential                     (owner only)
     registry.db         what the registry knows
     exports/            closed days, as files that anybody can check
+    exports.checked     what the check of the newest day keeps for the next  (owner only)
     outbox/NAME.db      records that the registry has not acknowledged yet
     witness/NAME.json   the last checkpoint of the registry's log that a party cosigned
     models/ORG/NAME/    pulled models

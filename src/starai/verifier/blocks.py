@@ -68,12 +68,14 @@ def parse_block(frame: bytes) -> Block:
 class Chain:
     """The blocks so far; complains about one that does not follow."""
 
-    def __init__(self, network: str, key: bytes, findings: Findings) -> None:
-        """Take the network's name and the public key that signs its blocks."""
+    def __init__(
+        self, network: str, key: bytes, findings: Findings, last: Block | None = None
+    ) -> None:
+        """Take the network's name, the public key that signs its blocks, and the one before."""
         self._network = network
         self._key = key
         self._findings = findings
-        self.last: Block | None = None
+        self.last = last
 
     def follow(self, block: Block) -> None:
         """Take the next block."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set as AbstractSet
 from functools import lru_cache
 from typing import Final, NamedTuple
+
+import msgspec
 
 from starai.verifier.hashing import BooksSum
 from starai.verifier.reading import Findings, Unreadable
@@ -23,6 +25,8 @@ _AVAILABLE: Final = "customer.available"
 _OUTSIDE: Final = "chain.pool"
 
 _NUM_PARTS: Final = 7
+_ID_BYTES: Final = 16
+_CORRECT: Final = b"\x07\x00correct"
 #: Accounts that are kept once, however many transfers name them.
 _ACCOUNTS_KEPT: Final = 1 << 18
 #: Between which kinds of account each kind of transfer moves money.
@@ -100,22 +104,68 @@ def _word(data: bytes) -> str:
     return data.decode()
 
 
+def corrections(bodies: Iterable[bytes]) -> Iterator[bytes]:
+    """The ids of the transfers that corrections among these canonical bytes take back."""
+    return (data[-_ID_BYTES:] for data in bodies if data.startswith(_CORRECT, _FIXED.size))
+
+
+class OlderCorrected(Exception):
+    """A correction takes back what is older than where the check began: only all of it can tell."""
+
+
+class BooksKept(msgspec.Struct, frozen=True, kw_only=True):
+    """Books between two checks: accounts with their debits and credits, open holds, counts."""
+
+    accounts: list[tuple[str, bytes, int, int]] = []
+    holds: list[tuple[bytes, bytes, bytes, int]] = []
+    sum: int = 0
+    event: bytes = b""
+    index: int = 0
+    num_transfers: int = 0
+    total_debits: int = 0
+
+
 class Books:
     """Balances and open holds after the transfers so far."""
 
-    def __init__(self, findings: Findings) -> None:
-        """Start with nothing in any account."""
+    def __init__(self, findings: Findings, corrected: AbstractSet[bytes], kept: BooksKept) -> None:
+        """Start where an earlier check ended.
+
+        Args:
+            findings: hears what is wrong.
+            corrected: the ids of all transfers that will be taken back: no other is remembered.
+            kept: where the earlier check ended.
+        """
         self._findings = findings
-        self._totals: dict[Account, list[int]] = {}
-        self._holds: dict[bytes, _Hold] = {}
-        self._sum = BooksSum()
+        self._corrected = corrected
+        self._has_older = kept.num_transfers > 0
+        self._totals: dict[Account, list[int]] = {
+            (kind, owner): [debits, credits_] for kind, owner, debits, credits_ in kept.accounts
+        }
+        self._holds = {
+            hold_id: _Hold(customer, payer, remaining)
+            for hold_id, customer, payer, remaining in kept.holds
+        }
+        self._sum = BooksSum(kept.sum)
         self._changed: dict[Account, tuple[int, int]] = {}
         self._changed_holds: dict[bytes, _Hold | None] = {}
-        self._event = b""
-        self._index = 0
+        self._event = kept.event
+        self._index = kept.index
         self._correctable: dict[bytes, tuple[int, Account | None, Account | None]] = {}
-        self.num_transfers = 0
-        self.total_debits = 0
+        self.num_transfers = kept.num_transfers
+        self.total_debits = kept.total_debits
+
+    def kept(self) -> BooksKept:
+        """What the next check begins with; after `close`."""
+        return BooksKept(
+            accounts=[(*account, totals[0], totals[1]) for account, totals in self._totals.items()],
+            holds=[(hold_id, *hold) for hold_id, hold in self._holds.items()],
+            sum=self._sum.total,
+            event=self._event,
+            index=self._index,
+            num_transfers=self.num_transfers,
+            total_debits=self.total_debits,
+        )
 
     def balance(self, account: Account) -> int:
         """What is in an account."""
@@ -135,12 +185,17 @@ class Books:
         return dict(found)
 
     def add(self, transfer: Transfer) -> None:
-        """Take the next transfer."""
+        """Take the next transfer.
+
+        Raises:
+            OlderCorrected: it takes back one from before where the check began.
+        """
         for problem in self._faults(transfer):
             self._findings.complain(f"transfer {transfer.id.hex()} {problem}")
         self.num_transfers += 1
         self.total_debits += transfer.amount
-        self._correctable[transfer.id] = (transfer.amount, transfer.debit, transfer.credit)
+        if transfer.id in self._corrected:
+            self._correctable[transfer.id] = (transfer.amount, transfer.debit, transfer.credit)
 
     def _faults(self, transfer: Transfer) -> Iterator[str]:
         """Post the transfer; what is wrong with it."""
@@ -193,6 +248,8 @@ class Books:
 
     def _corrects(self, transfer: Transfer) -> bool:
         """Whether a correction takes back a transfer that nothing took back before."""
+        if self._has_older and transfer.reverses not in self._correctable:
+            raise OlderCorrected
         amount, debit, credit = self._correctable.pop(transfer.reverses, (0, None, None))
         if debit is not None and debit[0] == _HELD:
             debit = (_AVAILABLE, debit[1])

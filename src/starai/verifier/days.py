@@ -11,6 +11,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from starai.verifier.blocks import Block
 from starai.verifier.books import Books, Transfer
 from starai.verifier.hashing import payout_root
@@ -55,26 +57,66 @@ class Claimed:
         except (KeyError, ValueError) as error:
             raise Unreadable("manifest.txt is no manifest") from error
 
+    def head(self) -> bytes:
+        """What the next manifest names: the SHA-256 of the text."""
+        return hashlib.sha256(self.text.encode()).digest()
+
+
+class DaysKept(msgspec.Struct, frozen=True, kw_only=True):
+    """Closed days between two checks: running sums, and what the newest manifest said."""
+
+    totals: list[tuple[int, bytes, int]] = []
+    placed: list[tuple[int, bytes, bytes, int]] = []
+    head: bytes = bytes(32)
+    spent_units: int = 0
+    next_block: int = 0
+    contract: tuple[str, str] | None = None
+    epoch: int = 0
+    num_unsigned: int = 0
+
 
 class Days:
     """The running sums, day after day, and the chain of manifests."""
 
     def __init__(
-        self, network: str, key: bytes, findings: Findings, signatures: Signatures
+        self,
+        network: str,
+        key: bytes,
+        findings: Findings,
+        signatures: Signatures,
+        kept: DaysKept,
     ) -> None:
-        """Take the network's name, and the public key that signs manifests."""
+        """Take the network's name, the public key that signs manifests, where to go on from."""
         self._signatures = signatures
         self._network = network
         self._key = key
         self._findings = findings
-        self._totals: defaultdict[Owner, int] = defaultdict(int)
-        self._placed: dict[tuple[int, bytes, bytes], int] = {}
+        self._totals = defaultdict(int, {(kind, key): nano for kind, key, nano in kept.totals})
+        self._placed = {(kind, key, address): nano for kind, key, address, nano in kept.placed}
         self._at_owner: defaultdict[Owner, int] = defaultdict(int)
-        self._head = bytes(32)
-        self._spent_units = 0
-        self._next_block = 0
-        self._contract: tuple[str, str] | None = None
-        self.epoch = 0
+        for (kind, owner, _), nano in self._placed.items():
+            self._at_owner[kind, owner] += nano
+        self._head = kept.head
+        self._spent_units = kept.spent_units
+        self._next_block = kept.next_block
+        self._contract = kept.contract
+        self.epoch = kept.epoch
+        #: Closed days without a signature, but for the newest, which may still get it.
+        self._num_unsigned = kept.num_unsigned
+        self._is_unsigned = False
+
+    def kept(self) -> DaysKept:
+        """What the next check begins with."""
+        return DaysKept(
+            totals=[(*owner, nano) for owner, nano in self._totals.items()],
+            placed=[(*place, nano) for place, nano in self._placed.items()],
+            head=self._head,
+            spent_units=self._spent_units,
+            next_block=self._next_block,
+            contract=self._contract,
+            epoch=self.epoch,
+            num_unsigned=self._num_unsigned,
+        )
 
     def add(self, transfer: Transfer) -> None:
         """Take the next transfer: what it earns a node, or what a customer spends by it."""
@@ -107,15 +149,23 @@ class Days:
         contract = (claimed.facts["chain_id"], claimed.facts["contract"])
         may_be = self._contract in (None, _NO_CONTRACT, contract)
         check(may_be, f"{day}: it is for another contract")
-        if claimed.signature:
-            signed = _SIGNED + hashlib.sha256(claimed.text.encode()).digest()
-            check(is_signed(self._key, signed, claimed.signature), f"{day}: its signature is wrong")
-        else:
-            self._findings.count("days without a signature")
+        self.check_signature(claimed)
         self._contract = contract
         self._head = hashlib.sha256(built.encode()).digest()
         self._next_block = block.height + 1
         self._findings.count("days")
+
+    def check_signature(self, claimed: Claimed) -> None:
+        """Check the signature of the newest day, if it has one."""
+        self._num_unsigned += self._is_unsigned
+        self._is_unsigned = not claimed.signature
+        if claimed.signature:
+            is_right = is_signed(self._key, _SIGNED + claimed.head(), claimed.signature)
+            self._findings.check(is_right, f"day {self.epoch}: its signature is wrong")
+
+    def num_unsigned(self) -> int:
+        """How many closed days have no signature."""
+        return self._num_unsigned + self._is_unsigned
 
     def head(self) -> str:
         """The hash of the newest manifest, as it was built here."""

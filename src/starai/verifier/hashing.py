@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Final
 
+import msgspec
 from Crypto.Hash import keccak
 
 _WIDTH: Final = 256
@@ -20,13 +21,31 @@ def leaf_hash(data: bytes) -> bytes:
     return hashlib.sha256(b"\x00" + data).digest()
 
 
+class LogKept(msgspec.Struct, frozen=True):
+    """A log between two checks: its size, and the roots of its full parts, the largest first."""
+
+    size: int = 0
+    peaks: tuple[bytes, ...] = ()
+
+
 class Log:
     """A growing RFC 9162 tree, of which only the peaks of its full parts are kept."""
 
-    def __init__(self) -> None:
-        """Start without leaves."""
-        self.size = 0
-        self._peaks: list[bytes] = []
+    def __init__(self, kept: LogKept | None = None) -> None:
+        """Start without leaves, or with those of an earlier check.
+
+        Raises:
+            ValueError: a tree of that size has another number of peaks.
+        """
+        kept = kept or LogKept()
+        if kept.size < 0 or len(kept.peaks) != kept.size.bit_count():
+            raise ValueError("a log of this size has another number of peaks")
+        self.size = kept.size
+        self._peaks = list(kept.peaks)
+
+    def kept(self) -> LogKept:
+        """What the next check begins with."""
+        return LogKept(self.size, tuple(self._peaks))
 
     def append(self, leaf: bytes) -> None:
         """Append one leaf's hash."""
@@ -80,9 +99,14 @@ def payout_root(leaves: Iterable[tuple[int, bytes, int]]) -> bytes:
 class BooksSum:
     """The sum, modulo 2^2048, of a hash for each account and open hold; changed as they change."""
 
-    def __init__(self) -> None:
-        """Start with empty books."""
-        self._total = 0
+    def __init__(self, total: int = 0) -> None:
+        """Start with empty books, or with the ``total`` of others."""
+        self._total = total
+
+    @property
+    def total(self) -> int:
+        """The sum of all that is there."""
+        return self._total % _MODULUS
 
     def change(self, before: bytes, after: bytes) -> None:
         """Put ``after`` in the place of ``before``; either may be empty, for nothing there."""
@@ -93,6 +117,6 @@ class BooksSum:
 
     def digest(self) -> bytes:
         """What a block says of the books."""
-        self._total %= _MODULUS
+        self._total = self.total
         whole = self._total.to_bytes(_WIDTH, "big")
         return hashlib.sha256(b"starai/v1/books" + whole).digest()

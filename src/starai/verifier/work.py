@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import msgspec
+
 from starai.verifier.books import Account, Books, Transfer
 from starai.verifier.hashing import leaf_hash
 from starai.verifier.reading import Findings, Unreadable, frames, table
@@ -99,26 +101,46 @@ def _insured_id(leaf: bytes) -> bytes:
     return hashlib.sha256(b"starai/v1/event" + parts).digest()[:16]
 
 
+class WorkKept(msgspec.Struct, frozen=True, kw_only=True):
+    """Work between two checks.
+
+    ``unpaid`` are records by number; ``sides`` are who signed a leaf, and the node and distributor
+    whose word counts for it; ``early`` are words for leaves that are in no record so far.
+    """
+
+    unpaid: dict[int, Record] = {}
+    sides: list[tuple[bytes, int, tuple[bytes, bytes]]] = []
+    early: list[tuple[bytes, list[tuple[int, tuple[bytes, bytes], int]]]] = []
+    num_records: int = 0
+
+
 class Work:
     """All records that are not paid, who signed them, and what today's captures may move."""
 
-    def __init__(self, network: str, findings: Findings) -> None:
-        """Take the network's name, which is under every signature."""
+    def __init__(self, network: str, findings: Findings, kept: WorkKept) -> None:
+        """Take the network's name, which is under every signature, and where to go on from."""
         self._network = network
         self._findings = findings
-        self._open: dict[int, Record] = {}
-        self._sides: dict[bytes, int] = {}
+        self._open = dict(kept.unpaid)
+        self._sides = {leaf: sides for leaf, sides, _ in kept.sides}
         # Whose word counts for a record: its node's and its distributor's.
-        self._between: dict[bytes, tuple[bytes, bytes]] = {}
+        self._between = {leaf: between for leaf, _, between in kept.sides}
         # What was said of records that a later day has.
-        self._early: defaultdict[bytes, list[tuple[int, tuple[bytes, bytes], int]]] = defaultdict(
-            list
-        )
+        self._early = defaultdict(list, {leaf: list(words) for leaf, words in kept.early})
         self._due: dict[bytes, _Due] = {}
         self._prices: dict[int, Price] = {}
         self._payers: dict[int, bytes] = {}
         self._event = b""
-        self.num_records = 0
+        self.num_records = kept.num_records
+
+    def kept(self) -> WorkKept:
+        """What the next check begins with; after `end_day`."""
+        return WorkKept(
+            unpaid=self._open,
+            sides=[(leaf, sides, self._between[leaf]) for leaf, sides in self._sides.items()],
+            early=list(self._early.items()),
+            num_records=self.num_records,
+        )
 
     def begin_day(self, folder: Path) -> None:
         """Read the prices, and which customer each payer belongs to."""

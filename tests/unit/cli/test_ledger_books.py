@@ -75,3 +75,15 @@ def test_a_home_without_a_registry_is_told(tmp_path: Path) -> None:
     done = run(home, "verify")
     assert done.exit_code == 1
     assert "starai up" in done.output
+
+
+def test_a_check_says_where_it_began(home: Home, tmp_path: Path) -> None:
+    """With --kept the beginning is said; a file that no check wrote is refused with what to do."""
+    kept = tmp_path / "kept"
+    done = run(home, "verify", "--kept", str(kept))
+    assert "Began from the first block: nothing was kept." in done.output
+    assert done.exit_code == 0, done.output
+    kept.write_bytes(b"notes")
+    done = run(home, "verify", "--kept", str(kept))
+    assert done.exit_code == 1
+    assert "name another file" in done.output

@@ -3,46 +3,27 @@
 from __future__ import annotations
 
 import shutil
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-from starai.ledger.books import Books
-from starai.ledger.events import Captured, Matured, event_id
-from starai.registry.days.building import build, keep
-from starai.registry.days.epochs import (
-    DayTerms,
-    EpochState,
-    advance_state,
-    cut,
-    get_epoch,
+from tests.unit.verifier.making import (
+    HOUR_MS,
+    MATURITY_MS,
+    close_day,
+    dishonest,
+    exported,
+    frames,
+    rewrite,
 )
-from starai.registry.days.export import export_all
+
+from starai.ledger.events import Captured, Matured, event_id
+from starai.registry.days.epochs import get_epoch
 from starai.registry.days.maturing import due, mature
-from starai.registry.money.shelf import StoredShelf
-from starai.registry.storage.base import Connection
 from starai.registry.storage.sqlite import connect, migrate
-from starai.settlement.manifest import signed_bytes, with_signature
-from starai.testing.closing import ACCOUNT, DAY_MS, FIRST_DAY_MS, NETWORK, PaidNetwork, address
+from starai.testing.closing import ACCOUNT, DAY_MS, FIRST_DAY_MS, PaidNetwork, address
 from starai.verifier.checking import verify
-
-HOUR_MS = 3_600_000
-MATURITY_MS = 6 * HOUR_MS
-TERMS = DayTerms(network=NETWORK, maturity_ms=MATURITY_MS)
-
-
-def close_day(connection: Connection, before_ms: int) -> None:
-    """Cut, build and sign a day."""
-    epoch = cut(connection, before_ms)
-    assert epoch is not None
-    built = build(connection, epoch, TERMS)
-    keep(connection, built)
-    text = built.manifest.text()
-    signed = with_signature(text, ACCOUNT.sign(signed_bytes(text)))
-    advance_state(connection, epoch.epoch, EpochState.BUILT, EpochState.SIGNED, signed)
 
 
 def two_days(num_nodes: int = 4) -> PaidNetwork:
@@ -73,12 +54,6 @@ def two_days(num_nodes: int = 4) -> PaidNetwork:
     return network
 
 
-def exported(network: PaidNetwork, folder: Path) -> Path:
-    """The export of everything."""
-    export_all(network.connection, folder, ACCOUNT.raw)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exported(two_days(), tmp_path_factory.mktemp("sound"))
@@ -87,21 +62,6 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def export(sound: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(sound, tmp_path / "export"))
-
-
-def frames(path: Path) -> list[bytes]:
-    """The frames of a file."""
-    data, at, found = path.read_bytes(), 0, []
-    while at < len(data):
-        (length,) = struct.unpack_from(">I", data, at)
-        found.append(data[at + 4 : at + 4 + length])
-        at += 4 + length
-    return found
-
-
-def rewrite(path: Path, bodies: list[bytes]) -> None:
-    """Write frames back."""
-    path.write_bytes(b"".join(struct.pack(">I", len(body)) + body for body in bodies))
 
 
 def test_sound_books_are_accepted(sound: Path) -> None:
@@ -198,14 +158,6 @@ def test_an_edited_row_is_found(edit: str, tmp_path: Path) -> None:
     network.connection.execute("PRAGMA foreign_keys = OFF")
     network.connection.execute(EDITS[edit])
     assert verify(exported(network, tmp_path)).problems
-
-
-def dishonest(connection: Connection, event) -> None:
-    """Let the books say something that no record says, as a dishonest registry could."""
-    shelf = StoredShelf(connection)
-    books = Books(shelf)
-    assert books.apply(event)
-    shelf.keep(books.changes())
 
 
 def test_a_unit_too_much_is_found_though_all_hashes_fit(tmp_path: Path) -> None:

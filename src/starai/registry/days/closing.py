@@ -49,8 +49,8 @@ _LOG = logging.getLogger(__name__)
 DAY_MS: Final = 86_400_000
 #: How often is looked for what matured and for midnight; far below the hours that maturity takes.
 LOOK_EVERY_S: Final = 600.0
-#: A check that takes longer is broken. It goes over all that there ever was, some 20 us a row in
-#: one process; ten times that leaves room for a machine that has other things to do.
+#: A check that takes longer is broken. It may have to go over all that there ever was, some 20 us
+#: a row in one process; ten times that leaves room for a machine that has other things to do.
 CHECK_DEADLINE_S: Final = 3_600.0
 CHECK_DEADLINE_ROW_S: Final = 0.000_2
 #: A day that stopped is tried again after `LOOK_EVERY_S`, then after twice as long, up to this.
@@ -107,6 +107,8 @@ class Days:
         self._exports = exports
         self._close_block = close_block
         self._lock = anyio.Lock()
+        #: What the verifier keeps for the next day: not among what is given to others.
+        self._kept = exports.with_name(f"{exports.name}.checked")
         #: The head that the verifier came to: a day that waits for a person is checked once.
         self._checked = b""
 
@@ -237,7 +239,7 @@ class Days:
         await anyio.to_thread.run_sync(forget_days, self._exports, epoch.epoch)
         await self._store.read(lambda connection: export_all(connection, self._exports, key))
         deadline_s = await self._store.read(check_deadline_s)
-        stopped = await _verified(self._exports, head.hex(), deadline_s)
+        stopped = await _verified(self._exports, self._kept, head.hex(), deadline_s)
         if not stopped:
             self._checked = head
         return stopped
@@ -262,12 +264,14 @@ def check_deadline_s(connection: Connection) -> float:
     return CHECK_DEADLINE_S + CHECK_DEADLINE_ROW_S * count
 
 
-async def _verified(exports: Path, head: str, deadline_s: float) -> str:
+async def _verified(exports: Path, kept: Path, head: str, deadline_s: float) -> str:
     """Why an independent process does not come to ``head``; nothing if it does.
 
-    It is one process of low priority, since requests are served beside it.
+    It is one process of low priority, since requests are served beside it. It begins after the
+    days that it checked before, if ``kept`` is there and they are still those of the export.
     """
-    command = [sys.executable, "-m", "starai.verifier", "--gently", str(exports)]
+    options = ["--gently", "--kept", str(kept)]
+    command = [sys.executable, "-m", "starai.verifier", *options, str(exports)]
     try:
         with anyio.fail_after(deadline_s):
             done = await anyio.run_process(command, check=False, env={**os.environ})

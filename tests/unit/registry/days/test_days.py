@@ -371,6 +371,27 @@ async def test_what_a_failed_check_left_is_written_anew(world: World) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_day_is_checked_from_where_the_last_one_ended(world: World) -> None:
+    """What was checked is not read again, until what was kept of it is gone."""
+    await world.work_at(FIRST_DAY_MS)
+    world.clock.ms = FIRST_DAY_MS + DAY_MS
+    assert (await world.days.close()).stopped == ""
+    kept = world.exports.with_name("exports.checked")
+    before = kept.read_bytes()
+    (world.exports / "day-000001" / "tasks.bin").write_bytes(b"")
+    await world.work_at(FIRST_DAY_MS + DAY_MS + HOUR_MS)
+    world.clock.ms = FIRST_DAY_MS + 2 * DAY_MS
+    assert (await world.days.close()).stopped == ""
+    assert kept.read_bytes() != before
+    await world.work_at(FIRST_DAY_MS + 2 * DAY_MS + HOUR_MS)
+    world.clock.ms = FIRST_DAY_MS + 3 * DAY_MS
+    kept.write_bytes(b"damaged")
+    assert "name another file" in (await world.days.close()).stopped
+    kept.unlink()
+    assert "records" in (await world.days.close()).stopped
+
+
+@pytest.mark.anyio
 async def test_an_address_bound_late_for_an_earlier_time_is_the_next_days(world: World) -> None:
     """Once a day is built, no binding changes where its money goes, whatever time it says."""
     await world.work_at(FIRST_DAY_MS)
