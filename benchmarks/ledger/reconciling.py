@@ -23,7 +23,8 @@ from starai.ledger.reconciling import WINDOW_MS, Standing
 from starai.protocol.records import RECORD_BYTES, leaf_hash
 from starai.protocol.registry import Confirm, Side
 from starai.registry.reconciling.confirmations import check_confirm
-from starai.registry.reconciling.tasks import apply, apply_root
+from starai.registry.reconciling.tasks import apply
+from starai.registry.reconciling.words import Said
 from starai.registry.storage import Connection
 from starai.registry.storage.sqlite import connect, migrate
 from starai.testing.faults import scores, seed_faults
@@ -57,14 +58,10 @@ def hear(connection: Connection, said: Confirm, at_ms: int) -> bool:
     """Check and apply; False if the records are wanted."""
     checked = check_confirm(said, NETWORK, BLOCK_MS)
     connection.execute("BEGIN IMMEDIATE")
-    if checked:
-        unknown = said.distributor == STRANGER.party
-        apply(connection, said, checked, at_ms, unknown=unknown)
-        is_enough = True
-    else:
-        is_enough = apply_root(connection, said, at_ms) is not None
+    unknown = said.distributor == STRANGER.party
+    (answer,) = apply(connection, [Said(said, checked, at_ms, unknown)])
     connection.execute("COMMIT")
-    return is_enough
+    return answer is not None
 
 
 def measure(folder: Path, *, roots: bool) -> tuple[list[str], float]:

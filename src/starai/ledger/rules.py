@@ -170,9 +170,7 @@ def _captured(event: Captured, view: View) -> Plan:
     drawn: list[Hold] = []
     node, node_due = pending(event.node), event.node_share
     fee_due = event.charge - node_due
-    for account, most, hold in _sources(event, view):
-        if not node_due and not fee_due:
-            break
+    for account, most, hold in _sources(event, view) if event.charge else ():
         ref = event.ref if hold is None else hold.hold_id + event.ref
         to_node = min(most, node_due)
         to_fee = min(most - to_node, fee_due)
@@ -184,6 +182,8 @@ def _captured(event: Captured, view: View) -> Plan:
             moves.append(Move(Code.FEE, account, FEE, to_fee, ref))
         if hold is not None:
             drawn.append(replace(hold, remaining=most - to_node - to_fee))
+        if not node_due and not fee_due:
+            break
     return Plan(moves, tuple(drawn))
 
 

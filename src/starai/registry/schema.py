@@ -7,7 +7,9 @@ of messages.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import chain
 from typing import Any, Final
 
 from starai.core.errors import ConfigurationRefused, InvalidRequest
@@ -15,6 +17,8 @@ from starai.registry.storage.base import Connection
 
 #: The largest integer that a column keeps as an integer.
 INTEGER_MAX: Final = (1 << 63) - 1
+#: How many values `rows_in` looks for by one statement; few sizes, so that few are prepared.
+_LOTS: Final = (1, 8, 64, 512)
 
 # A row of `task` is one distinct record of one attempt; `sides` (a bit set of `Side`) says who
 # confirmed exactly this record. Two sides that agree share one row, so a matched task is stored
@@ -189,6 +193,32 @@ def bind_network(connection: Connection, name: str, block_ms: int) -> None:
 def rows(connection: Connection, sql: str, *bindings: Any) -> Iterator[tuple[Any, ...]]:
     """The rows of a query, typed by whoever knows the schema."""
     return connection.execute(sql, bindings)
+
+
+def rows_in(
+    connection: Connection, sql: str, values: Sequence[Any], *bindings: Any
+) -> Iterator[tuple[Any, ...]]:
+    """The rows of ``sql``, whose ``{}`` stands for ``values``, by few statements of few kinds.
+
+    Values that are tuples are rows: write ``(a, b) IN (VALUES {})``. A row may come twice if a
+    value does.
+    """
+    for start in range(0, len(values), _LOTS[-1]):
+        lot = values[start : start + _LOTS[-1]]
+        size = next(size for size in _LOTS if size >= len(lot))
+        filled = [*lot, *[lot[-1]] * (size - len(lot))]
+        if isinstance(lot[0], tuple):
+            statement = _in_places(sql, size, len(lot[0]))
+            yield from rows(connection, statement, *bindings, *chain.from_iterable(filled))
+        else:
+            yield from rows(connection, _in_places(sql, size, 0), *bindings, *filled)
+
+
+@lru_cache(maxsize=256)
+def _in_places(sql: str, size: int, width: int) -> str:
+    """``sql`` with places for ``size`` values, each a row of ``width`` if that is not 0."""
+    place = f"({', '.join('?' * width)})" if width else "?"
+    return sql.format(", ".join([place] * size))
 
 
 def integer(value: object, name: str, *, least: int = 0, most: int = INTEGER_MAX) -> int:

@@ -16,7 +16,7 @@ from starai.protocol.payouts import sign_payout
 from starai.protocol.records import TaskRecord, leaf_hash, set_root
 from starai.protocol.registry import Confirm, Side, part_of
 from starai.registry.log.blocks import close_block
-from starai.registry.money.books import Owed, apply_event, capture
+from starai.registry.money.books import Invoice, Owed, apply_event, capture
 from starai.registry.schema import bind_network
 from starai.registry.storage.base import Connection
 
@@ -156,7 +156,7 @@ class PaidNetwork:
             )
             for place, (one, leaf) in enumerate(zip(records, leaves, strict=True))
         ]
-        capture(self.connection, by.raw, owed, at_ms)
+        capture(self.connection, [Invoice(by.raw, owed, at_ms)])
 
     def _confirm(
         self, side: Side, by: Identity, leaves: list[bytes], root: bytes, charge: int, at_ms: int

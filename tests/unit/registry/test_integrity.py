@@ -15,6 +15,7 @@ from starai.registry.integrity import PROBLEMS_MAX, check_integrity
 from starai.registry.reconciling.confirmations import check_confirm
 from starai.registry.reconciling.disputes import rejudge_old
 from starai.registry.reconciling.tasks import apply
+from starai.registry.reconciling.words import Said
 from starai.registry.schema import bind_network
 from starai.registry.storage.sqlite import SqliteSession, migrate
 from starai.testing.records import (
@@ -42,7 +43,7 @@ def path(tmp_path: Path) -> Path:
         for block in {one.block(BLOCK_MS) for one in _RECORDS}:
             mine = [one for one in _RECORDS[side - 1 :] if one.block(BLOCK_MS) == block]
             said = confirm(side, mine, NODES[0] if side is Side.NODE else DISTRIBUTOR)
-            apply(connection, said, check_confirm(said, NETWORK, BLOCK_MS), START_MS)
+            apply(connection, [Said(said, check_confirm(said, NETWORK, BLOCK_MS), START_MS)])
     connection.execute("COMMIT")
     connection.close()
     return path
@@ -158,7 +159,7 @@ def test_old_contradictions_get_their_standing_once(path: Path) -> None:
     """A file of before there were cases is sound again after the first look at it."""
     connection = SqliteSession(str(path))
     lie = confirm(Side.NODE, [msgspec.structs.replace(_RECORDS[2], answer_tokens=1)], NODES[0])
-    apply(connection, lie, check_confirm(lie, NETWORK, BLOCK_MS), START_MS)
+    apply(connection, [Said(lie, check_confirm(lie, NETWORK, BLOCK_MS), START_MS)])
     for (seq,) in list(connection.execute("SELECT seq FROM confirm")):
         _as_of_old(connection, seq, signed=True)
     connection.execute("DELETE FROM dispute")

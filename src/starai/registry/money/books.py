@@ -6,7 +6,7 @@ ends without it. Knows nothing of who may cause an event, nor of when work count
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
@@ -31,8 +31,8 @@ from starai.ledger.replaying import Replay
 from starai.ledger.shelves import Hold
 from starai.ledger.transfers import ID_BYTES, Code, Transfer
 from starai.protocol.records import set_root
-from starai.registry.money.shelf import StoredShelf, rows_in
-from starai.registry.schema import rows
+from starai.registry.money.shelf import StoredShelf
+from starai.registry.schema import rows, rows_in
 from starai.registry.storage import Connection
 
 #: Problems listed before giving up: a few already say that the books are wrong.
@@ -78,8 +78,8 @@ class Paid(msgspec.Struct, frozen=True):
     """What came of paying some records, in nano-USD.
 
     ``overcharged`` are the records (their ``seq``) that asked for more than their price row says,
-    of which only that was charged. ``uncovered`` says, for each payer that could not pay all, how
-    much nobody could pay.
+    of which only that was charged. ``uncovered`` says, for each payer that could not pay all of an
+    invoice, how much nobody could pay.
     """
 
     node_nano: int = 0
@@ -88,12 +88,21 @@ class Paid(msgspec.Struct, frozen=True):
     uncovered: tuple[tuple[int, int], ...] = ()
 
 
+class Invoice(NamedTuple):
+    """What a node (its raw key) is owed for records that became due together, at ``now_ms``."""
+
+    node: bytes
+    records: Sequence[Owed]
+    now_ms: int
+
+
 class _Bill:
-    """What one payer, and so its customer ``owner``, owes one node."""
+    """What one payer, and so its customer ``owner``, owes by one invoice."""
 
-    __slots__ = ("charge", "leaves", "node_share", "owner", "payer", "seqs")
+    __slots__ = ("charge", "invoice", "leaves", "node_share", "owner", "payer", "seqs")
 
-    def __init__(self, payer: int) -> None:
+    def __init__(self, invoice: Invoice, payer: int) -> None:
+        self.invoice = invoice
         self.payer = payer
         self.owner: int | None = None
         self.charge = 0
@@ -101,36 +110,37 @@ class _Bill:
         self.seqs: list[int] = []
         self.leaves: list[bytes] = []
 
-    def event(self, node: bytes, now_ms: int) -> Captured:
+    def event(self) -> Captured:
         """The payment of this bill, known by its records."""
         root = set_root(self.leaves)
         # More than all money there is cannot be paid, so it need not be asked for.
         charge = min(self.charge, MONEY_MAX)
         return Captured(
             event_id=event_id(b"captured", customer_owner(self.payer), root),
-            at_ms=now_ms,
+            at_ms=self.invoice.now_ms,
             customer=self.owner or 0,
             payer=self.payer,
-            node=node,
+            node=self.invoice.node,
             charge=charge,
             node_share=min(self.node_share, charge),
             ref=root,
         )
 
 
-def capture(connection: Connection, node: bytes, records: Iterable[Owed], now_ms: int) -> Paid:
-    """Pay ``node`` (raw key) for ``records``: one event for each payer, named in its records' rows.
+def capture(connection: Connection, invoices: Sequence[Invoice]) -> Paid:
+    """Pay invoices: one event for each and each of its payers, named in its records' rows.
 
     A record is charged at most what its price row says, and nothing without one. Records that cost
     nothing move nothing. An event is known by its records, so the same again pays nothing again.
+    Many invoices together move what they move one after another, with as few statements as one.
 
     Raises:
         Conflict: a record was paid before, by another event.
     """
-    bills, overcharged = _bills(connection, records)
+    bills, overcharged = _bills(connection, invoices)
     missing = [(bill.payer, bill.charge) for bill in bills if bill.owner is None]
     # Nobody let those in, so nobody, the insurance least of all, pays for them.
-    due = [(bill, bill.event(node, now_ms)) for bill in bills if bill.owner is not None]
+    due = [(bill, bill.event()) for bill in bills if bill.owner is not None]
     shelf = StoredShelf(connection)
     shelf.expect([event for _, event in due])
     books = Books(shelf)
@@ -151,43 +161,41 @@ def capture(connection: Connection, node: bytes, records: Iterable[Owed], now_ms
     return Paid(nano[Code.CAPTURE], nano[Code.FEE], tuple(overcharged), tuple(sorted(missing)))
 
 
-def _bills(connection: Connection, records: Iterable[Owed]) -> tuple[list[_Bill], list[int]]:
-    """What each payer owes, and the records that asked for too much."""
-    prices: dict[int, Price | None] = {}
-    bills: dict[int, _Bill] = {}
-    overcharged = []
-    for seq, leaf, payer, price_id, prompt_tokens, answer_tokens, asked in records:
-        if not asked:
-            continue
-        if price_id not in prices:
-            prices[price_id] = _price(connection, price_id)
-        price = prices[price_id]
-        charge = min(asked, price.charge(prompt_tokens, answer_tokens)) if price else 0
-        if charge < asked:
-            overcharged.append(seq)
-        if not charge or price is None:
-            continue
-        bill = bills.get(payer)
-        if bill is None:
-            bill = bills[payer] = _Bill(payer)
-        bill.charge += charge
-        bill.node_share += node_share(charge, price.node_share_bps)
-        bill.seqs.append(seq)
-        bill.leaves.append(leaf)
+def _bills(connection: Connection, invoices: Sequence[Invoice]) -> tuple[list[_Bill], list[int]]:
+    """What each payer owes by each invoice, and the records that asked for too much."""
+    prices = _prices(connection, {one.price_id for invoice in invoices for one in invoice.records})
+    found: list[_Bill] = []
+    overcharged: list[int] = []
+    for invoice in invoices:
+        bills: dict[int, _Bill] = {}
+        for seq, leaf, payer, price_id, prompt_tokens, answer_tokens, asked in invoice.records:
+            price = prices.get(price_id)
+            charge = min(asked, price.charge(prompt_tokens, answer_tokens)) if price else 0
+            if charge < asked:
+                overcharged.append(seq)
+            if not charge or price is None:
+                continue
+            bill = bills.get(payer)
+            if bill is None:
+                bill = bills[payer] = _Bill(invoice, payer)
+            bill.charge += charge
+            bill.node_share += node_share(charge, price.node_share_bps)
+            bill.seqs.append(seq)
+            bill.leaves.append(leaf)
+        found += bills.values()
     owners = "SELECT customer, owner FROM key WHERE customer IN ({})"
-    for payer, owner in rows_in(connection, owners, list(bills)):
-        bills[payer].owner = owner
-    return list(bills.values()), overcharged
+    owner_of = dict(rows_in(connection, owners, list({bill.payer for bill in found})))
+    for bill in found:
+        bill.owner = owner_of.get(bill.payer)
+    return found, overcharged
 
 
-def _price(connection: Connection, price_id: int) -> Price | None:
-    found = rows(
-        connection,
+def _prices(connection: Connection, price_ids: set[int]) -> dict[int, Price]:
+    sql = (
         "SELECT id, model, input_nano, output_nano, node_bps, valid_from_ms FROM price"
-        " WHERE id = ?",
-        price_id,
+        " WHERE id IN ({})"
     )
-    return next((Price(*row) for row in found), None)
+    return {row[0]: Price(*row) for row in rows_in(connection, sql, list(price_ids))}
 
 
 def _mark(connection: Connection, paid: Sequence[tuple[_Bill, tuple[Transfer, ...]]]) -> None:

@@ -10,15 +10,13 @@ from typing import Any, Final
 
 from starai.core.errors import StoreFailed
 from starai.ledger import state
-from starai.ledger.accounts import UNUSED, Account, Kind, Totals, held
+from starai.ledger.accounts import FEE, UNUSED, Account, Kind, Totals, held, pending
 from starai.ledger.events import Captured
 from starai.ledger.shelves import Changes, Hold
 from starai.ledger.transfers import Code, Transfer
-from starai.registry.schema import rows
+from starai.registry.schema import rows, rows_in
 from starai.registry.storage import Connection
 
-#: How many values one statement looks for; the smallest that fits is taken.
-_WIDTHS: Final = (1, 16, 256)
 _HOLD: Final = (
     "SELECT hold_id, customer, payer, amount, remaining, placed_ms, expires_ms, gateway FROM hold"
 )
@@ -50,19 +48,6 @@ ON CONFLICT (name) DO UPDATE SET state = excluded.state, debits = excluded.debit
 """
 
 
-def rows_in(
-    connection: Connection, sql: str, values: Sequence[Any], *bindings: Any
-) -> Iterator[tuple[Any, ...]]:
-    """The rows of ``sql``, whose ``{}`` stands for ``values``, in few statements of few kinds."""
-    largest = _WIDTHS[-1]
-    for start in range(0, len(values), largest):
-        part = values[start : start + largest]
-        width = next(width for width in _WIDTHS if width >= len(part))
-        repeated = [part[-1]] * (width - len(part))
-        places = ", ".join("?" * width)
-        yield from rows(connection, sql.format(places), *bindings, *part, *repeated)
-
-
 _KINDS: Final = {kind.value: kind for kind in Kind}
 _CODES: Final = {code.value: code for code in Code}
 
@@ -83,15 +68,17 @@ class StoredShelf:
         events = [one.event_id for one in captures]
         sql = "SELECT event_id FROM transfer WHERE event_id IN ({})"
         self._unmoved = set(events) - {one for (one,) in rows_in(self._connection, sql, events)}
-        accounts = {held(one.customer): UNUSED for one in captures}
-        sql = "SELECT owner, debits, credits FROM account WHERE kind = ? AND owner IN ({})"
-        owners = [account.owner for account in accounts]
-        for owner, *totals in rows_in(self._connection, sql, owners, Kind.HELD.value):
-            accounts[Account(Kind.HELD, owner)] = Totals(*totals)
+        accounts = dict.fromkeys(map(held, {one.customer for one in captures}), UNUSED)
+        accounts |= dict.fromkeys(map(pending, {one.node for one in captures}), UNUSED)
+        accounts[FEE] = UNUSED
+        sql = "SELECT kind, owner, debits, credits FROM account WHERE (kind, owner) IN (VALUES {})"
+        wanted = [(account.kind.value, account.owner) for account in accounts]
+        for kind, owner, *totals in rows_in(self._connection, sql, wanted):
+            accounts[_account(kind, owner)] = Totals(*totals)
         self._totals = accounts
         self._open = {(one.customer, one.payer): [] for one in captures}
         sql = f"{_HOLD} WHERE payer IN ({{}}) AND closed_ms IS NULL ORDER BY placed_ms, hold_id"
-        for row in rows_in(self._connection, sql, [one.payer for one in captures]):
+        for row in rows_in(self._connection, sql, list({one.payer for one in captures})):
             hold = Hold(*row)
             self._open.setdefault((hold.customer, hold.payer), []).append(hold)
 

@@ -17,7 +17,8 @@ from starai.protocol.records import RECORD_BYTES, TaskRecord, leaf_hash, set_roo
 from starai.protocol.registry import RECORDS_WANTED, Acknowledged, Confirm, Side
 from starai.protocol.subjects import Role
 from starai.registry.parties import Parties
-from starai.registry.reconciling.tasks import CheckedRecord, Outcome, apply, apply_root
+from starai.registry.reconciling.tasks import apply
+from starai.registry.reconciling.words import CheckedRecord, Outcome, Said
 from starai.registry.schema import INTEGER_MAX
 from starai.registry.storage import Store
 
@@ -121,19 +122,11 @@ class Confirmations:
             raise PartyRefused("a confirmation is sent by its signer")
         self._parties.require(sender, _ROLE_OF[confirm.side])
         checked = check_confirm(confirm, self._network, self._block_ms)
-        now_ms = self._clock.now_ms()
-        if not checked:
-            matched = await self._store.write(
-                lambda connection: apply_root(connection, confirm, now_ms)
-            )
-            if matched is None:
-                return Acknowledged(ok=False, code=RECORDS_WANTED), Outcome()
-            outcome = matched
-        else:
-            unknown = not self._is_known(confirm)
-            outcome = await self._store.write(
-                lambda connection: apply(connection, confirm, checked, now_ms, unknown=unknown)
-            )
+        unknown = bool(checked) and not self._is_known(confirm)
+        said = Said(confirm, checked, self._clock.now_ms(), unknown)
+        outcome = await self._store.write_each(apply, said)
+        if outcome is None:
+            return Acknowledged(ok=False, code=RECORDS_WANTED), Outcome()
         if not outcome.contradicting:
             return Acknowledged(ok=True), outcome
         return Acknowledged(

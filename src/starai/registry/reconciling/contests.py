@@ -19,9 +19,9 @@ from starai.ledger.outcomes import DEADLINE_MS, Verdict
 from starai.ledger.prices import node_share
 from starai.ledger.reconciling import WAITING, Claim, Standing, due, judge
 from starai.protocol.records import TaskRecord
-from starai.registry.money.books import Owed, apply_event, capture
+from starai.registry.money.books import Invoice, Owed, apply_event, capture
 from starai.registry.money.shelf import StoredShelf
-from starai.registry.schema import rows
+from starai.registry.schema import rows, rows_in
 from starai.registry.storage import Connection
 
 _LOG = logging.getLogger(__name__)
@@ -145,15 +145,16 @@ def pay_row(connection: Connection, row: ClaimRow, now_ms: int) -> bool:
     if row.refund is not None:
         return _undo_refund(connection, row, row.refund, now_ms)
     if row.event_id is None and row.owed.charge:
-        pay(connection, row.claim.record.node, [row.owed], now_ms)
+        pay(connection, [Invoice(row.claim.record.node, [row.owed], now_ms)])
     return True
 
 
-def pay(connection: Connection, node: bytes, owed: Sequence[Owed], now_ms: int) -> None:
-    """Pay a node for records, and say in the log what could not be paid."""
-    if not owed:
+def pay(connection: Connection, invoices: Sequence[Invoice]) -> None:
+    """Pay nodes for records, and say in the log what could not be paid."""
+    due = [invoice for invoice in invoices if invoice.records]
+    if not due:
         return
-    paid = capture(connection, node, owed, now_ms)
+    paid = capture(connection, due)
     for payer, nano in paid.uncovered:
         event(_LOG, "payment_uncovered", logging.WARNING, payer=payer, nano_usd=nano)
     if paid.overcharged:
@@ -264,17 +265,13 @@ def open_case(connection: Connection, seq: int, standing: Standing, now_ms: int)
 
 def close_cases(connection: Connection, seqs: Sequence[int]) -> None:
     """Close the cases of records on which both sides agree after all, whatever was decided."""
-    if not seqs:
-        return
-    found = rows(
+    found = rows_in(
         connection,
-        "SELECT task_seq FROM dispute WHERE task_seq BETWEEN ? AND ?"
+        "SELECT task_seq FROM dispute WHERE task_seq IN ({})"
         " AND (verdict IS NULL OR verdict IN ('refused', 'lower'))",
-        min(seqs),
-        max(seqs),
+        seqs,
     )
-    agreed = set(seqs)
     connection.executemany(
         "UPDATE dispute SET state = 'closed', verdict = 'agreed' WHERE task_seq = ?",
-        [(seq,) for (seq,) in list(found) if seq in agreed],
+        sorted(set(found)),
     )

@@ -1,49 +1,56 @@
 """What the sides of each task said, kept for ever, and what follows from it.
 
 The usual way is short: the distributor's records are new, the node then says the same or only
-their root, and all of them match and are paid at once. Whatever else happens to an attempt, all
-that was said of it is read again and judged by `contests.py` beside this. Knows nothing of who may
-confirm what (`confirmations.py`), nor of deadlines (`disputes.py`).
+their root (`roots.py`), and all of them match and are paid at once. Whatever else happens to an
+attempt, all that was said of it is read again and judged by `contests.py`. Confirmations that wait
+together are applied together, by as many statements as one. Knows nothing of who may confirm what
+(`confirmations.py`), nor of deadlines (`disputes.py`).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Final, NamedTuple, TypeAlias
 
-import msgspec
-
-from starai.core.errors import Conflict, InvalidRequest, MalformedFrame
+from starai.core.errors import Conflict, InvalidRequest, StarAIError
 from starai.core.limits import ATTEMPT_RECORDS_MAX
 from starai.ledger.reconciling import WAITING, Standing
-from starai.protocol.identity import raw_public
-from starai.protocol.records import TaskRecord
-from starai.protocol.registry import Confirm, Side
-from starai.registry.money.books import Owed
+from starai.protocol.registry import Side
+from starai.registry.money.books import Invoice
 from starai.registry.reconciling.contests import close_cases, open_case, owed_for, pay, rejudge
-from starai.registry.schema import rows
+from starai.registry.reconciling.roots import apply_root
+from starai.registry.reconciling.words import (
+    SAY,
+    Answer,
+    CheckedRecord,
+    Kept,
+    Outcome,
+    Said,
+    Word,
+    keep,
+    last_rows,
+    said_before,
+)
+from starai.registry.schema import rows, rows_in
 from starai.registry.storage import Connection
 
-T = TypeVar("T")
+_Attempt: TypeAlias = tuple[bytes, int]
 
-_LEAF_BYTES: Final = 32
-#: Attempts looked up by one statement; few sizes, so that few statements are prepared.
-_LOOKUP_SIZES: Final = (1, 8, 64, 500)
-_INSERT: Final = (
-    "INSERT INTO task (task_id, attempt, leaf, sides, state, block, node, dist, cust, model,"
-    " in_tok, out_tok, price_id, charge, closed_ms, rec, {column})"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_KNOWN: Final = (
+    "SELECT task_id, attempt, seq, leaf, sides, event_id FROM task"
+    " WHERE (task_id, attempt) IN (VALUES {})"
 )
-_INSERT_BY: Final = {
-    Side.NODE: _INSERT.format(column="node_confirm"),
-    Side.DISTRIBUTOR: _INSERT.format(column="dist_confirm"),
-}
+_INSERT: Final = (
+    "INSERT INTO task (seq, task_id, attempt, leaf, sides, state, block, node, dist, cust, model,"
+    " in_tok, out_tok, price_id, charge, closed_ms, rec, node_confirm, dist_confirm)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 #: Adds the second side's word to a record that nobody contests.
-_AGREE: Final = "UPDATE task SET sides = 3, state = 3, {column} = ? WHERE seq = ?"
-_AGREE_BY: Final = {
-    Side.NODE: _AGREE.format(column="node_confirm"),
-    Side.DISTRIBUTOR: _AGREE.format(column="dist_confirm"),
+_AGREE: Final = {
+    Side.NODE: "UPDATE task SET sides = 3, state = 3, node_confirm = ? WHERE seq = ?",
+    Side.DISTRIBUTOR: "UPDATE task SET sides = 3, state = 3, dist_confirm = ? WHERE seq = ?",
 }
 #: How many different records of an attempt a party has said.
 _COUNT_BY: Final = {
@@ -52,32 +59,6 @@ _COUNT_BY: Final = {
     Side.DISTRIBUTOR: "SELECT count(*) FROM task WHERE task_id = ? AND attempt = ? AND dist = ?"
     " AND dist_confirm IS NOT NULL",
 }
-#: Adds one side's word to a record; what it comes to is judged afterwards.
-_SAY: Final = {
-    Side.NODE: "UPDATE task SET sides = sides | 1, node_confirm = ? WHERE seq = ?",
-    Side.DISTRIBUTOR: "UPDATE task SET sides = sides | 2, dist_confirm = ? WHERE seq = ?",
-}
-
-
-class CheckedRecord(msgspec.Struct, frozen=True, gc=False):
-    """A record, its canonical bytes and their leaf."""
-
-    leaf: bytes
-    canonical: bytes
-    record: TaskRecord
-
-    @property
-    def attempt(self) -> tuple[bytes, int]:
-        """Which attempt of which task it is of."""
-        return self.record.task_id, self.record.attempt
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """What a confirmation changed: new records, agreements reached, contradictions found."""
-
-    fresh: int = 0
-    matched: int = 0
-    contradicting: int = 0
 
 
 class _Row(NamedTuple):
@@ -89,13 +70,16 @@ class _Row(NamedTuple):
     event_id: bytes | None
 
 
-class _Word(NamedTuple):
-    """A confirmation that is being applied; ``seq`` is its row's."""
+class _Sorted(NamedTuple):
+    """A confirmation's records: new, agreeing with the other side's only one, or contested.
 
-    seq: int
-    side: Side
-    node: bytes
-    now_ms: int
+    What its side said before is in none of the three.
+    """
+
+    said: Said
+    fresh: list[CheckedRecord]
+    agreeing: list[tuple[_Row, CheckedRecord]]
+    contested: list[CheckedRecord]
 
 
 def standing_named(name: str) -> Standing:
@@ -111,235 +95,139 @@ def standing_named(name: str) -> Standing:
         raise InvalidRequest(f"no state {name!r}; states are {names}", param="state") from None
 
 
-def apply(
-    connection: Connection,
-    confirm: Confirm,
-    checked: Sequence[CheckedRecord],
-    now_ms: int,
-    *,
-    unknown: bool = False,
-) -> Outcome:
-    """Keep a checked confirmation, match its records and pay; the same once more changes nothing.
+def apply(connection: Connection, said: Sequence[Said]) -> list[Answer]:
+    """Keep checked confirmations, match their records and pay; of each, what came of it.
 
-    ``unknown``: its other party is not in the network.
-
-    Raises:
-        Conflict: this part was confirmed before, with another root; or its signer has said
-            `ATTEMPT_RECORDS_MAX` different records of one of its attempts before.
+    The same once more changes nothing. A confirmation that is refused leaves nothing behind, and
+    is answered with a `Conflict` (its part was confirmed before with another root; or its signer
+    has said `ATTEMPT_RECORDS_MAX` different records of one of its attempts before) or a
+    `MalformedFrame` (see `apply_root`). What waits for a distributor's word comes after all words.
     """
-    if _said_before(connection, confirm):
-        return Outcome()
-    leaves = b"".join(sorted(one.leaf for one in checked))
-    word = _keep(connection, confirm, leaves, now_ms)
-    fresh, agreeing, contested = _sorted_out(connection, checked, word.side)
-    seqs = _insert(connection, word, confirm.block, fresh, unknown=unknown)
-    if len(seqs) == len(checked):  # see `apply_root`
-        connection.execute(
-            "UPDATE confirm SET first_task = ? WHERE seq = ?", (seqs.start, word.seq)
-        )
-    _agree(connection, word, agreeing)
-    found = _contest(connection, word, confirm.block, contested, unknown=unknown)
-    return Outcome(
-        fresh=len(fresh) + sum(is_fresh for is_fresh, _ in found),
-        matched=len(agreeing) + sum(state is Standing.MATCHED for _, state in found),
-        contradicting=sum(
-            state is not Standing.MATCHED and state not in WAITING for _, state in found
-        ),
-    )
+    answers: list[Answer] = [None] * len(said)
+    for layer in _layers(said):
+        found = _apply_records(connection, [said[position] for position in layer])
+        for position, answer in zip(layer, found, strict=True):
+            answers[position] = answer
+    for position, one in enumerate(said):
+        if not one.checked:
+            answers[position] = _alone(connection, partial(apply_root, connection, one))
+    return answers
 
 
-def apply_root(connection: Connection, confirm: Confirm, now_ms: int) -> Outcome | None:
-    """Match all that a distributor confirmed under the same root as this node now does.
+def _layers(said: Sequence[Said]) -> Iterable[list[int]]:
+    """The positions of those with records, in layers of which each can be applied at once.
 
-    Returns None if its distributor has confirmed no such root, or not all at once: then the
-    records must be said.
-
-    Raises:
-        Conflict: this part was confirmed before, with another root.
-        MalformedFrame: it counts otherwise than the distributor under the same root.
+    No part and no attempt is twice in a layer; what shares one follows in the order it came.
     """
-    if _said_before(connection, confirm):
-        return Outcome()
-    found = rows(
-        connection,
-        "SELECT seq, leaves, charge, first_task FROM confirm WHERE block = ? AND signer = ?"
-        " AND side = 2 AND node = ? AND part = ? AND root = ?",
-        *(confirm.block, raw_public(confirm.distributor), raw_public(confirm.node)),
-        *(confirm.part, confirm.root),
+    if len(said) == 1:
+        return [[0]] if said[0].checked else []
+    layers: dict[int, list[int]] = defaultdict(list)
+    free: dict[object, int] = {}
+    for position, one in enumerate(said):
+        if one.checked:
+            keys = [one.part, *(checked.attempt for checked in one.checked)]
+            layer = max(free.get(key, 0) for key in keys)
+            layers[layer].append(position)
+            free.update(dict.fromkeys(keys, layer + 1))
+    return [layers[number] for number in sorted(layers)]
+
+
+def _alone(connection: Connection, work: Callable[[], Answer]) -> Answer:
+    """Do ``work``; if it is refused, undo it and nothing else."""
+    connection.execute("SAVEPOINT alone")
+    try:
+        answer = work()
+    except StarAIError as error:
+        connection.execute("ROLLBACK TO alone")
+        answer = error
+    connection.execute("RELEASE alone")
+    return answer
+
+
+def _apply_records(connection: Connection, said: Sequence[Said]) -> list[Answer]:
+    """Apply a layer: what is contested alone, all else together."""
+    before = said_before(connection, said)
+    new = [one for one, answer in zip(said, before, strict=True) if answer is None]
+    known = _known(connection, [checked for one in new for checked in one.checked])
+    found = [_sorted_out(one, known) for one in new]
+    _take(connection, [one for one in found if not one.contested])
+    outcomes = iter(
+        [
+            _alone(connection, partial(_take_contested, connection, one))
+            if one.contested
+            else Outcome(fresh=len(one.fresh), matched=len(one.agreeing))
+            for one in found
+        ]
     )
-    for twin, leaves, charge, first in list(found):
-        num = len(leaves) // _LEAF_BYTES
-        if (num, charge) != (confirm.count, confirm.charge_nano_usd):
-            raise MalformedFrame("a confirmation counts otherwise than its root's records")
-        if first is not None:
-            word = _keep(connection, confirm, leaves, now_ms)
-            return _match_all(connection, word, twin, range(first, first + num))
-    return None
+    return [next(outcomes) if answer is None else answer for answer in before]
 
 
-def _match_all(connection: Connection, word: _Word, twin: int, seqs: range) -> Outcome:
-    """Match the rows that the distributor's confirmation ``twin`` brought; see `apply_root`."""
-    bounds = (seqs.start, seqs.stop - 1, twin)
-    owed = [
-        Owed(*row)
-        for row in rows(
-            connection,
-            "SELECT seq, leaf, cust, price_id, in_tok, out_tok, charge FROM task"
-            " WHERE seq BETWEEN ? AND ? AND dist_confirm = ? AND state = 2 AND charge > 0"
-            " AND event_id IS NULL",
-            *bounds,
-        )
-    ]
-    pay(connection, word.node, owed, word.now_ms)
-    connection.execute(
-        "UPDATE task SET sides = 3, state = 3, node_confirm = ?"
-        " WHERE seq BETWEEN ? AND ? AND dist_confirm = ? AND state = 2",
-        (word.seq, *bounds),
-    )
-    matched = connection.changes()
-    if matched == len(seqs):
-        close_cases(connection, seqs)
-        return Outcome(matched=matched)
-    now_agreed = rows(
-        connection,
-        "SELECT seq FROM task WHERE seq BETWEEN ? AND ? AND node_confirm = ?",
-        *(*bounds[:2], word.seq),
-    )
-    close_cases(connection, [seq for (seq,) in now_agreed])
-    contradicting = 0
-    rest = rows(
-        connection,
-        "SELECT seq, task_id, attempt FROM task WHERE seq BETWEEN ? AND ? AND dist_confirm = ?"
-        " AND node_confirm IS NULL",
-        *bounds,
-    )
-    for seq, task_id, attempt in list(rest):
-        connection.execute(_SAY[word.side], (word.seq, seq))
-        state = rejudge(connection, task_id, attempt, word.seq, word.now_ms)[seq]
-        matched += state is Standing.MATCHED
-        contradicting += state is not Standing.MATCHED
-    return Outcome(matched=matched, contradicting=contradicting)
+def _known(connection: Connection, checked: Sequence[CheckedRecord]) -> dict[_Attempt, list[_Row]]:
+    """What is kept of the attempts in question; a task may have any number of others."""
+    known: dict[_Attempt, list[_Row]] = defaultdict(list)
+    for task_id, attempt, *row in rows_in(connection, _KNOWN, [one.attempt for one in checked]):
+        known[task_id, attempt].append(_Row(*row))
+    return known
 
 
-def _said_before(connection: Connection, confirm: Confirm) -> bool:
-    known = connection.execute(
-        "SELECT root FROM confirm"
-        " WHERE block = ? AND signer = ? AND side = ? AND node = ? AND part = ?",
-        (
-            *(confirm.block, raw_public(confirm.signer), int(confirm.side)),
-            *(raw_public(confirm.node), confirm.part),
-        ),
-    )
-    for (root,) in list(known):
-        if root != confirm.root:
-            raise Conflict(f"part {confirm.part} of this block was confirmed with another root")
-        return True
-    return False
-
-
-def _keep(connection: Connection, confirm: Confirm, leaves: bytes, now_ms: int) -> _Word:
-    node = raw_public(confirm.node)
-    ((seq,),) = connection.execute(
-        "INSERT INTO confirm (block, signer, side, node, part, root, sig, leaves, at_ms,"
-        " dist, charge) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq",
-        (
-            *(confirm.block, raw_public(confirm.signer), int(confirm.side), node, confirm.part),
-            *(confirm.root, confirm.signature, leaves, now_ms),
-            *(raw_public(confirm.distributor), confirm.charge_nano_usd),
-        ),
-    )
-    return _Word(seq, confirm.side, node, now_ms)
-
-
-def _sorted_out(
-    connection: Connection, checked: Sequence[CheckedRecord], side: Side
-) -> tuple[list[CheckedRecord], list[tuple[_Row, CheckedRecord]], list[CheckedRecord]]:
-    """Which records are new, which agree with the other side's only one, and the others.
-
-    What this side said before is in none of the three.
-    """
-    known = _known(connection, checked)
-    fresh: dict[tuple[bytes, int], CheckedRecord] = {}
-    agreeing: list[tuple[_Row, CheckedRecord]] = []
-    contested: list[CheckedRecord] = []
-    for one in checked:
-        attempt = one.attempt
-        there = known.get(attempt)
-        if there is None and attempt not in fresh:
-            fresh[attempt] = one
+def _sorted_out(said: Said, known: Mapping[_Attempt, list[_Row]]) -> _Sorted:
+    side = said.confirm.side
+    found = _Sorted(said, [], [], [])
+    for one in said.checked:
+        there = known.get(one.attempt)
+        if there is None:
+            found.fresh.append(one)
             continue
-        mine = next((row for row in there or () if row.leaf == one.leaf), None)
+        mine = next((row for row in there if row.leaf == one.leaf), None)
         if mine is not None and mine.sides & side:
             continue
-        if mine is not None and len(there or ()) == 1:
-            agreeing.append((mine, one))
+        if mine is not None and len(there) == 1:
+            found.agreeing.append((mine, one))
         else:
-            contested.append(one)
-    return list(fresh.values()), agreeing, contested
+            found.contested.append(one)
+    return found
 
 
-def _known(
-    connection: Connection, checked: Sequence[CheckedRecord]
-) -> dict[tuple[bytes, int], list[_Row]]:
-    """What is kept of the attempts in question; a task may have any number of others."""
-    known: dict[tuple[bytes, int], list[_Row]] = defaultdict(list)
-    tasks: dict[int, list[bytes]] = defaultdict(list)
-    for one in checked:
-        tasks[one.record.attempt].append(one.record.task_id)
-    for attempt, task_ids in tasks.items():  # most are of the first attempt
-        for ids in _in_lots(task_ids):
-            marks = ", ".join("?" * len(ids))
-            found = connection.execute(
-                "SELECT task_id, seq, leaf, sides, event_id FROM task"  # noqa: S608 - marks
-                f" WHERE attempt = ? AND task_id IN ({marks})",
-                (attempt, *ids),
-            )
-            for task_id, *row in found:
-                known[task_id, attempt].append(_Row(*row))
-    return dict(known)
+def _take(connection: Connection, found: Sequence[_Sorted]) -> list[Word]:
+    """Keep confirmations with their new records, and pay for what now agrees."""
+    if not found:
+        return []
+    last_word, last_task = last_rows(connection)
+    kept: list[Kept] = []
+    first = last_task + 1
+    for said, fresh, *_ in found:
+        leaves = b"".join(sorted(one.leaf for one in said.checked))
+        is_whole = len(fresh) == len(said.checked)  # see `apply_root`
+        kept.append(Kept(said, leaves, first if is_whole else None))
+        first += len(fresh)
+    words = keep(connection, last_word, kept)
+    pairs = list(zip(words, found, strict=True))
+    fresh_of = [(word, one) for word, sorted_out in pairs for one in sorted_out.fresh]
+    _insert(connection, last_task, fresh_of)
+    _agree(connection, pairs)
+    return words
 
 
-def _in_lots(values: Sequence[T]) -> Iterator[Sequence[T]]:
-    """``values`` in lots of `_LOOKUP_SIZES`, the last of which repeats its end."""
-    largest = _LOOKUP_SIZES[-1]
-    for start in range(0, len(values), largest):
-        lot = values[start : start + largest]
-        size = next(size for size in _LOOKUP_SIZES if size >= len(lot))
-        yield [*lot, *[lot[-1]] * (size - len(lot))]
-
-
-def _insert(
-    connection: Connection,
-    word: _Word,
-    block: int,
-    fresh: Sequence[CheckedRecord],
-    *,
-    unknown: bool,
-) -> range:
-    """Add records of which nothing was said; the rows they have."""
-    if not fresh:
-        return range(0)
-    state = int(Standing.UNKNOWN if unknown else Standing(word.side))
+def _insert(connection: Connection, last: int, fresh: Sequence[tuple[Word, CheckedRecord]]) -> None:
+    """Add records of which nothing was said, after row ``last``."""
     connection.executemany(
-        _INSERT_BY[word.side], [_cells(one, word, block, state) for one in fresh]
+        _INSERT, [_cells(seq, word, one) for seq, (word, one) in enumerate(fresh, last + 1)]
     )
-    ((last,),) = connection.execute("SELECT max(seq) FROM task")  # there is one writer
-    seqs = range(last - len(fresh) + 1, last + 1)
-    if unknown:
-        for seq in seqs:
-            open_case(connection, seq, Standing.UNKNOWN, word.now_ms)
-    return seqs
+    for seq, (word, _) in enumerate(fresh, last + 1):
+        if word.said.unknown:
+            open_case(connection, seq, Standing.UNKNOWN, word.said.now_ms)
 
 
-def _cells(one: CheckedRecord, word: _Word, block: int, state: int) -> tuple[object, ...]:
-    record = one.record
+def _cells(seq: int, word: Word, one: CheckedRecord) -> tuple[object, ...]:
+    record, side = one.record, word.side
     return (
+        seq,
         record.task_id,
         record.attempt,
         one.leaf,
-        int(word.side),
-        state,
-        block,
+        int(side),
+        int(Standing.UNKNOWN if word.said.unknown else side),
+        word.said.confirm.block,
         record.node,
         record.distributor,
         record.customer,
@@ -350,55 +238,67 @@ def _cells(one: CheckedRecord, word: _Word, block: int, state: int) -> tuple[obj
         record.charge_nano_usd,
         record.closed_ms,
         one.canonical,
-        word.seq,
+        word.seq if side is Side.NODE else None,
+        word.seq if side is Side.DISTRIBUTOR else None,
     )
 
 
-def _agree(
-    connection: Connection, word: _Word, agreeing: Sequence[tuple[_Row, CheckedRecord]]
-) -> None:
-    if not agreeing:
-        return
-    owed = [
-        owed_for(row.seq, one.leaf, one.record)
-        for row, one in agreeing
-        if one.record.charge_nano_usd and row.event_id is None
-    ]
-    pay(connection, word.node, owed, word.now_ms)
-    connection.executemany(_AGREE_BY[word.side], [(word.seq, row.seq) for row, _ in agreeing])
-    close_cases(connection, [row.seq for row, _ in agreeing])
+def _agree(connection: Connection, found: Sequence[tuple[Word, _Sorted]]) -> None:
+    invoices: list[Invoice] = []
+    agreed: dict[Side, list[tuple[int, int]]] = {side: [] for side in Side}
+    for word, sorted_out in found:
+        owed = [
+            owed_for(row.seq, one.leaf, one.record)
+            for row, one in sorted_out.agreeing
+            if one.record.charge_nano_usd and row.event_id is None
+        ]
+        invoices.append(Invoice(word.node, owed, word.said.now_ms))
+        agreed[word.side] += [(word.seq, row.seq) for row, _ in sorted_out.agreeing]
+    pay(connection, invoices)
+    for side, pairs in agreed.items():
+        connection.executemany(_AGREE[side], pairs)
+        close_cases(connection, [seq for _, seq in pairs])
+
+
+def _take_contested(connection: Connection, found: _Sorted) -> Outcome:
+    """Take a confirmation of which some records differ from what is kept of their attempts."""
+    (word,) = _take(connection, [found])
+    judged = _contest(connection, word, found.contested)
+    return Outcome(
+        fresh=len(found.fresh) + sum(is_fresh for is_fresh, _ in judged),
+        matched=len(found.agreeing) + sum(state is Standing.MATCHED for _, state in judged),
+        contradicting=sum(
+            state is not Standing.MATCHED and state not in WAITING for _, state in judged
+        ),
+    )
 
 
 def _contest(
-    connection: Connection,
-    word: _Word,
-    block: int,
-    contested: Sequence[CheckedRecord],
-    *,
-    unknown: bool,
+    connection: Connection, word: Word, contested: Sequence[CheckedRecord]
 ) -> list[tuple[bool, Standing]]:
-    """Add records that differ from what is kept of their attempts, and judge those anew.
+    """Add contested records, and judge their attempts anew.
 
     Returns of each whether it is new, and its standing in the end.
     """
-    seqs: list[tuple[int, bool, tuple[bytes, int]]] = []
+    seqs: list[tuple[int, bool, _Attempt]] = []
     for one in contested:
         found = rows(
             connection,
-            "SELECT seq, sides FROM task WHERE task_id = ? AND attempt = ? AND leaf = ?",
+            "SELECT seq FROM task WHERE task_id = ? AND attempt = ? AND leaf = ?",
             *(*one.attempt, one.leaf),
         )
         kept = next(iter(list(found)), None)
         if kept is None:
             _check_room(connection, word.side, one)
-            (seq,) = _insert(connection, word, block, [one], unknown=unknown)
-            seqs.append((seq, True, one.attempt))
+            _, last = last_rows(connection)
+            _insert(connection, last, [(word, one)])
+            seqs.append((last + 1, True, one.attempt))
         else:
-            connection.execute(_SAY[word.side], (word.seq, kept[0]))
+            connection.execute(SAY[word.side], (word.seq, kept[0]))
             seqs.append((kept[0], False, one.attempt))
     states: dict[int, Standing] = {}
     for attempt in sorted({attempt for _, _, attempt in seqs}):
-        states |= rejudge(connection, *attempt, word.seq, word.now_ms)
+        states |= rejudge(connection, *attempt, word.seq, word.said.now_ms)
     return [(is_fresh, states[seq]) for seq, is_fresh, _ in seqs]
 
 

@@ -12,15 +12,18 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 import anyio
 import anyio.from_thread
 import anyio.lowlevel
 import anyio.to_thread
 
-from starai.core.errors import InternalFault, Overloaded, StoreFailed
+from starai.core.errors import InternalFault, Overloaded, StarAIError, StoreFailed
 
+Item = TypeVar("Item")
 T = TypeVar("T")
 Row = tuple[Any, ...]
 
@@ -85,18 +88,21 @@ class Session(Connection, Protocol):
 
 
 Work = Callable[[Connection], T]
+#: Work on several items at once: of each, in their order, what came of it or the error to raise.
+WorkOnEach = Callable[[Connection, Sequence[Item]], Sequence[T | StarAIError]]
 
 
-class _Job(Generic[T]):
+class _Job:
     """One write: what to do, and what came of it."""
 
-    __slots__ = ("done", "error", "result", "work")
+    __slots__ = ("done", "error", "item", "result", "work")
 
-    def __init__(self, work: Work[T]) -> None:
+    def __init__(self, work: WorkOnEach[Any, Any], item: object = None) -> None:
         self.work = work
+        self.item = item
         self.done = anyio.Event()
         self.error: BaseException | None = None
-        self.result: T | None = None
+        self.result: Any = None
 
 
 class Store:
@@ -108,7 +114,7 @@ class Store:
         self._readers = list(readers)
         self._inline = not readers
         self._fatal: tuple[type[Exception], ...] = (*writer.errors, StoreFailed)
-        self._queue: queue.Queue[_Job[Any] | None] = queue.Queue(WAITING_WRITES_MAX)
+        self._queue: queue.Queue[_Job | None] = queue.Queue(WAITING_WRITES_MAX)
         self._reading = anyio.CapacityLimiter(max(1, len(readers)))
         self._failure: BaseException | None = None
         self._closed = False
@@ -129,8 +135,21 @@ class Store:
             InternalFault: ``work`` broke a constraint of the schema.
             StoreFailed: the disk failed, now or before.
         """
+        return await self._write(_Job(lambda connection, _: [work(connection)]))  # type: ignore[no-any-return]
+
+    async def write_each(self, work: WorkOnEach[Item, T], item: Item) -> T:
+        """Like `write`, for ``work`` that many ask for: who waits at the same time shares it.
+
+        ``work`` gets the items of all that wait for it, and returns of each a result or an error.
+        If it raises instead, all that it did is undone, and it gets each item alone.
+
+        Raises:
+            StarAIError: what ``work`` returned or raised for this item; and see `write`.
+        """
+        return await self._write(_Job(work, item))  # type: ignore[no-any-return]
+
+    async def _write(self, job: _Job) -> Any:
         self._check_open()
-        job = _Job(work)
         if self._inline:
             self._commit([job])
         else:
@@ -141,7 +160,9 @@ class Store:
             await job.done.wait()  # no deadline of its own: the disk answers or fails
         if job.error is not None:
             raise job.error
-        return job.result  # type: ignore[return-value]
+        if isinstance(job.result, StarAIError):
+            raise job.result
+        return job.result
 
     async def read(self, work: Work[T]) -> T:
         """Run ``work``, which only reads, on a snapshot of what is committed.
@@ -203,21 +224,21 @@ class Store:
                 self._commit(batch)
                 self._hand_back(batch)
 
-    def _next_batch(self) -> tuple[list[_Job[Any]], bool]:
+    def _next_batch(self) -> tuple[list[_Job], bool]:
         """What waits now, and whether the store closes behind it; waits for the first."""
-        batch: list[_Job[Any]] = []
+        batch: list[_Job] = []
         while job := self._queue.get():
             batch.append(job)
             if len(batch) == COMMIT_WRITES_MAX or self._queue.empty():
                 return batch, False
         return batch, True
 
-    def _commit(self, batch: list[_Job[Any]]) -> None:
+    def _commit(self, batch: list[_Job]) -> None:
         try:
             self._check_alive()
             self._writer.begin(writing=True)
-            for job in batch:
-                self._run(job)
+            for _, jobs in groupby(batch, key=attrgetter("work")):
+                self._run(list(jobs))
             self._writer.commit()
             self.num_commits += 1
         except self._fatal as error:
@@ -225,26 +246,40 @@ class Store:
             for job in batch:
                 job.error = StoreFailed(f"the registry cannot write its database: {error}")
 
-    def _run(self, job: _Job[Any]) -> None:
+    def _run(self, jobs: Sequence[_Job]) -> None:
+        """Do the work that these jobs have in common: together, or one by one if that fails."""
+        failure = self._try(jobs)
+        if failure is not None and len(jobs) == 1:
+            jobs[0].error = failure
+        elif failure is not None:
+            for job in jobs:
+                self._run([job])
+
+    def _try(self, jobs: Sequence[_Job]) -> Exception | None:
+        """Do their work; if it raises, undo it and return what it raised."""
+        failure: Exception | None = None
         self._writer.execute("SAVEPOINT work")
         try:
-            job.result = job.work(self._writer)
+            results = jobs[0].work(self._writer, [job.item for job in jobs])
+            for job, result in zip(jobs, results, strict=True):
+                job.result = result
         except Exception as error:  # the boundary: raised again in its caller
             is_ours = isinstance(error, self._writer.errors)
             if is_ours and not isinstance(error, self._writer.faults):
                 raise
-            job.error = _as_fault(error) if is_ours else error
+            failure = _as_fault(error) if is_ours else error
             self._writer.execute("ROLLBACK TO work")
         self._writer.execute("RELEASE work")
+        return failure
 
-    def _hand_back(self, batch: list[_Job[Any]]) -> None:
+    def _hand_back(self, batch: list[_Job]) -> None:
         try:
             anyio.from_thread.run_sync(_wake, batch, token=self._token)
         except anyio.RunFinishedError:
             return  # the loop is gone, and with it whoever waited
 
 
-def _wake(batch: list[_Job[Any]]) -> None:
+def _wake(batch: list[_Job]) -> None:
     for job in batch:
         job.done.set()
 

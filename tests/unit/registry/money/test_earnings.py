@@ -15,7 +15,7 @@ from starai.protocol.identity import raw_public
 from starai.protocol.payouts import parse_address, sign_payout
 from starai.protocol.registry import Query, Report
 from starai.protocol.subjects import Role, registry as asks
-from starai.registry.money.books import Owed, capture
+from starai.registry.money.books import Invoice, Owed, capture
 from starai.testing.parties import Parties
 from starai.testing.registries import running_registry
 from starai.wire.memory import MemoryNetwork
@@ -61,7 +61,7 @@ class House:
             )
             if paid:
                 owed = Owed(number, bytes([number]) * 32, 1, 1, 1, 9, charge)
-                capture(connection, raw, [owed], self.registry._clock.now_ms())
+                capture(connection, [Invoice(raw, [owed], self.registry._clock.now_ms())])
 
         await self.registry._store.write(write)
         return task_id.hex()

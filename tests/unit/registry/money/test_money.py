@@ -15,7 +15,9 @@ from starai.ledger.accounts import FEE, MONEY_MAX, POOL, available, held, pendin
 from starai.ledger.prices import PRICE_NANO_MAX
 from starai.protocol.records import leaf_hash, set_root
 from starai.registry.money.books import (
+    Invoice,
     Owed,
+    Paid,
     apply_event,
     books_hash,
     capture,
@@ -80,6 +82,11 @@ def owed(seq: int, **changes: object) -> Owed:
     return one._replace(**changes)
 
 
+def pay(connection: SqliteSession, records: list[Owed], now_ms: int) -> Paid:
+    """Pay `NODE` for records."""
+    return capture(connection, [Invoice(NODE, records, now_ms)])
+
+
 def deposit(session: SqliteSession, amount: int, customer: int = CUSTOMER) -> None:
     """Pay in, once for each customer."""
     number = customer.to_bytes(16, "big")
@@ -122,7 +129,7 @@ def test_a_day_of_a_customer(connection: SqliteSession) -> None:
     """Paid in, held, captured, released: every balance and the replay are right."""
     deposit(connection, 10_000)
     hold_id = hold(connection, 1, 1_000)
-    paid = capture(connection, NODE, [owed(seq) for seq in range(1, 8)], 50)
+    paid = pay(connection, [owed(seq) for seq in range(1, 8)], 50)
     assert (paid.node_nano, paid.fee_nano) == (630, 70)
     assert (paid.overcharged, paid.uncovered) == ((), ())
     apply_event(connection, HoldReleased(event_id=b"r" * 16, at_ms=60, hold_id=hold_id))
@@ -147,7 +154,7 @@ def test_one_event_for_each_payer_names_its_records(connection: SqliteSession) -
     deposit(connection, 10_000)
     deposit(connection, 10_000, customer=6)
     records = [owed(seq, payer=1 + seq % 3) for seq in range(1, 31)]
-    capture(connection, NODE, records, 50)
+    pay(connection, records, 50)
     for payer in PAYERS:
         seqs = [one.seq for one in records if one.payer == payer]
         (event,) = paid_by(connection, seqs)
@@ -161,7 +168,7 @@ def test_one_event_for_each_payer_names_its_records(connection: SqliteSession) -
 def test_any_number_of_records_is_marked(connection: SqliteSession, count: int) -> None:
     """All of them and no others, however many fit one statement."""
     deposit(connection, 10_000)
-    capture(connection, NODE, [owed(seq) for seq in range(1, count + 1)], 50)
+    pay(connection, [owed(seq) for seq in range(1, count + 1)], 50)
     assert None not in paid_by(connection, range(1, count + 1))
     assert paid_by(connection, range(count + 1, 101)) == {None}
 
@@ -170,26 +177,25 @@ def test_the_same_again_pays_nothing_again(connection: SqliteSession) -> None:
     """Not in the same order, nor in another."""
     deposit(connection, 10_000)
     records = [owed(seq) for seq in range(1, 8)]
-    capture(connection, NODE, records, 50)
+    pay(connection, records, 50)
     before = books_hash(connection)
-    assert capture(connection, NODE, records[::-1], 60) == capture(connection, NODE, [], 60)
+    assert pay(connection, records[::-1], 60) == pay(connection, [], 60)
     assert books_hash(connection) == before
 
 
 def test_a_record_is_paid_once(connection: SqliteSession) -> None:
     """A record among others is not paid by a second event."""
     deposit(connection, 10_000)
-    capture(connection, NODE, [owed(1), owed(2)], 50)
+    pay(connection, [owed(1), owed(2)], 50)
     with pytest.raises(Conflict):
-        capture(connection, NODE, [owed(2), owed(3)], 60)
+        pay(connection, [owed(2), owed(3)], 60)
 
 
 def test_never_more_than_the_price_row_says(connection: SqliteSession) -> None:
     """A record that asks for more gets what the row says, one without a row nothing."""
     deposit(connection, 10_000)
-    paid = capture(
+    paid = pay(
         connection,
-        NODE,
         [
             owed(1, charge=101),
             owed(2, price_id=NIGHT_PRICE),
@@ -210,7 +216,7 @@ def test_never_more_than_the_price_row_says(connection: SqliteSession) -> None:
 def test_a_free_network_moves_nothing(connection: SqliteSession) -> None:
     """Without prices nothing is charged, and the books are sound."""
     before = books_hash(connection)
-    paid = capture(connection, NODE, [owed(1, price_id=0, charge=0, payer=99)], 50)
+    paid = pay(connection, [owed(1, price_id=0, charge=0, payer=99)], 50)
     assert (paid.node_nano, paid.uncovered, paid.overcharged) == (0, (), ())
     assert books_hash(connection) == before == state.state_hash(0)
     assert verify_books(connection).problems == ()
@@ -219,9 +225,8 @@ def test_a_free_network_moves_nothing(connection: SqliteSession) -> None:
 def test_what_nobody_can_pay_is_told(connection: SqliteSession) -> None:
     """Half paid, not at all, and by a payer whom nobody knows."""
     deposit(connection, 150)
-    paid = capture(
+    paid = pay(
         connection,
-        NODE,
         [owed(1), owed(2), owed(3, payer=3), owed(4, payer=99)],
         50,
     )
@@ -229,7 +234,7 @@ def test_what_nobody_can_pay_is_told(connection: SqliteSession) -> None:
     assert (paid.node_nano, paid.fee_nano) == (150, 0)
     assert paid_by(connection, [3, 4]) == {None}
     deposit(connection, 500, customer=6)
-    assert capture(connection, NODE, [owed(3, payer=3)], 60).node_nano == 90
+    assert pay(connection, [owed(3, payer=3)], 60).node_nano == 90
     assert verify_books(connection).problems == ()
 
 
@@ -238,7 +243,7 @@ def test_more_than_all_money_is_no_overflow(connection: SqliteSession) -> None:
     deposit(connection, 1_000)
     huge = {"price_id": LARGEST, "prompt_tokens": 1 << 32, "answer_tokens": 1 << 32}
     records = [owed(seq, charge=MONEY_MAX // 2, **huge) for seq in range(1, 4)]
-    paid = capture(connection, NODE, records, 50)
+    paid = pay(connection, records, 50)
     assert paid.node_nano == 1_000
     assert paid.uncovered == ((1, 3 * (MONEY_MAX // 2) - 1_000),)
 
@@ -291,7 +296,7 @@ def test_a_helpful_hand_is_found(connection: SqliteSession, sql: str) -> None:
     """Whatever is changed by hand in any table of money, the replay says so."""
     deposit(connection, 10_000)
     hold(connection, 1, 1_000)
-    capture(connection, NODE, [owed(seq) for seq in range(1, 8)], 50)
+    pay(connection, [owed(seq) for seq in range(1, 8)], 50)
     assert verify_books(connection).problems == ()
     connection.execute(sql)
     assert connection.changes()

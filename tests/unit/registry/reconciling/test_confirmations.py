@@ -29,7 +29,8 @@ from starai.registry.money.books import verify_books
 from starai.registry.parties import Parties
 from starai.registry.reconciling.confirmations import Confirmations, check_confirm
 from starai.registry.reconciling.disputes import LAST_HEARD
-from starai.registry.reconciling.tasks import Outcome, apply, apply_root
+from starai.registry.reconciling.tasks import apply
+from starai.registry.reconciling.words import Outcome, Said
 from starai.registry.storage import Connection, Store, open_store
 from starai.registry.storage.sqlite import connect, migrate
 from starai.testing.money import (
@@ -264,18 +265,25 @@ def _by_root(said: Confirm) -> Confirm:
     return msgspec.structs.replace(said, records=b"") if said.side is Side.NODE else said
 
 
-def _final(words: list[Confirm], *, roots_first: bool) -> tuple[object, object]:
+def _hear(connection: Connection, words: list[Confirm]) -> list[Confirm]:
+    """Apply words together; those of which the records are wanted."""
+    said = [Said(one, check_confirm(one, NETWORK, BLOCK_MS), START_MS) for one in words]
+    answers = apply(connection, said)
+    assert all(answer is None or isinstance(answer, Outcome) for answer in answers)
+    return [one for one, answer in zip(words, answers, strict=True) if answer is None]
+
+
+def _final(words: list[Confirm], *, roots_first: bool, at_once: int = 1) -> tuple[object, object]:
     """The states of all records and what is in all accounts, once all of it was said."""
     connection = connect(":memory:")
     migrate(connection)
     open_books(connection)
-    for said in words:
-        checked = check_confirm(said, NETWORK, BLOCK_MS)
-        if roots_first and said.side is Side.NODE:
-            assert check_confirm(_by_root(said), NETWORK, BLOCK_MS) == []
-            if apply_root(connection, _by_root(said), START_MS) is not None:
-                continue
-        apply(connection, said, checked, START_MS)
+    for start in range(0, len(words), at_once):
+        lot = words[start : start + at_once]
+        if roots_first:
+            wanted = {one.root for one in _hear(connection, [_by_root(one) for one in lot])}
+            lot = [one for one in lot if one.side is Side.NODE and one.root in wanted]
+        assert _hear(connection, lot) == []
     assert check_integrity(connection, NODES[0].raw).problems == ()
     assert verify_books(connection).problems == ()
     final = set(connection.execute("SELECT task_id, attempt, leaf, sides, state FROM task"))
@@ -284,13 +292,18 @@ def _final(words: list[Confirm], *, roots_first: bool) -> tuple[object, object]:
     return final, accounts
 
 
-@given(_WORDS, st.randoms(use_true_random=False), st.integers(0, 3), st.booleans())
-def test_any_order_and_any_repetition_end_the_same(words, chance, repeats, roots_first) -> None:
-    """Both sides' words, honest or not, shuffled and repeated, leave the same states and books."""
+@given(
+    _WORDS, st.randoms(use_true_random=False), st.integers(0, 3), st.booleans(), st.integers(1, 9)
+)
+def test_any_order_and_any_repetition_end_the_same(
+    words, chance, repeats, roots_first, at_once
+) -> None:
+    """Both sides' words, honest or not, shuffled, repeated and heard together, end the same."""
     said = [_said(*word) for word in words]
     shuffled = said + chance.choices(said, k=repeats)
     chance.shuffle(shuffled)
-    assert _final(shuffled, roots_first=roots_first) == _final(said, roots_first=False)
+    heard = _final(shuffled, roots_first=roots_first, at_once=at_once)
+    assert heard == _final(said, roots_first=False)
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, unique=True), st.data(), st.booleans())
@@ -303,7 +316,9 @@ def test_honest_sides_always_match(numbers: list[int], data, roots_first: bool) 
             cut = data.draw(st.integers(1, len(rest)))
             words.append(confirm(side, [priced(record(number)) for number in rest[:cut]]))
             rest = rest[cut:]
-    final, accounts = _final(data.draw(st.permutations(words)), roots_first=roots_first)
+    at_once = data.draw(st.integers(1, 9))
+    shuffled = data.draw(st.permutations(words))
+    final, accounts = _final(shuffled, roots_first=roots_first, at_once=at_once)
     assert len(final) == len(numbers)
     assert {row[-1] for row in final} == {Standing.MATCHED}
     charges = [priced(record(number)).charge_nano_usd for number in numbers]
@@ -345,7 +360,7 @@ def test_a_tasks_many_attempts_do_not_slow_down_the_next() -> None:
     for first in range(0, 1000, 200):
         said = confirm(Side.NODE, [record(1, attempt=first + num) for num in range(200)])
         counting = _Counting(connection)
-        apply(counting, said, check_confirm(said, NETWORK, BLOCK_MS), START_MS)
+        apply(counting, [Said(said, check_confirm(said, NETWORK, BLOCK_MS), START_MS)])
         read.append(counting.num_rows)
     connection.close()
     assert len(set(read)) == 1

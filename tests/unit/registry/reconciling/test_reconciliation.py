@@ -14,7 +14,8 @@ from starai.protocol.registry import Confirm, Side
 from starai.registry.integrity import check_integrity
 from starai.registry.money.books import verify_books
 from starai.registry.reconciling.confirmations import check_confirm
-from starai.registry.reconciling.tasks import apply, apply_root
+from starai.registry.reconciling.tasks import apply
+from starai.registry.reconciling.words import Outcome, Said
 from starai.registry.storage import Connection
 from starai.registry.storage.sqlite import connect, migrate
 from starai.testing.faults import scores, seed_faults
@@ -30,10 +31,12 @@ def _say(connection: Connection, said: Confirm, at_ms: int) -> list[bytes]:
         data = said.records
         starts = range(0, len(data), RECORD_BYTES)
         return [leaf_hash(data[start : start + RECORD_BYTES]) for start in starts]
-    if said.side is Side.NODE and apply_root(connection, said, at_ms) is not None:
+    if said.side is Side.NODE and apply(connection, [Said(said, (), at_ms)]) != [None]:
         return []
-    unknown = said.distributor == STRANGER.party
-    apply(connection, said, checked, at_ms, unknown=unknown)
+    (outcome,) = apply(
+        connection, [Said(said, checked, at_ms, unknown=said.distributor == STRANGER.party)]
+    )
+    assert isinstance(outcome, Outcome)
     return []
 
 

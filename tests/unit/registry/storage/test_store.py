@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
 import anyio.from_thread
 import anyio.lowlevel
+import anyio.to_thread
 import apsw
 import pytest
 
-from starai.core.errors import ConfigurationRefused, InternalFault, InvalidRequest, StoreFailed
+from starai.core.errors import (
+    ConfigurationRefused,
+    InternalFault,
+    InvalidRequest,
+    StarAIError,
+    StoreFailed,
+)
 from starai.registry.schema import MIGRATIONS, integer
 from starai.registry.storage import Connection, Store, open_store
 from starai.registry.storage.sqlite import APPLICATION_ID
@@ -72,6 +81,66 @@ async def test_failed_work_undoes_itself_alone(store: Store) -> None:
     await refused(_insert("a"), InternalFault)
     await store.write(_insert("c"))
     assert await store.read(_names) == {"a", "b", "c"}
+
+
+def _insert_each(connection: Connection, names: Sequence[str]) -> list[str | StarAIError]:
+    """Refuses some, is broken by others, and tells with how many each was written."""
+    found: list[str | StarAIError] = []
+    for name in names:
+        if name == "refused":
+            found.append(InvalidRequest("no"))
+        else:
+            _insert(name)(connection)
+            found.append(f"{name} of {len(names)}")
+    return found
+
+
+@pytest.mark.anyio
+async def test_what_waits_for_one_work_shares_it(database: Path | str) -> None:
+    """Items that wait at the same time are written together, and one that is refused alone is."""
+    found = {}
+
+    async def write(store: Store, name: str) -> None:
+        try:
+            found[name] = await store.write_each(_insert_each, name)
+        except StarAIError as error:
+            found[name] = type(error)
+
+    async with open_store(database) as store:
+        held, release = threading.Event(), threading.Event()
+
+        def hold(_: Connection) -> None:
+            held.set()
+            release.wait(10)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(store.write, hold)
+            await anyio.to_thread.run_sync(held.wait)
+            for name in ("a", "refused", "b"):
+                tasks.start_soon(write, store, name)
+            await anyio.wait_all_tasks_blocked()
+            release.set()
+        assert found == {"a": "a of 3", "refused": InvalidRequest, "b": "b of 3"}
+        assert await store.read(_names) == {"a", "b"}
+
+
+@pytest.mark.anyio
+async def test_what_breaks_shared_work_fails_alone(store: Store) -> None:
+    """Work that raises for all of its items is done again for each, and only one's fault counts."""
+    await store.write(_insert("there"))
+    found = {}
+
+    async def write(name: str) -> None:
+        try:
+            await store.write_each(_insert_each, name)
+        except InternalFault as error:
+            found[name] = error
+
+    async with anyio.create_task_group() as tasks:
+        for name in ("a", "there", "b", "c"):
+            tasks.start_soon(write, name)
+    assert list(found) == ["there"]
+    assert await store.read(_names) == {"there", "a", "b", "c"}
 
 
 @pytest.mark.anyio
