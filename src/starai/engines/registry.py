@@ -37,7 +37,10 @@ def open_engine(spec: EngineSpec) -> Engine:
         return MockEngine(manifest, spec)
     if spec.kind == "text":
         try:
-            from starai.engines.text.engine import TextEngine  # noqa: PLC0415 - torch is heavy
+            from starai.engines.text.lean import lean_imports  # noqa: PLC0415 - torch is heavy
+
+            with lean_imports():
+                from starai.engines.text.engine import TextEngine  # noqa: PLC0415 - so is this
         except ModuleNotFoundError as error:
             raise ConfigurationRefused(
                 f"the text engine needs {error.name}: install starai[engine]"

@@ -26,6 +26,7 @@ from starai.engines.linear.fusing import install
 from starai.engines.linear.int4 import Int4Linear
 from starai.engines.linear.int8 import Int8Linear
 from starai.engines.text.absent import Cut, elsewhere
+from starai.engines.text.lean import lean_imports
 from starai.models.checkpoints.base import Checkpoint
 from starai.models.checkpoints.opening import dense_config, open_checkpoint
 from starai.models.manifest import ModelManifest
@@ -56,10 +57,11 @@ def load_model(manifest: ModelManifest, attention: str, cut: Cut | None = None) 
     quiet.disable_progress_bar()
     dtype = _dtype(manifest)
     checkpoint = open_checkpoint(manifest)
-    if manifest.kind == "huggingface" and not checkpoint.quantised:
-        model = _load_folder(Path(manifest.path), dtype, attention, cut)
-        return model.to(device(), dtype).eval().requires_grad_(False)
-    return _load_checkpoint(dense_config(manifest), checkpoint, dtype, attention, cut)
+    with lean_imports():  # of the model's own definition
+        if manifest.kind == "huggingface" and not checkpoint.quantised:
+            model = _load_folder(Path(manifest.path), dtype, attention, cut)
+            return model.to(device(), dtype).eval().requires_grad_(False)
+        return _load_checkpoint(dense_config(manifest), checkpoint, dtype, attention, cut)
 
 
 def device() -> torch.device:
