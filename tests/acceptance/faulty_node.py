@@ -56,9 +56,12 @@ async def main(home: Home, name: str, model: str, after: int) -> None:
     async with (
         membership(home, name) as member,
         confirming(home, name, member, Side.NODE) as confirmer,
+        anyio.create_task_group() as group,
     ):
+        group.start_soon(runner.run)
         bent = Member(**{**vars(member), "wire": BentWire(member.wire, after)})
         await Node(bent, runner, confirmer, name).run()
+        group.cancel_scope.cancel()
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ class Scene:
         for member, confirmer, claim in zip(nodes, done, (None, expected), strict=True):
             spec = engine_spec(self.folder, NodeOptions("mock", step_delay_ms=SLOW_MS))
             runner = Runner(spec, member.clock, expected=claim)
+            group.start_soon(runner.run)
             await group.start(Node(member, runner, confirmer).run)
         return made, [member.identity.party for member in nodes]
 

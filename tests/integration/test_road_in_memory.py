@@ -85,6 +85,7 @@ class Road:
         for member, confirmer in zip(nodes, done, strict=True):
             options = NodeOptions("mock", step_delay_ms=step_delay_ms)
             runner = Runner(engine_spec(self.folder, options), member.clock)
+            group.start_soon(runner.run)
             self.runners.append(runner)
             owner = Owner()
             self.owners.append(owner)

@@ -174,6 +174,7 @@ class _Assembly:
             engine=settings.engine,
         )
         runner = Runner(engine_spec(self.home.models, options), self.clock)
+        group.start_soon(runner.run)
         await self._have_witness(name, member, Role.NODE)
         prices = LeastPrices(self.clock)
         await group.start(Node(member, runner, confirmer, name, prices=prices).run)

@@ -103,9 +103,13 @@ async def join_and_serve(
         ModelNotFound, ModelFileRefused: its model cannot be served.
     """
     supplier = _Supplier(home, name, options, telling or Telling(), clock or SystemClock())
+    admission = None
     if not is_admitted(home, name, supplier.clock):
-        await supplier.join(token, url)
-    await supplier.serve()
+        admission = supplier.ticket(token, url)
+    spec = supplier.spec()  # refused before the token is used up
+    await stopped_gently(
+        lambda: supplier.run(admission, spec), supplier.leave, STOPPED.sum_s + OVERTIME_S
+    )
 
 
 class _Supplier:
@@ -124,9 +128,16 @@ class _Supplier:
         self._is_in = False
         self._told = False
         self._node: Node | None = None
+        self._runner: Runner | None = None
+        self._fits: tuple[str, ...] = ()
+        self._measured = anyio.Event()
 
-    async def join(self, token: str, url: str) -> None:
-        """Become a party of the network."""
+    def ticket(self, token: str, url: str) -> JoinTicket:
+        """What lets it in: of ``token``, with ``url`` to be tried first.
+
+        Raises:
+            ConfigurationRefused: there is none, or it is damaged.
+        """
         if not token:
             raise ConfigurationRefused(self._why_no_way_in())
         ticket = JoinTicket.parse(token)
@@ -134,35 +145,56 @@ class _Supplier:
             parse_address(url)
             rest = tuple(other for other in ticket.urls if other != url)
             ticket = msgspec.structs.replace(ticket, urls=(url, *rest))
-        self._spec()  # refused before the token is used up
+        return ticket
+
+    def spec(self) -> EngineSpec:
+        """How its model is served here."""
+        return engine_spec(self._home.models, self._options)
+
+    async def run(self, ticket: JoinTicket | None, spec: EngineSpec) -> None:
+        """Join by ``ticket``, if there is one, and serve until cancelled.
+
+        The device is measured and the engine starts meanwhile: each waits for something else.
+        """
+        if self._options.limits.polite:
+            lower_node()
+        async with task_group() as group:
+            group.start_soon(self._run_engine, spec)
+            if ticket is not None:
+                await self._join(ticket)
+            try:
+                await self._serve()
+            except (PartyRefused, Unavailable) as error:
+                if self._is_in:
+                    raise
+                raise await self._explained(error) from error
+            group.cancel_scope.cancel()
+
+    async def _run_engine(self, spec: EngineSpec) -> None:
+        """Measure first: two that compute at once would tell little of the device."""
+        self._telling.stage(Stage.MEASURING, "what this device can do")
+        known = await fitness_of_node(self._home, spec, self.clock)
+        if known is not None:
+            self._fits = known.fits(self._home.models)
+        expected = known.expect(spec) if known is not None else None
+        self._runner = Runner(spec, self.clock, tamed(self._options.limits), expected)
+        self._measured.set()
+        self._telling.stage(Stage.LOADING, self._options.model)
+        await self._runner.run()
+
+    async def _join(self, ticket: JoinTicket) -> None:
         self._telling.stage(Stage.CONNECTING, f"{ticket.network} at {', '.join(ticket.urls)}")
         joined = await join(
             self._home, self._name, ticket, self._label, self.clock, self._randomness
         )
         self._tell_admitted(f"; {joined.answer_ms:.0f} ms to the registry, and the clock agrees")
 
-    async def serve(self) -> None:
-        """Serve until cancelled; then others go on with what runs here."""
-        try:
-            await stopped_gently(self._serve, self._leave, STOPPED.sum_s + OVERTIME_S)
-        except (PartyRefused, Unavailable) as error:
-            if self._is_in:
-                raise
-            raise await self._explained(error) from error
-
     async def _serve(self) -> None:
         limits = self._options.limits
-        if limits.polite:
-            lower_node()
         server = ServerProcesses(self._options.engine_url, self.clock)
         yielding = Yielding(
             limits, self.clock, lambda pids: sensors_here(lambda: (*pids(), *server()))
         )
-        spec = self._spec()
-        self._telling.stage(Stage.MEASURING, "what this device can do")
-        known = await fitness_of_node(self._home, spec, self.clock)
-        expected = known.expect(spec) if known is not None else None
-        runner = Runner(spec, self.clock, tamed(limits), expected)
         async with (
             membership(self._home, self._name, clock=self.clock) as member,
             confirming(self._home, self._name, member, Side.NODE) as confirmer,
@@ -172,10 +204,9 @@ class _Supplier:
             self._is_in = True
             if not self._told:
                 self._tell_admitted()
-            self._telling.stage(Stage.LOADING, self._options.model)
+            runner = await self._started()
             group.start_soon(self._tell_life, member, runner)
-            fits = known.fits(self._home.models) if known is not None else ()
-            moving = Moving(runner, self.clock, fits, self._spec_of)
+            moving = Moving(runner, self.clock, self._fits, self._spec_of)
             self._node = Node(
                 *(member, runner, confirmer, self._label, yielding),
                 moving=moving,
@@ -185,7 +216,14 @@ class _Supplier:
             await self._node.run()
             group.cancel_scope.cancel()  # it was told to leave
 
-    def _leave(self) -> bool:
+    async def _started(self) -> Runner:
+        """The runner, once the device is measured."""
+        await self._measured.wait()
+        assert self._runner is not None  # noqa: S101 - set before it was said
+        return self._runner
+
+    def leave(self) -> bool:
+        """Have others go on with what runs here; whether there is anything to leave."""
         if self._node is not None:
             self._node.leave(STOPPED)
         return self._node is not None
@@ -210,9 +248,6 @@ class _Supplier:
         network = self._home.network().name
         self._telling.stage(Stage.ADMITTED, f"{network}, as {party[:12]}…{more}")
         self._told = True
-
-    def _spec(self) -> EngineSpec:
-        return engine_spec(self._home.models, self._options)
 
     def _why_no_way_in(self) -> str:
         before = expired_credential(self._home, self._name)

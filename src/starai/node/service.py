@@ -51,7 +51,9 @@ class Node:
         prices: LeastPrices | None = None,
         region: str = "",
     ) -> None:
-        """Serve as ``member`` with the engine of ``runner``; ``label`` is for people to read.
+        """Serve as ``member`` with the engine of ``runner``, which whoever made it runs.
+
+        ``label`` is for people to read.
 
         ``yielding`` says when the device's owner needs it for himself, ``moving`` what the device
         could serve instead, ``prices`` the least it works for. ``region`` is what the owner says of
@@ -97,7 +99,6 @@ class Node:
                 hearing = self._moving.hearing(member.wire, member.identity.party)
                 await stack.enter_async_context(hearing)
             group.start_soon(self._confirmer.run)
-            group.start_soon(self._runner.run)
             group.start_soon(self._readiness.run)
             if self._yielding is not None:
                 group.start_soon(self._yielding.run, self._runner)

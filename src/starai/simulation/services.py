@@ -137,10 +137,6 @@ class ModelledEngine(Runner):
         """There is no process; it always answers."""
         return 1
 
-    async def run(self) -> None:
-        """Nothing to keep alive."""
-        await anyio.sleep_forever()
-
     async def probe(self) -> bool:
         """It is ready."""
         await anyio.lowlevel.checkpoint()
