@@ -4,6 +4,7 @@ Amounts only grow, so a claim is the difference to what was claimed before, and 
 missed loses nothing. Books count nano-USD, tokens have six decimals: `token_units` floors what
 an address has *ever* got, so the rest of a unit is paid with a later day. A node or a customer may
 change its address: what the old one has got stays there. Several may share one: it gets one leaf.
+Every address of a customer has one, be it of nothing: deposits are taken back against it.
 Knows nothing of databases, nor of how a contract is called.
 """
 
@@ -85,7 +86,8 @@ def advance(
         addresses: where the owners want their money now. Those without one wait.
 
     What an owner got beyond what was placed goes to its address of now. Less than what was placed
-    places nothing: what was published cannot be taken back, so later earnings make up for it.
+    places nothing: what was published cannot be taken back, so later earnings make up for it. A
+    customer's address is placed even if that is nothing.
     """
     changed: dict[Placed, int] = {}
     placed: defaultdict[Owner, int] = defaultdict(int)
@@ -99,12 +101,11 @@ def advance(
     for owner, flow in flows.items():
         if flow:
             totals[owner] = changed[Placed(*owner)] = totals.get(owner, 0) + flow
-    for owner, total in totals.items():
-        more = total - placed[owner]
-        address = addresses.get(owner)
-        if more > 0 and address is not None:
-            there = Placed(*owner, address)
-            changed[there] = sums.get(there, 0) + more
+    for owner, address in addresses.items():
+        more = totals.get(owner, 0) - placed[owner]
+        there = Placed(*owner, address)
+        if more > 0 or (owner.kind is LeafKind.SPENT and there not in sums):
+            changed[there] = sums.get(there, 0) + max(0, more)
     return changed
 
 
@@ -118,13 +119,13 @@ def waiting_nano(sums: Mapping[Placed, int], kind: LeafKind) -> int:
 
 
 def leaves_of(sums: Mapping[Placed, int]) -> list[Leaf]:
-    """One leaf for each kind and address, in order; those of less than a unit are left out."""
+    """One leaf for each kind and address, in order; nothing to claim is left out."""
     by_address: defaultdict[tuple[LeafKind, bytes], int] = defaultdict(int)
     for sum_of, nano in sums.items():
         if sum_of.address:
             by_address[sum_of.kind, sum_of.address] += nano
     leaves = (Leaf(*place, token_units(nano)) for place, nano in sorted(by_address.items()))
-    return [leaf for leaf in leaves if leaf.units]
+    return [leaf for leaf in leaves if leaf.units or leaf.kind is LeafKind.SPENT]
 
 
 def dust_nano(sums: Mapping[Placed, int]) -> int:
@@ -147,13 +148,13 @@ def tree_of(leaves: Iterable[Leaf]) -> MerkleTree:
 def leaf_file(sums: Mapping[Placed, int]) -> str:
     """The running sums as text: the leaves, and the next day's beginning, follow from it alone.
 
-    One line each, ``kind owner address nano`` in ascending order, with ``-`` for no address. Sums
+    One line each, ``kind owner address nano`` in ascending order, with ``-`` for no address. Totals
     that came back to nothing are left out.
     """
     return "".join(
         f"{at.kind.name.lower()} {at.key.hex()} {at.address.hex() or '-'} {nano}\n"
         for at, nano in sorted(sums.items())
-        if nano
+        if nano or at.address
     )
 
 

@@ -22,7 +22,8 @@ from starai.verifier.signatures import Signatures, is_signed
 _TITLE: Final = "starai/v1/manifest"
 _SIGNED: Final = b"starai/v1/manifest-signature"
 _NANO_PER_UNIT: Final = 1000
-_KINDS: Final = {"earned": 0, "spent": 1}
+_SPENT: Final = 1
+_KINDS: Final = {"earned": 0, "spent": _SPENT}
 _PAYABLE: Final = "node.payable"
 _CUSTOMERS: Final = ("customer.available", "customer.held")
 _OUTSIDE: Final = "chain.pool"
@@ -178,10 +179,12 @@ class Days:
             if owner[0] == 0:
                 self._bound(owner[1], place, int(bound_ms), bytes.fromhex(signature))
             more = self._totals.get(owner, 0) - self._at_owner[owner]
+            there = (*owner, place)
             if more > 0:
-                there = (*owner, place)
                 self._placed[there] = self._placed.get(there, 0) + more
                 self._at_owner[owner] += more
+            elif owner[0] == _SPENT:  # who spent nothing must be able to prove it
+                self._placed.setdefault(there, 0)
 
     def _bound(self, node: bytes, address: bytes, bound_ms: int, signature: bytes) -> None:
         """Check that the node itself named its address."""
@@ -197,7 +200,7 @@ class Days:
         return "".join(
             f"{names[kind]} {key.hex()} {address.hex() or '-'} {nano}\n"
             for (kind, key, address), nano in sorted(sums.items())
-            if nano
+            if nano or address
         )
 
     def _manifest(self, claimed: Claimed, block: Block, books: Books, sums: str) -> str:
@@ -205,7 +208,7 @@ class Days:
         for (kind, _, address), nano in self._placed.items():
             units[kind, address] += nano
         leaves = [(kind, at, nano // _NANO_PER_UNIT) for (kind, at), nano in units.items()]
-        leaves = [leaf for leaf in leaves if leaf[2]]
+        leaves = [leaf for leaf in leaves if leaf[2] or leaf[0] == _SPENT]
         earned = sum(leaf[2] for leaf in leaves if leaf[0] == 0)
         spent = sum(nano for (kind, _), nano in self._totals.items() if kind == 1)
         self._spent_units = max(self._spent_units, spent // _NANO_PER_UNIT)

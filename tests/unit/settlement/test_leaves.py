@@ -87,6 +87,31 @@ def test_a_node_without_an_address_waits() -> None:
     assert [len(leaves_of(sums)) for sums in seen] == [0, 0, 1]
 
 
+def test_a_customer_that_spent_nothing_has_a_leaf() -> None:
+    """Each address of a customer has one, of nothing or of less than a unit; a node's has not."""
+    idle, thrifty = (Owner(LeafKind.SPENT, bytes(7) + bytes([number])) for number in (1, 2))
+    seen = after(
+        [
+            ({NODE: 999, thrifty: 999}, {NODE: HERE, idle: HERE, thrifty: THERE}),
+            ({}, {NODE: HERE, idle: HERE, thrifty: THERE}),
+            ({idle: 5000}, {idle: THERE}),
+        ]
+    )
+    nothing = [Leaf(LeafKind.SPENT, HERE, 0), Leaf(LeafKind.SPENT, THERE, 0)]
+    assert leaves_of(seen[0]) == leaves_of(seen[1]) == nothing
+    assert leaves_of(seen[2]) == [nothing[0], Leaf(LeafKind.SPENT, THERE, 5)]
+
+
+@given(_DAYS)
+def test_every_address_of_a_customer_has_a_leaf(days) -> None:
+    """Whoever named an address by a day's end has a leaf there in that day's tree."""
+    named: set[bytes] = set()
+    for (_, addresses), sums in zip(days, after(days), strict=True):
+        named.update(at for owner, at in addresses.items() if owner.kind is LeafKind.SPENT)
+        there = {leaf.address for leaf in leaves_of(sums) if leaf.kind is LeafKind.SPENT}
+        assert there == named
+
+
 @given(_DAYS)
 def test_leaves_never_fall_and_never_exceed_what_was_got(days) -> None:
     """Whatever days bring: no leaf shrinks, and no owner's places hold more than its best total."""
@@ -112,7 +137,9 @@ def test_the_leaf_file_is_read_back(days) -> None:
     """What is written is read back, but for sums that came to nothing."""
     for sums in after(days):
         text = leaf_file(sums)
-        assert parse_leaf_file(text) == {at: nano for at, nano in sums.items() if nano}
+        assert parse_leaf_file(text) == {
+            at: nano for at, nano in sums.items() if nano or at.address
+        }
         assert leaf_file(parse_leaf_file(text)) == text
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.unit.settlement.labs import CUSTOMER, DAY_S, DEPOSIT, GUARDIAN, NODE, OTHER, Lab, Tree
 
-from starai.settlement.leaves import LeafKind
+from starai.settlement.leaves import Leaf, LeafKind, Owner, Placed, advance, leaves_of, tree_of
 from starai.settlement.rollup.ground import DELAY_S, address_of, checksummed
 
 NODE_AT, CUSTOMER_AT = address_of(NODE), address_of(CUSTOMER)
@@ -45,6 +45,30 @@ def test_a_withdrawal_waits_until_work_in_flight_is_counted(lab: Lab) -> None:
     claim = lab.staged.vault.functions.claim(checksummed(NODE_AT), 15 * USD, tree.proof(NODE_AT))
     lab.send(NODE, claim)
     assert lab.staged.balance(lab.staged.address) == 0
+
+
+def test_who_spent_nothing_takes_all_of_it_back(lab: Lab) -> None:
+    """A customer that never spent proves it by its leaf of nothing, while others spend."""
+    other = address_of(OTHER)
+    lab.staged.deposit(OTHER, DEPOSIT)
+    lab.send(CUSTOMER, lab.staged.vault.functions.request_withdrawal(DEPOSIT))
+    owners = {Owner(LeafKind.EARNED, b"n" * 32): NODE_AT}
+    for number, at in enumerate((CUSTOMER_AT, other), 1):
+        owners[Owner(LeafKind.SPENT, number.to_bytes(8, "big"))] = at
+    node, _, spender = owners
+    sums: dict[Placed, int] = {}
+    for epoch in (1, 2):
+        sums |= advance(sums, {node: 10**9, spender: 10**9}, owners)
+        leaves = leaves_of(sums)
+        tree = tree_of(leaves)
+        posted = Tree(epoch, {NODE_AT: USD * epoch}, {other: USD * epoch})
+        lab.post(posted, root=tree.root)
+        lab.travel(DAY_S)
+    mine = next(leaf for leaf in leaves if leaf.address == CUSTOMER_AT)
+    assert mine == Leaf(LeafKind.SPENT, CUSTOMER_AT, 0)
+    lab.send(CUSTOMER, withdraw(lab, DEPOSIT, 0, list(tree.proof(mine.hash()))))
+    assert lab.staged.balance(CUSTOMER_AT) == DEPOSIT
+    assert "withdraw: amount" in lab.refusal(OTHER, withdraw(lab, 1, 0, tree.proof(mine.hash())))
 
 
 def test_only_what_was_asked_for_is_taken_and_once(lab: Lab) -> None:

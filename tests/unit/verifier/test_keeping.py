@@ -44,6 +44,11 @@ def days() -> Iterator[PaidNetwork]:
         start_ms = FIRST_DAY_MS + number * DAY_MS
         if number < 3:
             network.bind(number, address(number), start_ms)
+        # One that has paid in and never spends: its leaf is of nothing.
+        connection.execute(
+            "INSERT INTO customer (name, created_ms, credit_nano, address) VALUES (?, ?, 0, ?)",
+            (f"idle {number}", start_ms, address(500 + number)),
+        )
         network.hold(1, b"hold %d" % number, 700 + number, start_ms)
         network.work(2, start_ms)
         network.close_block(start_ms)
@@ -113,6 +118,8 @@ def test_any_split_of_days_comes_to_the_same(
     """Wherever checks stop and go on, report and what is kept are those of one check of all."""
     whole = verify(exports[-1])
     assert whole.counts["days"] == NUM_DAYS
+    leaves = (exports[-1] / f"day-{NUM_DAYS:06d}" / "leaves.txt").read_text()
+    assert leaves.count(" 0\n") == NUM_DAYS  # of the customers that never spent
     for stops in itertools.combinations(range(NUM_DAYS - 1), num_stops):
         file = tmp_path / "-".join(map(str, stops))
         for place in stops:
