@@ -749,17 +749,34 @@ the best as it looks from one distributor. *Refused*: offers that a full node se
 request; they are made again. *Hit*: prompt tokens that a node had in memory. *n*: requests."""
 
 
+def head_of_part(seeds: Sequence[int]) -> list[str]:
+    """What stands above a part that was run by itself."""
+    load = " ".join(f"{one:.1f}" for one in os.getloadavg())
+    told = ", ".join(map(str, seeds))
+    command = " ".join(["python", *sys.argv])
+    return ["", f"`{command}`, seeds {told}; load average at the end {load}:"]
+
+
 def main() -> None:
+    traces = {"azure": ("Azure 2023", azure, 30.0), "mooncake": ("Mooncake", mooncake, 240.0)}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one seed, one load, a tenth as long")
+    parser.add_argument("--trace", choices=tuple(traces), help="only this, added to the result")
+    parser.add_argument("--load", type=float, choices=LOADS, help="with --trace: only this load")
     options = parser.parse_args()
     seeds, loads = (SEEDS[:1], LOADS[:1]) if options.quick else (SEEDS, LOADS)
-    lines = decisions()
-    for name, rows, span_s in (("Azure 2023", azure(), 30.0), ("Mooncake", mooncake(), 240.0)):
-        lines += measure(name, rows, loads, seeds, span_s / 10 if options.quick else span_s)
-    if not options.quick:
-        RESULT.write_text("\n".join([head(seeds), *lines]) + "\n", "utf-8")
-        print(f"written to {RESULT.name}")
+    if options.load:
+        loads = (options.load,)
+    lines = [] if options.trace else decisions()
+    for key, (name, rows, span_s) in traces.items():
+        if options.trace in (None, key):
+            lines += measure(name, rows(), loads, seeds, span_s / 10 if options.quick else span_s)
+    if options.quick:
+        return
+    before = RESULT.read_text("utf-8").rstrip("\n") if options.trace else head(seeds)
+    part = head_of_part(seeds) if options.trace else []
+    RESULT.write_text("\n".join([before, *lines[:2], *part, *lines[2:]]) + "\n", "utf-8")
+    print(f"written to {RESULT.name}")
 
 
 if __name__ == "__main__":
