@@ -105,9 +105,9 @@ class Carrier:
 
     ``on_settled`` is awaited for every attempt with accepted tokens and told how its callee will
     be (the close, as `Offering.say_closed` takes it), before its last part is
-    handed on. After a refusal with one of the ``final`` codes nobody else is tried. With
-    ``paces``, callees that give signs of life but no tokens are left for others; with
-    ``hedging``, late first tokens are asked for twice.
+    handed on. After a refusal with one of the ``final`` codes one other callee is tried, and only
+    if it is free now. With ``paces``, callees that give signs of life but no tokens are left for
+    others; with ``hedging``, late first tokens are asked for twice.
     """
 
     member: Member
@@ -135,6 +135,8 @@ class Carried:
         self._failed: list[PartyId] = []
         self._number = 0
         self._failures = 0
+        #: Whether somebody else was tried after a final refusal.
+        self._spilled = False
         self._bell = Bell()
         #: One attempt; two while a hedge races with the first.
         self._attempts: list[Attempt] = []
@@ -196,7 +198,7 @@ class Carried:
             if self._began_s is not None:
                 await self._first_token(attempt)
             # Who failed before this may do better now; what it was worth then, the route knows.
-            self._failures = 0
+            self._failures, self._spilled = 0, False
             self._failed.clear()
             self._accepted += part.ids
             self._resumed(attempt)
@@ -304,8 +306,15 @@ class Carried:
         if not error.retryable and not isinstance(error, ModelNotFound | UnsupportedField):
             raise error from failure
         exhausted = self._failures >= ATTEMPTS_MAX or self._number >= ATTEMPT_NUMBERS
-        if exhausted or failure.refusal in self._by.final:
+        if exhausted or (failure.refusal in self._by.final and not self._spills_over()):
             raise error from failure
+
+    def _spills_over(self) -> bool:
+        """Whether one other goes on after a final refusal: the load grows by two, not by all."""
+        if not self._spilled:
+            self._heir = self._by.route.choose_now(self._journey, self._failed)
+        self._spilled = True
+        return self._heir is not None
 
     async def _end(self, attempt: Attempt, failure: AttemptFailed | None) -> None:
         """End an attempt: put it on record, close it, tell the route.

@@ -22,6 +22,7 @@ from starai.core.errors import (
     StarAIError,
     Unavailable,
 )
+from starai.core.limits import BEAT_INTERVAL_S
 from starai.core.logging import event
 from starai.exchange.attempt import Target
 from starai.exchange.base import AttemptFailed, FailureKind, short
@@ -47,6 +48,9 @@ WAITING_MAX = 256
 WAIT_FOR_SLOT_S = 30.0
 #: How long a task waits for any node at all: a node or NATS that restarts is back within this.
 WAIT_FOR_NODE_S = 8.0
+#: It waits at its gateway: a distributor without a node for it says so after two beats, and at once
+#: of an answer that was broken off, because another distributor may have such a node.
+NOBODY_S = 2 * BEAT_INTERVAL_S
 #: A node that failed a task may have it again after this long, when there is no other.
 SAME_AGAIN_S = 0.5
 #: A task may go to a party that rests (see `Ladder.is_last_resort`) after it waited this long.
@@ -215,7 +219,7 @@ class Routing:
     def _pause_s(self, task: _Task) -> float:
         """How long until time alone may change something for a task; beats wake it sooner."""
         waited_s = self._clock.monotonic_s() - task.since_s
-        moments = (SAME_AGAIN_S, LAST_RESORT_S, WAIT_FOR_NODE_S, WAIT_FOR_SLOT_S)
+        moments = (SAME_AGAIN_S, LAST_RESORT_S, NOBODY_S, WAIT_FOR_NODE_S, WAIT_FOR_SLOT_S)
         left_s = min((at_s - waited_s for at_s in moments if at_s > waited_s), default=0.0)
         return min(left_s + 0.001, LOOK_AGAIN_S)
 
@@ -283,10 +287,10 @@ class Routing:
         pool = self.roster.pool(task.journey.model_root)
         waited_s = self._clock.monotonic_s() - task.since_s
         is_served = pool is not None and pool.num_sound + pool.num_resting > 0
+        if not is_served and self._role is Role.NODE and (task.failed or waited_s >= NOBODY_S):
+            raise ModelNotFound("no node here serves that model")
         if not is_served and waited_s >= WAIT_FOR_NODE_S:
-            if len(self.presence):
-                raise ModelNotFound("nobody serves that model any more")
-            raise Unavailable("no node is connected; try again shortly", retry_after_s=2.0)
+            raise Unavailable("nobody serves that model now; try again shortly", retry_after_s=2.0)
         if self._clock.now_ms() >= task.journey.deadline_ms:
             raise DeadlinePassed("no node was free before the request's deadline")
         if waited_s >= WAIT_FOR_NODE_S and pool is not None and task.demand.regions:

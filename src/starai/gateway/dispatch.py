@@ -48,8 +48,8 @@ class Dispatch:
             on_draining=self._offering.drain,
             rtt_ms=self._pinger.rtt_ms,
         )
-        # A distributor says "busy" after it has waited for all nodes itself: asking on would
-        # multiply the load when there is too much of it.
+        # A distributor says "busy" after it has waited for all nodes itself: asking all the others
+        # would multiply the load when there is too much of it. One may have nodes of its own.
         self._carrier = Carrier(member, self._offering, self._routing, final=(RefusalCode.BUSY,))
 
     @asynccontextmanager

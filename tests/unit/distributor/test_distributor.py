@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from starai.core.errors import ContextTooLong, DeadlinePassed, Overloaded, StarAIError, Unavailable
+from starai.core.limits import BEAT_LEASE_S
 from starai.distributor import service as module
 from starai.distributor.service import Distributor
 from starai.exchange.confirming import Confirmer
@@ -77,16 +78,18 @@ class Scene:
         await self.tasks.start(run)
         await anyio.sleep(1)
 
-    async def add_node(self, handler: Handler = answer_all) -> Member:
-        member = self.parties.join(Role.NODE)
-        serving = Serving(member, Role.NODE, (Role.DISTRIBUTOR,), handler)
+    async def add_node(
+        self, handler: Handler = answer_all, role: Role = Role.NODE, by: Role = Role.DISTRIBUTOR
+    ) -> Member:
+        member = self.parties.join(role)
+        serving = Serving(member, role, (by,), handler)
         await self.tasks.start(serving.run)
 
         def beat(seq: int) -> Beat:
-            served = (*(member.identity.party, "node", 1, seq, 1, False), 0, 0, 0, 0)
+            served = (*(member.identity.party, role.value, 1, seq, 1, False), 0, 0, 0, 0)
             return Beat(*served, serving.prekey, (self.model,))
 
-        self.tasks.start_soon(keep_beating, member.wire, Role.NODE, beat)
+        self.tasks.start_soon(keep_beating, member.wire, role, beat)
         await anyio.sleep(1)
         return member
 
@@ -204,6 +207,67 @@ async def test_what_every_node_says_is_what_the_client_hears(
         with pytest.raises(expected):
             await made.read()
         assert anyio.current_time() - began < 40
+
+
+async def test_who_lost_its_nodes_says_so_and_another_distributor_goes_on() -> None:
+    """In the middle of an answer its distributor hears no node any more: none of it is lost."""
+    async with scene() as made:
+        node, first = await made.add_node(), made.member
+        ids: list[int] = []
+
+        async def read() -> None:
+            ids.extend(await made.read())
+
+        async with anyio.create_task_group() as reading:
+            reading.start_soon(read)
+            await anyio.sleep(0.35)
+            made.member, made.scope = made.parties.join(Role.DISTRIBUTOR), anyio.CancelScope()
+            made.tasks.start_soon(made.start_distributor)
+            await anyio.sleep(0.2)
+            cut = made.network.partition([first.identity.party], [node.identity.party])
+            with cut, anyio.fail_after(BEAT_LEASE_S + 3):  # until it believes that
+                while len(ids) < LENGTH:
+                    await anyio.sleep(0.1)
+        assert ids == list(range(LENGTH))
+        assert len({one.attempt for one in await made.records()}) == 2
+
+
+async def test_busy_spills_over_once_to_another_distributor() -> None:
+    """The second one says the same: the third is not asked, and the client is told when to come."""
+    asked: list[bytes] = []
+
+    async def busy(task: ServedTask) -> None:
+        asked.append(task.header.callee)
+        raise Refused(RefusalCode.BUSY, retry_after_ms=2000)
+
+    async with scene() as made:
+        for _ in range(3):
+            await made.add_node(busy, Role.DISTRIBUTOR, by=Role.GATEWAY)
+        began = anyio.current_time()
+        with pytest.raises(Overloaded) as failed:
+            await made.read()
+        assert failed.value.retry_after_s == 2.0
+        assert anyio.current_time() - began < 1
+        assert len(set(asked)) == len(asked) == 2
+
+
+async def test_busy_at_one_distributor_is_answered_by_the_next() -> None:
+    """A request that one has no place for is answered when another has one."""
+    num_refused = 0
+
+    async def busy(task: ServedTask) -> None:
+        nonlocal num_refused
+        num_refused += 1
+        raise Refused(RefusalCode.BUSY)
+
+    async with scene() as made:
+        await made.add_node(busy, Role.DISTRIBUTOR, by=Role.GATEWAY)
+        await made.add_node(answer_all, Role.DISTRIBUTOR, by=Role.GATEWAY)
+        for number in range(8):
+            assert await made.read(made.submission(task_id=bytes([number]) * 16)) == [
+                *range(LENGTH)
+            ]
+        assert num_refused
 
 
 async def test_past_its_deadline_a_request_ends() -> None:

@@ -299,22 +299,29 @@ async def test_a_prompt_that_fits_nobody_is_refused_at_once() -> None:
         assert anyio.current_time() == began
 
 
-async def test_without_any_node_it_waits_a_little_and_says_so() -> None:
-    """A node that restarts is waited for; then the answer is Unavailable, retryable."""
+async def test_a_gateway_waits_for_anybody_a_while_and_says_so() -> None:
+    """What restarts is waited for; then the answer is Unavailable, retryable."""
     async with scene() as made:
+        gateway = made.parties.join(Role.GATEWAY)
+        route = Routing(gateway, Role.DISTRIBUTOR, made.gone.append)
         began = anyio.current_time()
         with pytest.raises(Unavailable) as failed:
-            await made.choose()
+            await route.choose(journey(), [])
         assert failed.value.retry_after_s
-        assert anyio.current_time() - began == pytest.approx(routing.WAIT_FOR_NODE_S, abs=1)
+        assert anyio.current_time() - began == pytest.approx(routing.WAIT_FOR_NODE_S, abs=0.1)
 
 
-async def test_a_model_that_nobody_serves_any_more_is_not_found() -> None:
-    """Nodes are there, but none with this model."""
+@pytest.mark.parametrize(("broken_off", "waits_s"), [(False, routing.NOBODY_S), (True, 0.0)])
+async def test_a_distributor_without_a_node_for_a_model_soon_says_so(
+    *, broken_off: bool, waits_s: float
+) -> None:
+    """Within two beats, or at once of an answer in its middle: another one may have such a node."""
     async with scene() as made:
-        await made.add()
+        other = await made.add()
+        failed, began = [other] if broken_off else [], anyio.current_time()
         with pytest.raises(ModelNotFound):
-            await made.choose(root=b"?" * 32)
+            await made.choose(*failed, root=b"?" * 32)
+        assert anyio.current_time() - began == pytest.approx(waits_s, abs=0.01)
 
 
 async def test_a_draining_node_gets_nothing() -> None:
