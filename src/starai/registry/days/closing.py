@@ -39,6 +39,7 @@ from starai.registry.days.epochs import (
 )
 from starai.registry.days.export import export_all, forget_days
 from starai.registry.days.maturing import MATURED_AT_ONCE, due, mature
+from starai.registry.log.believing import Believed
 from starai.registry.schema import rows
 from starai.registry.storage.base import Connection, Store
 from starai.settlement.leaves import NANO_PER_UNIT
@@ -104,6 +105,7 @@ class Days:
         self._account = account
         self._terms = terms
         self._clock = clock
+        self._believed = Believed(clock)
         self._exports = exports
         self._close_block = close_block
         self._lock = anyio.Lock()
@@ -151,15 +153,27 @@ class Days:
         """Let mature what is old enough; how many nodes had something.
 
         Raises:
+            InternalFault: the clock jumped ahead.
             Overloaded, StoreFailed: it could not be written; the next call does the rest.
         """
-        now_ms, maturity_ms = self._clock.now_ms(), self._terms.maturity_ms
+        now_ms, maturity_ms = await self._now_ms(), self._terms.maturity_ms
         events = await self._store.read(lambda connection: due(connection, now_ms, maturity_ms))
         applied = 0
         for start in range(0, len(events), MATURED_AT_ONCE):
             part = events[start : start + MATURED_AT_ONCE]
             applied += await self._store.write(partial(mature, events=part))
         return applied
+
+    async def _now_ms(self) -> int:
+        """The time, if it is believed: what matured or was cut too early cannot be taken back.
+
+        Raises:
+            InternalFault: the clock jumped ahead, and nobody says the same.
+        """
+        look = self._believed.look()
+        await self._store.read(look.check)
+        self._believed.believe(look)
+        return look.now_ms
 
     async def close(self, *, at_once: bool = False, accept: bool = False) -> Closing:
         """Close the day that ended at the last midnight, or go on with one that is on its way.
@@ -171,13 +185,13 @@ class Days:
         Raises:
             Conflict: a day was vetoed: see `close_again`.
             Overloaded, StoreFailed: it could not be written.
-            InternalFault: the check could not be run.
+            InternalFault: the check could not be run, or the clock jumped ahead.
         """
         async with self._lock:
             if at_once:
                 await self.mature()
                 await self._close_block()
-            now_ms = self._clock.now_ms()
+            now_ms = await self._now_ms()
             before_ms = now_ms + 1 if at_once else now_ms // DAY_MS * DAY_MS
             epoch = await self._store.write(partial(cut, before_ms=before_ms))
             return Closing(None) if epoch is None else await self._go_on(epoch, accept)
@@ -190,11 +204,11 @@ class Days:
         Raises:
             Conflict: it was not vetoed, or another before it was.
             Overloaded, StoreFailed: it could not be written.
-            InternalFault: the check could not be run.
+            InternalFault: the check could not be run, or the clock jumped ahead.
         """
         async with self._lock:
             await self._close_block()
-            before_ms = self._clock.now_ms() + 1
+            before_ms = await self._now_ms() + 1
             epoch = await self._store.write(
                 lambda connection: cut_again(connection, number, before_ms)
             )

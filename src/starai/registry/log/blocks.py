@@ -27,6 +27,7 @@ from starai.ledger.transfers import Transfer
 from starai.protocol.identity import Identity
 from starai.protocol.log import log_origin
 from starai.protocol.records import leaf_hash
+from starai.registry.log.believing import Believed
 from starai.registry.money.books import books_hash
 from starai.registry.money.shelf import StoredShelf
 from starai.registry.schema import rows
@@ -34,8 +35,6 @@ from starai.registry.storage import Connection, Store
 
 _LOG = logging.getLogger(__name__)
 
-#: How much further than the time that passed the clock may be, before somebody else must say so.
-JUMP_MS: Final = 3_600_000
 #: How far blocks may be ahead of the clock before that is an alarm: clocks are set back a little.
 AHEAD_MS: Final = 60_000
 
@@ -106,12 +105,10 @@ class Closer:
         self._store = store
         self._network = network
         self._identity = account
-        self._clock = clock
         self._terms = terms
         self._num_fresh = 0
         self._enough = anyio.Event()
-        #: When the clock was last believed: what it said, and the time that never goes back.
-        self._believed = (clock.now_ms(), clock.monotonic_s())
+        self._believed = Believed(clock)
         #: The raw public key by which blocks are signed.
         self.account = account.raw
 
@@ -147,37 +144,21 @@ class Closer:
             StoreFailed: the disk failed.
         """
         self._num_fresh, self._enough = 0, anyio.Event()
-        now_ms, now_s = self._clock.now_ms(), self._clock.monotonic_s()
-        then_ms, then_s = self._believed
-        has_jumped = now_ms - then_ms > (now_s - then_s) * 1000 + JUMP_MS
+        look = self._believed.look()
 
         def work(connection: Connection) -> Block | None:
-            block = close_block(connection, self._network, self._identity, now_ms)
-            if block is not None and has_jumped:
-                _check_clock(connection, now_ms)
+            block = close_block(connection, self._network, self._identity, look.now_ms)
+            if block is not None:
+                look.check(connection)
             return block
 
         block = await self._store.write(work)
-        if block is not None or not has_jumped:
-            self._believed = (now_ms, now_s)
-        if block is not None and block.closed_ms > now_ms + AHEAD_MS:
-            ahead_ms = block.closed_ms - now_ms
+        if block is not None or not look.has_jumped:
+            self._believed.believe(look)
+        if block is not None and block.closed_ms > look.now_ms + AHEAD_MS:
+            ahead_ms = block.closed_ms - look.now_ms
             event(_LOG, "blocks_ahead_of_clock", logging.ERROR, ahead_ms=ahead_ms)
         return block
-
-
-def _check_clock(connection: Connection, now_ms: int) -> None:
-    """Believe a clock that jumped if the newest record, whose distributor has its own, agrees.
-
-    Raises:
-        InternalFault: it does not.
-    """
-    newest = rows(connection, "SELECT closed_ms FROM task ORDER BY seq DESC LIMIT 1")
-    if all(now_ms - closed_ms > JUMP_MS for (closed_ms,) in newest):
-        raise InternalFault(
-            "the clock jumped ahead, and no record says that it is so late: set the clock right;"
-            " if it is right now, go on using the network, or start the registry again"
-        )
 
 
 def close_block(

@@ -6,12 +6,13 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from starai.core.errors import ConfigurationRefused, Conflict
+from starai.core.errors import ConfigurationRefused, Conflict, InternalFault
 from starai.ledger.events import Corrected, Refunded, event_id
 from starai.protocol.identity import verify
 from starai.registry.days.building import build, keep
@@ -55,9 +56,10 @@ class Clock:
 
     def __init__(self) -> None:
         self.ms = FIRST_DAY_MS
+        self.ahead_ms = 0
 
     def now_ms(self) -> int:
-        return self.ms
+        return self.ms + self.ahead_ms
 
     def monotonic_s(self) -> float:
         return self.ms / 1000
@@ -207,6 +209,38 @@ async def test_nothing_matures_before_its_time(world: World) -> None:
     assert await world.days.mature() == 0
     world.clock.ms = FIRST_DAY_MS + HOUR_MS + MATURITY_MS
     assert await world.days.mature() == 1
+
+
+@pytest.mark.anyio
+async def test_a_clock_that_jumps_ahead_lets_nothing_mature(world: World) -> None:
+    """No money matures and no day is cut by a clock alone; the same by the time that passed is."""
+    await world.work_at(FIRST_DAY_MS)
+    world.clock.ahead_ms = 3 * DAY_MS
+    for call in (world.days.mature, world.days.close, partial(world.days.close, at_once=True)):
+        with pytest.raises(InternalFault, match="jumped"):
+            await call()
+    assert await world.epochs() == []
+    world.clock.ahead_ms = 0
+    assert await world.days.mature() == 0
+    world.clock.ms += MATURITY_MS
+    assert await world.days.mature() == 4
+
+
+@pytest.mark.anyio
+async def test_a_clock_that_jumps_is_believed_if_a_record_says_the_same(world: World) -> None:
+    """A machine that slept for days goes on once anybody's work says how late it is."""
+    await world.work_at(FIRST_DAY_MS)
+    world.clock.ahead_ms = 3 * DAY_MS
+    now_ms = world.clock.now_ms()
+    with pytest.raises(InternalFault, match="go on using the network"):
+        await world.days.mature()
+    await world.do(
+        lambda connection: connection.execute(
+            "UPDATE task SET closed_ms = ? WHERE seq = (SELECT MAX(seq) FROM task)", (now_ms,)
+        )
+    )
+    assert await world.days.mature() == 4
+    assert await world.days.mature() == 0
 
 
 @pytest.mark.anyio

@@ -20,7 +20,8 @@ from starai.protocol.identity import Identity, KeyKind, verify
 from starai.protocol.log import log_origin
 from starai.protocol.records import leaf_hash
 from starai.registry.log import proofs
-from starai.registry.log.blocks import JUMP_MS, BlockTerms, Closer, close_block, last_block
+from starai.registry.log.believing import JUMP_MS
+from starai.registry.log.blocks import BlockTerms, Closer, close_block, last_block
 from starai.registry.log.integrity import ChainCheck
 from starai.registry.money.books import apply_event, books_hash
 from starai.registry.storage import Connection, Store, open_store
