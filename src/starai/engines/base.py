@@ -48,7 +48,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
 
 
 class Emitted(msgspec.Struct, frozen=True):
-    """One sequence's tokens of one step.
+    """One sequence's tokens of a step, or of several quick ones.
 
     ``finish`` or ``error`` (the code of an error class) end the sequence. The token that stopped
     an answer is the last of ``ids``: it is no text, but proofs and resumption must see it.

@@ -7,6 +7,8 @@ Knows nothing about processes or loops.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from typing import Final
 
 import msgspec
@@ -59,7 +61,7 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
 
 class Stepped(msgspec.Struct, frozen=True, tag="stepped"):
-    """What a step emitted; nothing is a pulse."""
+    """What a step emitted, or several (see `gathered`); nothing is a pulse."""
 
     emitted: tuple[Emitted, ...]
 
@@ -70,6 +72,24 @@ Report = Opened | Refused | Stepped
 _ENCODE: Final = msgspec.msgpack.Encoder().encode
 _COMMAND: Final = msgspec.msgpack.Decoder(Command)
 _REPORT: Final = msgspec.msgpack.Decoder(Report)
+
+
+def gathered(news: Sequence[Emitted]) -> tuple[Emitted, ...]:
+    """What several steps emitted, in order, as if it had been one step."""
+    by_key: dict[bytes, list[Emitted]] = {}
+    for one in news:
+        by_key.setdefault(one.key, []).append(one)
+    return tuple(group[0] if len(group) == 1 else _joined(group) for group in by_key.values())
+
+
+def _joined(group: Sequence[Emitted]) -> Emitted:
+    last = group[-1]
+    return Emitted(
+        last.key,
+        tuple(chain.from_iterable(one.ids for one in group)),
+        tuple(chain.from_iterable(one.logprobs for one in group)),
+        *(last.finish, last.error, last.embedding),
+    )
 
 
 def frame(message: Command | Report) -> bytes:

@@ -19,7 +19,7 @@ import numpy as np
 from starai.core.errors import InvalidRequest, Overloaded
 from starai.engines.answer import Answer
 from starai.engines.base import Emitted, EngineInfo, EngineSpec, HiddenStatesHook
-from starai.engines.sampler import Doubles, TokenRace, gumbel, hash_position
+from starai.engines.sampler import Doubles, TokenRace, gumbel, hash_one, hash_position
 from starai.models.manifest import ModelManifest
 from starai.protocol.generation import Generation, TokenLogprobs
 from starai.protocol.tokens import pack
@@ -94,10 +94,7 @@ class MockEngine:
         banned = race.sampling.logit_bias.get(self._eos, 0.0) <= _BAN
         if race.position >= self._tokens and not banned:
             return self._eos
-        key, position, nothing = (
-            np.array([value], np.uint64) for value in (race.key, race.position, 0)
-        )
-        return _FIRST_PRINTABLE + int(hash_position(key, position, nothing)[0]) % _NUM_PRINTABLE
+        return _FIRST_PRINTABLE + hash_one(race.key, race.position, 0) % _NUM_PRINTABLE
 
 
 def _vector(prompt: Sequence[int]) -> Doubles:

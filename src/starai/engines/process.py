@@ -14,6 +14,7 @@ from typing import Final
 import anyio
 from anyio.abc import ByteReceiveStream, ByteSendStream, Process
 
+from starai.core.concurrency import task_group
 from starai.core.errors import (
     ConfigurationRefused,
     EngineDied,
@@ -22,6 +23,7 @@ from starai.core.errors import (
     ModelNotFound,
     StarAIError,
 )
+from starai.core.waking import Bell
 from starai.engines.base import Emitted, EngineInfo, EngineSpec
 from starai.engines.frames import (
     Admit,
@@ -44,8 +46,11 @@ from starai.protocol.generation import Generation
 START_S: Final = 600.0
 #: How long a worker may take to end by itself before it is killed: it may be inside a step.
 _END_S: Final = 1.5
-#: A command is small; a pipe that takes none for so long has a hung worker behind it.
+#: A pipe that takes nothing for so long has a hung worker behind it: it reads in a thread.
 _SEND_S: Final = 10.0
+#: What may wait for the pipe: some of the longest prompts.
+_UNSENT_BYTES_MAX: Final = 64 << 20
+_NO_MORE: Final = "the process that runs the model takes no requests any more"
 _REFUSALS: Final = {
     error.code: error for error in (ConfigurationRefused, ModelFileRefused, ModelNotFound)
 }
@@ -60,29 +65,29 @@ class EngineWorker:
         self.pid = process.pid
         self._link = link
 
-    async def admit(self, key: bytes, generation: Generation) -> None:
+    def admit(self, key: bytes, generation: Generation) -> None:
         """Send a sequence to the engine; a refusal comes as an `Emitted` with its error code.
 
         Raises:
             EngineDied: the process ended, or takes nothing any more.
         """
-        await self._link.send(Admit(key, generation))
+        self._link.send(Admit(key, generation))
 
-    async def cancel(self, key: bytes) -> None:
+    def cancel(self, key: bytes) -> None:
         """Have the engine forget a sequence; something of it may already be on its way.
 
         Raises:
             EngineDied: the process ended, or takes nothing any more.
         """
-        await self._link.send(Cancel(key))
+        self._link.send(Cancel(key))
 
-    async def pace(self, share: float) -> None:
+    def pace(self, share: float) -> None:
         """Have the engine compute for this share of the time, above 0 and up to 1.
 
         Raises:
             EngineDied: the process ended, or takes nothing any more.
         """
-        await self._link.send(Pace(share))
+        self._link.send(Pace(share))
 
     async def events(self) -> list[Emitted]:
         """What the next step emitted; nothing is a pulse, which comes at least every 0.2 s.
@@ -100,27 +105,43 @@ class EngineWorker:
 
 
 class _Link:
-    """The two pipes of a worker."""
+    """The two pipes of a worker. What is sent in one turn of the loop is written at once."""
 
     def __init__(self, send: ByteSendStream, receive: ByteReceiveStream) -> None:
         self._send = send
         self._receive = receive
-        self._sending = anyio.Lock()
+        self._bell = Bell()
+        self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
+        self._ended = ""
         self._reader = FrameReader()
         self._reports: list[Report] = []
 
-    async def send(self, command: Command) -> None:
+    def send(self, command: Command) -> None:
+        if self._unsent_bytes > _UNSENT_BYTES_MAX:
+            self._ended = _NO_MORE
+        if self._ended:
+            raise EngineDied(self._ended)
         data = frame(command)
-        async with self._sending:
-            # Shielded, because a frame cut by a cancellation would garble all that follow it.
-            with anyio.move_on_after(_SEND_S, shield=True) as scope:
-                try:
+        self._unsent.append(data)
+        self._unsent_bytes += len(data)
+        self._bell.ring()
+
+    async def write(self) -> None:
+        """Write what is sent, until cancelled or until the worker takes no more."""
+        try:
+            while not self._ended:
+                await self._bell.wait()
+                data = b"".join(self._unsent)
+                self._unsent.clear()
+                with anyio.fail_after(_SEND_S):
                     await self._send.send(data)
-                except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-                    raise EngineDied from error
-            if scope.cancelled_caught:
-                await self._send.aclose()
-                raise EngineDied("the process that runs the model takes no requests any more")
+                self._unsent_bytes -= len(data)
+        except TimeoutError:
+            self._ended = _NO_MORE
+            await self._send.aclose()
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            self._ended = EngineDied().message
 
     async def receive(self) -> Report:
         while not self._reports:
@@ -128,7 +149,9 @@ class _Link:
                 data = await self._receive.receive()
                 self._reports += map(read_report, self._reader.feed(data))
             except (anyio.EndOfStream, anyio.BrokenResourceError, MalformedFrame) as error:
-                raise EngineDied from error
+                ended = EngineDied()
+                self._ended = self._ended or ended.message
+                raise ended from error
         return self._reports.pop(0)
 
 
@@ -161,7 +184,12 @@ async def engine_process(
         assert process.stdout is not None  # noqa: S101
         on_spawned(process.pid)
         link = _Link(process.stdin, process.stdout)
-        yield EngineWorker(process, await _opened(link, spec, start_timeout_s), link)
+        async with task_group() as tasks:
+            tasks.start_soon(link.write)
+            try:
+                yield EngineWorker(process, await _opened(link, spec, start_timeout_s), link)
+            finally:
+                tasks.cancel_scope.cancel()
     finally:
         with anyio.CancelScope(shield=True):
             await _end(process)
@@ -170,7 +198,7 @@ async def engine_process(
 async def _opened(link: _Link, spec: EngineSpec, timeout_s: float) -> EngineInfo:
     try:
         with anyio.fail_after(timeout_s):
-            await link.send(Open(spec))
+            link.send(Open(spec))
             report = await link.receive()
     except TimeoutError as error:
         raise EngineDied(f"the engine was not ready within {timeout_s:g} s") from error

@@ -51,6 +51,7 @@ Doubles = NDArray[np.float64]
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLY: Final = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _SHIFTS: Final = (np.uint64(30), np.uint64(27), np.uint64(31))
+_U64: Final = (1 << 64) - 1
 _FRACTION_SHIFT: Final = np.uint64(12)
 #: Below this, dividing by the temperature would overflow before it changed a draw.
 _TEMPERATURE_GREEDY: Final = 1e-5
@@ -78,6 +79,19 @@ def hash_position(
     with np.errstate(over="ignore"):
         inner = _mix(keys + _GOLDEN * (positions + one))
         return _mix(inner + _GOLDEN * (token_ids + one))
+
+
+def hash_one(key: int, position: int, token_id: int) -> int:
+    """H of the module's text for one token: for few, numpy's calls cost more than the sums."""
+    inner = _mix_one(key + int(_GOLDEN) * (position + 1))
+    return _mix_one(inner + int(_GOLDEN) * (token_id + 1))
+
+
+def _mix_one(z: int) -> int:
+    z &= _U64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _U64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _U64
+    return z ^ (z >> 31)
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -68,6 +68,10 @@ class Outbox(Protocol):
         """Keep ``item``; return its id once it is durable."""
         ...
 
+    def keep(self, topic: str, item: bytes) -> int:
+        """Keep ``item``, durably a little later."""
+        ...
+
     async def pending(self, topic: str, limit: int) -> list[tuple[int, bytes]]:
         """The oldest items that are not settled."""
         ...
@@ -146,6 +150,16 @@ class Confirmer:
             StoreFailed: the disk failed.
         """
         await self.outbox.append(self._topic, record.canonical() + note)
+        self._news.set()
+
+    def record_soon(self, record: TaskRecord) -> None:
+        """Keep ``record`` until it is confirmed; that is durable a little later.
+
+        Raises:
+            Overloaded: the outbox is full: the registry has been away for too long.
+            StoreFailed: the disk failed before.
+        """
+        self.outbox.keep(self._topic, record.canonical())
         self._news.set()
 
     async def notes(self) -> list[tuple[TaskRecord, bytes]]:

@@ -12,6 +12,7 @@ distributor's handler offers the task on to a node.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import logging
 from collections import OrderedDict
@@ -31,6 +32,7 @@ from starai.core.errors import (
 )
 from starai.core.limits import REQUEST_DEADLINE_S
 from starai.core.logging import event
+from starai.core.waking import Bell, loop_time
 from starai.exchange.base import SIGN_OF_LIFE_S, Settled, TaskKey, short
 from starai.exchange.member import Member
 from starai.exchange.replays import SeenOffers
@@ -70,6 +72,8 @@ TASKS_MAX = 4096
 CLOSE_ASK_S = 1.0
 CLOSE_WAIT_S = 10.0
 CLOSE_WAIT_CUT_OFF_S = 1800.0
+#: How often it is looked who owes a sign of life, or is owed a close: one timer for all tasks.
+LOOK_S = 0.05
 
 
 class Refused(Exception):
@@ -94,12 +98,16 @@ class ServedTask:
         self.keys = keys
         self.finished = False
         #: Whether the work gets on; a handler may put its own test here.
-        self.is_alive: Callable[[], bool] = lambda: True
+        self.is_alive: Callable[[], bool] = _always
         self.close: Close | None = None
         #: Why the rest is refused, once it is.
         self.dismissed = ""
-        self.closed = anyio.Event()
         self.scope = anyio.CancelScope()
+        #: When something was sent last, in seconds of the event loop.
+        self.sent_s = loop_time()
+        #: Since when the close is awaited, and how many times it may still be asked for.
+        self.over_s: float | None = None
+        self.asks_left = int(CLOSE_WAIT_S / CLOSE_ASK_S)
         self._sealer = AnswerSealer(keys)
         self._wire = wire
         self._subject = answer(header.callee, header.caller)
@@ -127,6 +135,7 @@ class ServedTask:
             self._embedding, self._embedded_at = embedding, self._sealer.seq
         self._marks.append((len(self._ids) // 4, self._sealer.code))
         self.finished = finish is not None
+        self.sent_s = loop_time()
         self._last_frame = encode(Answer(self.header.task_id, self.header.attempt, seq, sealed))
         await self._wire.publish(self._subject, self._last_frame)
 
@@ -179,12 +188,12 @@ class Serving:
         role: Role,
         caller_roles: Collection[Role],
         handler: Callable[[ServedTask], Awaitable[None]],
-        on_settled: Callable[[Settled], Awaitable[None]] | None = None,
+        on_settled: Callable[[Settled], None] | None = None,
     ) -> None:
         """Serve in ``role`` whoever has one of ``caller_roles``.
 
         ``handler`` answers one task and raises `Refused` to refuse; ``on_settled`` is told how
-        each attempt with accepted tokens ended.
+        each attempt with accepted tokens ended, and may raise `Overloaded`.
         """
         self._member = member
         self._wire = member.wire
@@ -199,6 +208,7 @@ class Serving:
         self._seen = SeenOffers()
         self._tasks: dict[TaskKey, ServedTask] = {}
         self._group: TaskGroup | None = None
+        self._bell = Bell()
 
     @property
     def prekey(self) -> Prekey:
@@ -208,7 +218,7 @@ class Serving:
     @property
     def num_running(self) -> int:
         """Tasks whose handler is at work."""
-        return sum(not task.finished for task in self._tasks.values())
+        return sum(task.over_s is None and not task.finished for task in self._tasks.values())
 
     @property
     def num_open(self) -> int:
@@ -220,6 +230,7 @@ class Serving:
         subject = offer(self._role, self._identity.party)
         async with task_group() as group:
             self._group = group
+            group.start_soon(self._look_after)
             async with self._wire.subscribe(subject, self._on_delivery):
                 task_status.started()
                 await anyio.sleep_forever()
@@ -250,15 +261,17 @@ class Serving:
             event(_LOG, "malformed_frame", logging.WARNING, bytes=len(delivery.payload))
 
     def _on_close(self, close: Close) -> None:
-        task = self._tasks.get((close.task_id, close.attempt))
+        key = (close.task_id, close.attempt)
+        task = self._tasks.get(key)
         if task is None or task.close is not None:
             return
         if not hmac.compare_digest(close_tag(task.keys, close), close.tag):
             event(_LOG, "forged_close", logging.WARNING, task=close.task_id.hex())
             return
         task.close = close
-        task.closed.set()
-        if not task.finished:
+        if task.over_s is not None:
+            self._settle(key, task)
+        elif not task.finished:
             task.scope.cancel()
 
     def _on_offer(self, message: Offer) -> None:
@@ -290,6 +303,7 @@ class Serving:
         self._seen.add(header)  # only now: before, anybody could have said it
         key = (header.task_id, header.attempt)
         task = self._tasks[key] = ServedTask(header, generation, keys, self._wire)
+        self._bell.ring()
         self._group.start_soon(self._serve, key, task)
 
     def _session(self, message: Offer) -> Session | None:
@@ -321,23 +335,26 @@ class Serving:
         self._wire.publish_soon(subject, encode(Refusal(header.task_id, header.attempt, code)))
 
     async def _serve(self, key: TaskKey, task: ServedTask) -> None:
+        """Answer one task, until its deadline, or until nobody wants the rest."""
+        left_s = (task.header.deadline_ms - self._clock.now_ms()) / 1000
+        task.scope.deadline = loop_time() + min(max(left_s, 0.0), REQUEST_DEADLINE_S)
         try:
             with task.scope:
-                async with anyio.create_task_group() as group:
-                    group.start_soon(_keep_alive, task)
-                    await self._work(task)
-                    group.cancel_scope.cancel()
+                await self._work(task)
             if task.dismissed:
                 task.refuse(task.dismissed)
-            with anyio.CancelScope(shield=task.close is not None):
-                await self._settle(task)
+            elif task.scope.cancelled_caught and loop_time() >= task.scope.deadline:
+                task.refuse(RefusalCode.DEADLINE)
+            task.over_s = loop_time()
         finally:
-            del self._tasks[key]
+            # Whoever accepted nothing owes no close, and who is cancelled has no time for one.
+            if task.over_s is None or task.close is not None or not task.has_sent:
+                self._settle(key, task)
 
     async def _work(self, task: ServedTask) -> None:
         """Answer one task; what goes wrong in it stays in it."""
         try:
-            await self._handle(task)
+            await self._handler(task)
         except Refused as refusal:
             task.refuse(refusal.code, refusal.retry_after_ms)
         except Unavailable:
@@ -349,19 +366,9 @@ class Serving:
             _LOG.exception("task_handler_failed")
             task.refuse(RefusalCode.ENGINE_FAILED)
 
-    async def _handle(self, task: ServedTask) -> None:
-        left_s = (task.header.deadline_ms - self._clock.now_ms()) / 1000
-        try:
-            with anyio.fail_after(min(max(left_s, 0.0), REQUEST_DEADLINE_S)):
-                await self._handler(task)
-        except TimeoutError:
-            raise Refused(RefusalCode.DEADLINE) from None
-
-    async def _settle(self, task: ServedTask) -> None:
-        if not task.has_sent:
-            return  # whatever its close says, there is nothing to settle
-        if task.close is None:
-            await self._ask_for_close(task)
+    def _settle(self, key: TaskKey, task: ServedTask) -> None:
+        """Say how a task ended, and forget it."""
+        del self._tasks[key]
         try:
             settled = task.settled()
         except SealBroken:
@@ -369,28 +376,43 @@ class Serving:
             return
         if settled is not None and self._on_settled is not None:
             try:
-                await self._on_settled(settled)
+                self._on_settled(settled)
             except Overloaded:
                 # The registry has been away for so long that its records fill the disk's share.
                 event(_LOG, "record_lost", logging.ERROR, task=task.header.task_id.hex())
 
-    async def _ask_for_close(self, task: ServedTask) -> None:
-        left = int(CLOSE_WAIT_S / CLOSE_ASK_S)
-        with anyio.move_on_after(CLOSE_WAIT_CUT_OFF_S):
-            while left and not task.closed.is_set():
-                with anyio.move_on_after(CLOSE_ASK_S):
-                    await task.closed.wait()
-                if not task.closed.is_set() and self._wire.connected:
-                    left -= 1
-                    task.repeat()
+    # -- what is due ------------------------------------------------------------------------
+
+    async def _look_after(self) -> None:
+        """Give signs of life, and ask for closes: one timer for all tasks, not one for each."""
+        while True:
+            if not self._tasks:
+                await self._bell.wait()
+            await anyio.sleep(LOOK_S)
+            for key, task in [*self._tasks.items()]:
+                if task.over_s is None:
+                    await self._show_life(task)
+                elif task.close is None:
+                    self._ask_for_close(key, task, task.over_s)
+
+    async def _show_life(self, task: ServedTask) -> None:
+        """Send a sign of life for a handler that is at work and says that it gets on."""
+        quiet_s = loop_time() - task.sent_s
+        if task.finished or quiet_s < SIGN_OF_LIFE_S - LOOK_S or not task.is_alive():
+            return
+        with contextlib.suppress(StarAIError):
+            # Else the chain is broken: the caller hears nothing in turn, and goes elsewhere.
+            await task.send()
+
+    def _ask_for_close(self, key: TaskKey, task: ServedTask, over_s: float) -> None:
+        now_s = loop_time()
+        if not task.asks_left or now_s - over_s > CLOSE_WAIT_CUT_OFF_S:
+            self._settle(key, task)
+        elif now_s - max(over_s, task.sent_s) >= CLOSE_ASK_S and self._wire.connected:
+            task.asks_left -= 1
+            task.sent_s = now_s
+            task.repeat()
 
 
-async def _keep_alive(task: ServedTask) -> None:
-    """Send signs of life while the handler works and says that it gets on."""
-    while not task.finished:
-        await anyio.sleep(SIGN_OF_LIFE_S)
-        if task.is_alive() and not task.finished:
-            try:
-                await task.send()
-            except StarAIError:
-                return  # the chain is broken: the caller hears nothing in turn and goes elsewhere
+def _always() -> bool:
+    return True

@@ -155,7 +155,7 @@ class Runner:
         self._share = share
         if self._worker is not None:
             with contextlib.suppress(EngineDied):
-                await self._worker.pace(share)
+                self._worker.pace(share)
 
     def unload(self) -> None:
         """End the engine until `load`; what still runs there is refused as if drained."""
@@ -198,7 +198,7 @@ class Runner:
         """One worker's life."""
         try:
             async with engine_process(self._spec, on_spawned=self._on_spawned) as worker:
-                await worker.pace(self._share)
+                worker.pace(self._share)
                 self._worker, self._former = worker, None
                 event(_LOG, "engine_ready", model=worker.info.name, pid=worker.pid)
                 await self._pump(worker)
@@ -233,7 +233,7 @@ class Runner:
         self._last_event_s = self._clock.monotonic_s()
         mailbox = self._mail[_PROBE_KEY] = Mailbox(EMITTED_MAX)
         try:
-            await worker.admit(_PROBE_KEY, _PROBE)
+            worker.admit(_PROBE_KEY, _PROBE)
             emitted = await mailbox.get()
         except (EngineDied, MailboxOverflow):
             return False
@@ -242,8 +242,8 @@ class Runner:
             return emitted is not None and emitted.error in ("", UnsupportedField.code)
         finally:
             del self._mail[_PROBE_KEY]
-            with anyio.CancelScope(shield=True), contextlib.suppress(EngineDied):
-                await worker.cancel(_PROBE_KEY)
+            with contextlib.suppress(EngineDied):
+                worker.cancel(_PROBE_KEY)
 
     async def answer(self, task: ServedTask) -> None:
         """Run one task to its end; cancelling this cancels it on the engine.
@@ -263,8 +263,8 @@ class Runner:
         mailbox = self._mail[key] = Mailbox(EMITTED_MAX)
         task.is_alive = self._gets_on
         try:
-            await self._end_probe(worker)
-            await worker.admit(key, task.generation)
+            self._end_probe(worker)
+            worker.admit(key, task.generation)
             await self._stream(task, mailbox)
         except (EngineDied, MailboxOverflow) as error:
             raise Refused(RefusalCode.ENGINE_FAILED) from error
@@ -272,8 +272,8 @@ class Runner:
             del self._mail[key]
             self._next_turn()
             if not task.finished and self._worker is worker:
-                with anyio.CancelScope(shield=True), contextlib.suppress(EngineDied):
-                    await worker.cancel(key)
+                with contextlib.suppress(EngineDied):
+                    worker.cancel(key)
 
     async def _slot(self, worker: EngineWorker) -> None:
         """Wait for a free slot, if few others do: several distributors saw the same one free."""
@@ -302,11 +302,11 @@ class Runner:
         if turn is not None:
             turn.set()
 
-    async def _end_probe(self, worker: EngineWorker) -> None:
+    def _end_probe(self, worker: EngineWorker) -> None:
         """A task is a better proof, and needs the slot."""
         probe = self._mail.get(_PROBE_KEY)
         if probe is not None:
-            await worker.cancel(_PROBE_KEY)
+            worker.cancel(_PROBE_KEY)
             probe.put(Emitted(_PROBE_KEY, (), ()))
 
     async def _stream(self, task: ServedTask, mailbox: Mailbox[Emitted | None]) -> None:
@@ -338,13 +338,13 @@ class Runner:
                 # Its worker is gone: it failed, or it was sent away.
                 failed = self._may_load.is_set()
                 refusal = RefusalCode.ENGINE_FAILED if failed else RefusalCode.DRAINING
-            elif emitted.error:
-                refusal = _REFUSAL_OF.get(emitted.error, RefusalCode.ENGINE_FAILED)
             else:
                 ids += emitted.ids
                 logprobs += emitted.logprobs
                 embedding = emitted.embedding
                 finish = emitted.finish
+                if emitted.error:
+                    refusal = _REFUSAL_OF.get(emitted.error, RefusalCode.ENGINE_FAILED)
             if refusal or finish:
                 break
         if ids or finish:

@@ -133,9 +133,9 @@ class Node:
             event(_LOG, "offer_underpaid", logging.WARNING, caller=short(task.header.caller))
             raise Refused(RefusalCode.UNDERPAID)
 
-    async def _on_settled(self, settled: Settled) -> None:
+    def _on_settled(self, settled: Settled) -> None:
         distributor = raw_public(settled.header.caller)
-        await self._confirmer.record(task_record(settled, self._member.identity.raw, distributor))
+        self._confirmer.record_soon(task_record(settled, self._member.identity.raw, distributor))
 
     def _on_control(self, delivery: Delivery) -> None:
         try:

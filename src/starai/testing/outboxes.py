@@ -25,6 +25,14 @@ class MemoryOutbox:
             Overloaded: it is full.
         """
         await checkpoint()
+        return self.keep(topic, item)
+
+    def keep(self, topic: str, item: bytes) -> int:
+        """Keep ``item`` under ``topic``.
+
+        Raises:
+            Overloaded: it is full.
+        """
         if len(self._items) >= self._limit:
             raise Overloaded("the outbox is full")
         self._last += 1

@@ -16,6 +16,7 @@ from starai.engines.frames import (
     Refused,
     Stepped,
     frame,
+    gathered,
     read_command,
     read_report,
 )
@@ -79,3 +80,22 @@ def test_oversized_frames_are_refused():
     """A hostile length never allocates."""
     with pytest.raises(MalformedFrame):
         FrameReader().feed(b"\xff\xff\xff\xff")
+
+
+def test_steps_that_share_a_report_lose_nothing():
+    """Each sequence's tokens are in order, with its end, and apart from the others'."""
+    likely = TokenLogprobs(1, -0.5, ())
+    news = [
+        Emitted(b"a", (1,), (likely,)),
+        Emitted(b"b", (7,), ()),
+        Emitted(b"a", (2, 3), (likely, likely)),
+        Emitted(b"c", (), (), Finish.STOP, embedding=b"1234"),
+        Emitted(b"b", (), (), error="internal_error"),
+        Emitted(b"a", (4,), (likely,), Finish.LENGTH),
+    ]
+    assert gathered(news) == (
+        Emitted(b"a", (1, 2, 3, 4), (likely,) * 4, Finish.LENGTH),
+        Emitted(b"b", (7,), (), error="internal_error"),
+        Emitted(b"c", (), (), Finish.STOP, embedding=b"1234"),
+    )
+    assert gathered([]) == ()

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
-from functools import partial
 from pathlib import Path
 
 import anyio
@@ -61,7 +60,7 @@ async def test_answers_come_through_the_pipe():
     async with engine_process(MOCK) as worker:
         assert worker.info.name == "mock"
         for key in (b"a", b"b"):
-            await worker.admit(key, generation())
+            worker.admit(key, generation())
         seen = await until_ended(worker, b"a", b"b")
     ids = [id_ for news in seen[b"a"] for id_ in news.ids]
     assert len(ids) == 21
@@ -74,9 +73,9 @@ async def test_answers_come_through_the_pipe():
 async def test_a_refused_request_fails_alone():
     """A request that cannot be admitted comes back as an error; its neighbour goes on."""
     async with engine_process(MOCK) as worker:
-        await worker.admit(b"good", generation())
-        await worker.admit(b"long", generation(prompt=tokens.pack(range(200)) * 100))
-        await worker.admit(b"odd", generation(prompt=b"abc"))
+        worker.admit(b"good", generation())
+        worker.admit(b"long", generation(prompt=tokens.pack(range(200)) * 100))
+        worker.admit(b"odd", generation(prompt=b"abc"))
         seen = await until_ended(worker, b"good", b"long", b"odd")
     assert seen[b"long"][-1].error == "context_length_exceeded"
     assert seen[b"odd"][-1].error == "invalid_request"
@@ -88,12 +87,12 @@ async def test_cancelled_sequences_fall_silent_and_idle_workers_pulse():
     """After a cancellation only pulses come."""
     spec = EngineSpec("mock", "mock", options={"step_delay_ms": 5, "tokens": 100000})
     async with engine_process(spec) as worker:
-        await worker.admit(b"a", generation(max_tokens=100000))
+        worker.admit(b"a", generation(max_tokens=100000))
         with anyio.fail_after(5):
             while not await worker.events():
                 pass
-        await worker.cancel(b"a")
-        await worker.cancel(b"never seen")
+        worker.cancel(b"a")
+        worker.cancel(b"never seen")
         with anyio.fail_after(5):
             while await worker.events():
                 pass
@@ -108,8 +107,8 @@ async def test_a_costly_grammar_keeps_nobody_waiting():
     asked = {"prompt": tokens.pack([5, 6]), "stop_token_ids": (), "max_tokens": 5}
     costly = Grammar("json_schema", '{"type":"number","multipleOf":99991}')
     async with engine_process(EngineSpec("text", "embedded", threads=1)) as worker:
-        await worker.admit(b"costly", generation(**asked, grammar=costly))
-        await worker.admit(b"plain", generation(**asked))
+        worker.admit(b"costly", generation(**asked, grammar=costly))
+        worker.admit(b"plain", generation(**asked))
         seen = await until_ended(worker, b"plain", b"costly", stop_at=b"plain")
         assert seen[b"costly"] == []
         await until_ended(worker, b"costly")
@@ -120,7 +119,7 @@ async def test_a_killed_worker_is_noticed_at_once():
     """Kill -9 of the worker raises EngineDied from events, and from admit afterwards."""
     spec = EngineSpec("mock", "mock", options={"step_delay_ms": 20, "tokens": 100000})
     async with engine_process(spec) as worker:
-        await worker.admit(b"a", generation(max_tokens=100000))
+        worker.admit(b"a", generation(max_tokens=100000))
         with anyio.fail_after(5):
             while not await worker.events():
                 pass
@@ -129,7 +128,7 @@ async def test_a_killed_worker_is_noticed_at_once():
             with pytest.raises(EngineDied):
                 await forever(worker.events)
             with pytest.raises(EngineDied):
-                await forever(partial(worker.admit, b"b", generation()))
+                worker.admit(b"b", generation())
 
 
 @pytest.mark.anyio
@@ -137,7 +136,7 @@ async def test_leaving_the_context_ends_the_child():
     """No worker outlives its context, even in the middle of a long step."""
     spec = EngineSpec("mock", "mock", options={"step_delay_ms": 60_000})
     async with engine_process(spec) as worker:
-        await worker.admit(b"a", generation())
+        worker.admit(b"a", generation())
         await anyio.sleep(0.1)
         pid = worker.pid
     with pytest.raises(ProcessLookupError):

@@ -74,10 +74,8 @@ class Scene:
     async def add_callee(self, handler: Callable[[ServedTask], Awaitable[None]]) -> Target:
         member = self.parties.join(Role.NODE)
 
-        async def on_settled(settled: Settled) -> None:
-            self.settled.append(settled)
-
-        serving = Serving(member, Role.NODE, (Role.DISTRIBUTOR,), handler, on_settled)
+        own = Role.NODE, (Role.DISTRIBUTOR,)
+        serving = Serving(member, *own, handler, self.settled.append)
         await self.group.start(serving.run)
         target = Target(member.identity.party, Role.NODE, serving.prekey)
         self.callees.append((serving, target))

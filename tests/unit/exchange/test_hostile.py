@@ -75,10 +75,10 @@ class Scene:
         self.spy = network.connect(parties.join(Role.NODE).identity.party)
         self.target = Target(self.callee.identity.party, Role.NODE, self.serving.prekey)
 
-    async def book(self, settled: Settled) -> None:
-        await self.record(settled)
+    def book(self, settled: Settled) -> None:
+        self.record(settled)
 
-    async def _note(self, settled: Settled) -> None:
+    def _note(self, settled: Settled) -> None:
         self.callee_book.append(settled)
 
     async def note_caller(self, settled: Settled, _close: bytes) -> None:
@@ -318,7 +318,7 @@ async def test_tasks_beyond_the_limit_are_refused(monkeypatch: pytest.MonkeyPatc
 async def test_a_full_outbox_does_not_end_the_service() -> None:
     """A record that finds no room is lost with a word in the log; the next task is served."""
 
-    async def full(settled: Settled) -> None:
+    def full(settled: Settled) -> None:
         raise Overloaded("the outbox is full")
 
     async with scene() as made:

@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import anyio
+import apsw
 import pytest
 
 from starai.core.errors import ConfigurationRefused, Overloaded, RequestTooLarge, StoreFailed
-from starai.wire.outbox import Outbox
+from starai.wire import outbox as module
+from starai.wire.outbox import GATHER_S, Outbox
 
 pytestmark = pytest.mark.anyio
 
@@ -62,6 +64,48 @@ async def test_many_appends_share_commits(tmp_path: Path) -> None:
         assert len(await outbox.pending("t", 10_000)) == 5000
         await outbox.settle(ids)
         assert outbox.depth == 0
+
+
+async def test_what_nobody_waits_for_is_kept_too(tmp_path: Path) -> None:
+    """It is there at once for whoever asks, and after the end; and it is written unasked."""
+    path = tmp_path / "o.db"
+    async with Outbox(path) as outbox:
+        first = outbox.keep("t", b"first")
+        assert await outbox.pending("t", 10) == [(first, b"first")]
+        second = outbox.keep("t", b"second")
+        with anyio.fail_after(5):
+            while not (written := path.with_name("o.db-wal").read_bytes().count(b"second")):
+                await anyio.sleep(GATHER_S)
+        assert written
+        last = outbox.keep("t", b"last")
+        assert outbox.depth == 3
+    async with Outbox(path) as outbox:
+        assert [id_ for id_, _ in await outbox.pending("t", 10)] == [first, second, last]
+
+
+async def test_the_disk_is_flushed_soon_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Items that nobody waits for share one flush, which comes unasked."""
+    commits: list[tuple[int, bool]] = []
+
+    def watched(database: apsw.Connection, batch: module._Batch, *, flushes: bool) -> int:
+        commits.append((len(batch), flushes))
+        return real(database, batch, flushes=flushes)
+
+    real = module._commit
+    monkeypatch.setattr(module, "_commit", watched)
+    async with Outbox(tmp_path / "o.db") as outbox:
+        with anyio.fail_after(5):
+            for n in range(20):
+                outbox.keep("t", bytes([n]))
+                await anyio.sleep(0.001)
+            while sum(number for number, _ in commits) < 20 or not commits[-1][1]:
+                await anyio.sleep(0.01)
+        assert not commits[0][1]  # what is flushed later was written before
+        before = len(commits)
+        await outbox.append("t", b"waited for")
+        assert commits[before:] == [(1, True)]
 
 
 async def test_bounds(tmp_path: Path) -> None:
@@ -115,6 +159,24 @@ async def test_no_more_room(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     async with Outbox(path) as outbox:
         assert [id_ for id_, _ in await outbox.pending("t", 1000)] == kept
+
+
+async def test_a_promise_that_the_disk_breaks_ends_the_service(tmp_path: Path) -> None:
+    """Nobody waits for what was to be kept, so its loss is told by ending the context."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    async def keep_on() -> None:
+        async with Outbox(tmp_path / "o.db") as outbox:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+            while True:
+                outbox.keep("t", bytes(50_000))
+                await anyio.sleep(0.001)
+
+    try:
+        with anyio.fail_after(10), pytest.raises(StoreFailed):
+            await keep_on()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 CHILD = """

@@ -348,7 +348,7 @@ async def test_it_works_in_a_worker_and_comes_back_with_its_server():
     with serving(speaks) as server:
         spec = EngineSpec("external", "mock", options={"url": server.url})
         async with engine_process(spec) as worker:
-            await worker.admit(b"a", generation())
+            worker.admit(b"a", generation())
             ids: list[int] = []
             with anyio.fail_after(20):
                 while not ids or ids[-1] != EOS:

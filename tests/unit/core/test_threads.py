@@ -1,0 +1,63 @@
+"""The thread for what blocks: jobs in order, their results and faults to those who gave them."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import anyio
+import pytest
+
+from starai.core.threads import WorkThread
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """It works under both."""
+    return str(request.param)
+
+
+async def test_jobs_are_done_in_order_and_off_the_loop() -> None:
+    """One after the other, in another thread; each caller gets what its own job returned."""
+    thread, done = WorkThread(), []
+
+    def job(number: int) -> int:
+        assert threading.current_thread() is not threading.main_thread()
+        time.sleep(0.001)
+        done.append(number)
+        return number * number
+
+    async def give(number: int) -> None:
+        assert await thread.run(lambda: job(number)) == number * number
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(20):
+            tasks.start_soon(give, number)
+    assert sorted(done) == list(range(20))
+    thread.close()
+
+
+async def test_a_fault_belongs_to_its_job() -> None:
+    """What a job raises comes out where it was given; the next one is done."""
+    thread = WorkThread()
+    with pytest.raises(ZeroDivisionError):
+        await thread.run(lambda: 1 // 0)
+    assert await thread.run(lambda: 1) == 1
+    thread.close()
+
+
+async def test_who_is_cancelled_leaves_the_others_alone() -> None:
+    """A job whose giver is gone is done all the same, and the thread goes on."""
+    thread, done = WorkThread(), []
+
+    def slow() -> None:
+        time.sleep(0.05)
+        done.append("slow")
+
+    with anyio.move_on_after(0.01):
+        await thread.run(slow)
+    assert await thread.run(lambda: "next") == "next"
+    assert done == ["slow"]
+    thread.close()
