@@ -1,15 +1,19 @@
-"""Waiting that costs little: a bell that wakes one reader, and the time of the event loop.
+"""Waiting that costs little: a bell that wakes one reader, the loop's time, and calls from threads.
 
-The road of every token leads through these two. On asyncio they use its futures and timers, for
-a tenth of what `anyio.Event` inside a cancel scope costs; elsewhere (trio, virtual time) anyio's.
+The road of every token leads through the first two. On asyncio they use its futures and timers,
+for a tenth of what `anyio.Event` inside a cancel scope costs; elsewhere (trio, virtual time)
+anyio's.
 """
 
 from __future__ import annotations
 
 import asyncio  # noqa: TID251 - what the road waits on
 import math
+from collections.abc import Callable
+from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 
 def loop_time() -> float:
@@ -18,6 +22,19 @@ def loop_time() -> float:
         return asyncio.get_running_loop().time()
     except RuntimeError:
         return anyio.current_time()
+
+
+def call_soon(token: anyio.lowlevel.EventLoopToken, call: Callable[[], object]) -> None:
+    """From any thread: have the event loop of ``token`` make a call soon, without waiting for it.
+
+    Raises:
+        RuntimeError: the loop has ended.
+    """
+    loop: Any = token.native_token
+    if isinstance(loop, asyncio.AbstractEventLoop):
+        loop.call_soon_threadsafe(call)
+    else:
+        loop.run_sync_soon(call)
 
 
 class Bell:

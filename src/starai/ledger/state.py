@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Final
 
 from starai.ledger.accounts import UNUSED, Account, Kind, Totals, held
@@ -18,8 +19,11 @@ from starai.ledger.shelves import Changes, Hold
 #: The width of the sum.
 SUM_BYTES: Final = 256
 _MODULUS: Final = 1 << (8 * SUM_BYTES)
+#: Values that are remembered: what a change adds is what the next change takes away. 5 MB.
+_REMEMBERED: Final = 8_192
 
 
+@lru_cache(_REMEMBERED)
 def _value(text: str) -> int:
     return int.from_bytes(hashlib.shake_256(text.encode()).digest(SUM_BYTES), "big")
 

@@ -1,9 +1,12 @@
 """The bell and the loop's clock, on asyncio and on trio."""
 
+import threading
+
 import anyio
+import anyio.lowlevel
 import pytest
 
-from starai.core.waking import Bell, loop_time
+from starai.core.waking import Bell, call_soon, loop_time
 
 pytestmark = pytest.mark.anyio
 
@@ -52,3 +55,29 @@ async def test_a_cancelled_reader_leaves_the_bell_in_order():
     assert scope.cancelled_caught
     bell.ring()
     assert await bell.wait()
+
+
+async def test_a_thread_calls_without_waiting():
+    """A call from a thread is made by the loop's thread, after the thread went on."""
+    bell, callers = Bell(), []
+
+    def ring():
+        callers.append(threading.current_thread())
+        bell.ring()
+
+    thread = threading.Thread(target=call_soon, args=(anyio.lowlevel.current_token(), ring))
+    thread.start()
+    thread.join(10)
+    assert not callers
+    assert await bell.wait(loop_time() + 10)
+    assert callers == [threading.current_thread()]
+
+
+def test_a_loop_that_has_ended_is_no_loop(anyio_backend):
+    """Who calls a loop that is gone is told."""
+
+    async def token():
+        return anyio.lowlevel.current_token()
+
+    with pytest.raises(RuntimeError):
+        call_soon(anyio.run(token, backend=anyio_backend), print)

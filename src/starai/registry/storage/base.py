@@ -12,16 +12,17 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 import anyio
-import anyio.from_thread
 import anyio.lowlevel
 import anyio.to_thread
 
 from starai.core.errors import InternalFault, Overloaded, StarAIError, StoreFailed
+from starai.core.waking import Bell, call_soon
 
 Item = TypeVar("Item")
 T = TypeVar("T")
@@ -100,7 +101,7 @@ class _Job:
     def __init__(self, work: WorkOnEach[Any, Any], item: object = None) -> None:
         self.work = work
         self.item = item
-        self.done = anyio.Event()
+        self.done = Bell()
         self.error: BaseException | None = None
         self.result: Any = None
 
@@ -114,7 +115,7 @@ class Store:
         self._readers = list(readers)
         self._inline = not readers
         self._fatal: tuple[type[Exception], ...] = (*writer.errors, StoreFailed)
-        self._queue: queue.Queue[_Job | None] = queue.Queue(WAITING_WRITES_MAX)
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._reading = anyio.CapacityLimiter(max(1, len(readers)))
         self._failure: BaseException | None = None
         self._closed = False
@@ -153,10 +154,9 @@ class Store:
         if self._inline:
             self._commit([job])
         else:
-            try:
-                self._queue.put_nowait(job)
-            except queue.Full:
-                raise Overloaded("the registry's store is behind", retry_after_s=1.0) from None
+            if self._queue.qsize() >= WAITING_WRITES_MAX:
+                raise Overloaded("the registry's store is behind", retry_after_s=1.0)
+            self._queue.put(job)
             await job.done.wait()  # no deadline of its own: the disk answers or fails
         if job.error is not None:
             raise job.error
@@ -211,7 +211,7 @@ class Store:
         if not self._inline:
             # Shielded and without a deadline: what was accepted is committed before we leave.
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(self._queue.put, None)
+                self._queue.put(None)
                 await anyio.to_thread.run_sync(self._thread.join)
 
     # From here on: the writer's thread.
@@ -274,14 +274,14 @@ class Store:
 
     def _hand_back(self, batch: list[_Job]) -> None:
         try:
-            anyio.from_thread.run_sync(_wake, batch, token=self._token)
-        except anyio.RunFinishedError:
+            call_soon(self._token, partial(_wake, batch))
+        except RuntimeError:
             return  # the loop is gone, and with it whoever waited
 
 
 def _wake(batch: list[_Job]) -> None:
     for job in batch:
-        job.done.set()
+        job.done.ring()
 
 
 def _as_fault(error: Exception) -> InternalFault:
