@@ -46,6 +46,8 @@ from starai.protocol.tasks import TaskHeader
 
 SELF = Path(__file__).resolve()
 SLOTS = 8
+#: The node tells its state so often, and every change as soon as it is seen.
+TOLD_S, LOOK_S = 0.25, 0.02
 #: How long a polite node may take to come back before the next job begins.
 BACK_S = 60.0
 #: How long to wait for a quiet moment, and how many cores others may use in one.
@@ -194,10 +196,14 @@ async def be_node(model: str, limits: Limits, parent: int) -> None:
         group.start_soon(hand_over)
         for _ in range(SLOTS):
             group.start_soon(supply)
+        told_s, told = 0.0, yielding.verdict.step
         while os.getppid() == parent:
-            state = {"step": yielding.verdict.step.name, "tokens": runner.num_tokens}
-            print(json.dumps({**state, "at_s": time.monotonic()}), flush=True)
-            await anyio.sleep(0.25)
+            now_s, step = time.monotonic(), yielding.verdict.step
+            if step != told or now_s - told_s >= TOLD_S:
+                told_s, told = now_s, step
+                state = {"step": step.name, "tokens": runner.num_tokens}
+                print(json.dumps({**state, "at_s": now_s}), flush=True)
+            await anyio.sleep(LOOK_S)
         group.cancel_scope.cancel()
 
 

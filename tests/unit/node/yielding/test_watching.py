@@ -13,6 +13,8 @@ import pytest
 from starai.core.clock import AnyioClock
 from starai.node.yielding import Limits, Reading, Yield, Yielding
 from starai.node.yielding.hours import Hours
+from starai.node.yielding.sensors.processor import _Ticks
+from starai.node.yielding.watching import DECIDE_S
 
 pytestmark = pytest.mark.anyio
 
@@ -52,9 +54,9 @@ class Device:
 
 @asynccontextmanager
 async def watched(
-    limits: Limits | None = None, clock: AnyioClock | None = None
+    limits: Limits | None = None, clock: AnyioClock | None = None, interval_s: float = DECIDE_S
 ) -> AsyncIterator[tuple[Device, Yielding]]:
-    device = Device()
+    device = Device(interval_s=interval_s)
     made = Yielding(limits or Limits(), clock or AnyioClock(), lambda _pids: [device])
     async with anyio.create_task_group() as group:
         await group.start(made.run, device)
@@ -78,6 +80,36 @@ async def test_it_acts_within_a_second_and_comes_back():
         assert (made.paused, made.hands_over) == ("", False)
         assert device.told[-1] == 1.0
         assert min(device.told) > 0
+
+
+class Ticking(Device):
+    """A device of two cores whose owner keeps some busy since a moment."""
+
+    def __init__(self, since_s: float, cores: float) -> None:
+        super().__init__()
+        self._since_s, self._cores, self._ticks = since_s, cores, _Ticks()
+
+    def read(self) -> Reading:
+        now_s = anyio.current_time()
+        used_s = self._cores * max(0.0, now_s - self._since_s)
+        return Reading(num_cores=2, others_cores=self._ticks.push(used_s, now_s, {}))
+
+
+@pytest.mark.parametrize(("cores", "within_s"), [(0.75, 0.76), (1.0, 0.63), (2.0, 0.51)])
+@pytest.mark.parametrize("phase", range(10))
+async def test_whenever_work_begins_the_pause_comes_within_three_looks(
+    cores: float, within_s: float, phase: int
+) -> None:
+    """However the moment lies between two looks: half a second of work, and the look after it."""
+    began_s = anyio.current_time() + 2 + phase * DECIDE_S / 10
+    device = Ticking(began_s, cores)
+    made = Yielding(Limits(), AnyioClock(), lambda _pids: [device])
+    async with anyio.create_task_group() as group:
+        await group.start(made.run, device)
+        while not made.paused:
+            await anyio.sleep(0.01)
+        assert 0 < anyio.current_time() - began_s <= within_s
+        group.cancel_scope.cancel()
 
 
 async def test_memory_goes_back_when_nothing_runs_or_after_a_grace():
@@ -125,7 +157,7 @@ async def test_the_hours_follow_the_clock():
 
 async def test_a_sensor_that_hangs_does_not_speak_for_ever():
     """What was seen long ago is not believed."""
-    async with watched() as (device, made):
+    async with watched(interval_s=0.5) as (device, made):
         device.reading = Reading(on_battery=True)
         await anyio.sleep(1)
         assert made.paused == "battery"
