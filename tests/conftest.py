@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,20 @@ def virtual_time() -> tuple[str, dict[str, Any]]:
     return ("trio", {"clock": trio.testing.MockClock(autojump_threshold=0)})
 
 
+#: A file system in memory, which Linux machines have, and what of it a server may fill.
+MEMORY = Path("/dev/shm")
+SERVER_BYTES_MAX = 2 << 30
 _SCHEMAS = itertools.count(1)
+
+
+def roomy_memory() -> Path | None:
+    """Where a server's every sync costs nothing; None: on disk, then.
+
+    That PostgreSQL keeps what it has synced is its own promise, and no test of ours takes its
+    machine's power away; that the sync is asked for is checked by the store as it opens.
+    """
+    there = MEMORY.is_dir() and os.access(MEMORY, os.W_OK)
+    return MEMORY if there and shutil.disk_usage(MEMORY).free > SERVER_BYTES_MAX else None
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +81,7 @@ def postgres() -> Iterator[str]:
     if binaries is None:
         pytest.skip("no PostgreSQL server on this machine")
     pytest.importorskip("psycopg", reason="psycopg (starai[postgres]) is not installed")
-    with passing_server(binaries) as url:
+    with passing_server(binaries, roomy_memory()) as url:
         yield url
 
 

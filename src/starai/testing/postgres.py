@@ -32,15 +32,20 @@ def find_binaries() -> Path | None:
 
 
 @contextmanager
-def passing_server(binaries: Path) -> Iterator[str]:
+def passing_server(binaries: Path, under: Path | None = None) -> Iterator[str]:
     """Run a server, durable as any; the URL of an empty database in it.
+
+    Args:
+        binaries: the folder of its programs.
+        under: where its own folder is made, if not where passing files go.
 
     Raises:
         subprocess.CalledProcessError: it could not be set up.
         TimeoutError: it did not come up.
     """
     user = _unprivileged()
-    folder = Path(tempfile.mkdtemp(prefix="starai-postgres-"))  # short: a socket's path is bounded
+    # A short name: a socket's path is bounded.
+    folder = Path(tempfile.mkdtemp(prefix="starai-postgres-", dir=under))
     try:
         if user is not None:
             shutil.chown(folder, user)
