@@ -14,7 +14,7 @@ import click
 from starai.cli.options import AT_LEAST_ONE, NOT_NEGATIVE, Duration, home_option, json_option
 from starai.cli.tables import show_json, show_table
 from starai.core.clock import SystemClock
-from starai.core.errors import Unavailable
+from starai.core.errors import NotFound, Unavailable
 from starai.ledger.accounts import usd
 from starai.local.asking import operator
 from starai.local.home import Home
@@ -28,6 +28,7 @@ from starai.local.settling import (
     read_key,
     wait_a_moment,
 )
+from starai.settlement.leaves import NANO_PER_UNIT, LeafKind
 from starai.settlement.relaying import LEAST_UNITS, due, relay
 from starai.settlement.rollup.base import Chain
 from starai.settlement.settler import CONFIRMATIONS, Progress, Settler, Stage
@@ -102,6 +103,7 @@ def settle(ctx: click.Context, demo: bool) -> None:
       starai settle watch    deposits become balances, claims leave the books   (always running)
       starai settle post     puts each closed day on the chain, exactly once    (always running)
       starai settle claim    pays suppliers; anybody may run it
+      starai settle spent    proves to the vault what a customer may take back
       starai settle status   how far all that is
 
     Three keys, each used for one thing: the poster's (post), the guardian's (kept elsewhere, it
@@ -330,6 +332,38 @@ def claim(
         click.echo(f"{paid} of {len(chosen)} addresses had something to claim.")
 
     anyio.run(in_a_thread, run)
+
+
+@settle.command()
+@json_option
+@_chain_options
+@click.argument("export", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("address")
+def spent(as_json: bool, rpc: str, vault: str, export: Path, address: str) -> None:
+    """Show what ADDRESS has spent, and the proof with which it takes back the rest.
+
+    EXPORT is a copy of the registry's export. The contract's `withdraw` asks for an amount, for
+    what was spent in base units, and for the proof, in this order; it must have been asked for
+    with `request_withdrawal` before. Every address that paid in is there, if it spent nothing too.
+    """
+    account = from_hex(address, 20, "an address")
+    chain = connected(rpc, vault, _READING)
+    found = [
+        one
+        for one in anyio.run(in_a_thread, partial(claims_of, export, chain, LeafKind.SPENT))
+        if one.account == account
+    ]
+    if not found:
+        raise NotFound(
+            "this address is not in the day that is active: a deposit is, from the first day closed"
+            " after `starai settle watch` has booked it"
+        )
+    proof = [f"0x{one.hex()}" for one in found[0].proof]
+    if as_json:
+        show_json({"spent_units": str(found[0].units), "proof": proof})
+        return
+    click.echo(f"spent: {usd(found[0].units * NANO_PER_UNIT)}")
+    click.echo(f"withdraw(AMOUNT, {found[0].units}, [{', '.join(proof)}])")
 
 
 async def _with_books(

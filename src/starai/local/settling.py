@@ -177,8 +177,8 @@ def from_hex(text: str, width: int, what: str) -> bytes:
     return found
 
 
-def claims_of(exports: Path, chain: Chain) -> list[Claim]:
-    """What every address can claim now, from the exported day whose root is active.
+def claims_of(exports: Path, chain: Chain, kind: LeafKind = LeafKind.EARNED) -> list[Claim]:
+    """What every address earned, or spent, with proofs, from the exported day whose root is active.
 
     Raises:
         NotFound: that day is not in the folder.
@@ -199,7 +199,7 @@ def claims_of(exports: Path, chain: Chain) -> list[Claim]:
     return [
         Claim(leaf.address, leaf.units, tree.proof(leaf.hash()))
         for leaf in leaves
-        if leaf.kind is LeafKind.EARNED
+        if leaf.kind is kind
     ]
 
 

@@ -55,3 +55,18 @@ def test_an_address_that_is_none_is_told(tmp_path: Path) -> None:
     code, output = settle("watch", "--once", *arguments)
     assert code == 1
     assert "[invalid_request]" in output
+
+
+def test_what_a_mistyped_address_spent_is_not_asked(tmp_path: Path) -> None:
+    """An address that is none is told before any chain is asked."""
+    code, output = settle("spent", *CHAIN, str(tmp_path), "0x12")
+    assert code == 1
+    assert "40 hexadecimal digits" in output
+
+
+@NEEDS_WEB3
+def test_what_an_address_spent_needs_the_chain(tmp_path: Path) -> None:
+    """Which day is active is the vault's to say."""
+    code, output = settle("spent", *CHAIN, str(tmp_path), "0x" + "12" * 20)
+    assert code == 1
+    assert "the chain does not answer" in output

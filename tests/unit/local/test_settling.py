@@ -89,6 +89,17 @@ def test_claims_are_made_from_the_active_day_of_an_export(tmp_path: Path) -> Non
         assert verify_proof(root, leaf.hash(), one.proof)
 
 
+def test_what_customers_spent_is_proved_too(tmp_path: Path) -> None:
+    """One for each customer's address, of nothing as well, with a proof against the same root."""
+    idle = Placed(LeafKind.SPENT, (2).to_bytes(8, "big"), b"d" * 20)
+    root = export(tmp_path, {**SUMS, idle: 0})
+    chain: Any = At(3)
+    found = claims_of(tmp_path, chain, LeafKind.SPENT)
+    assert [(one.account, one.units) for one in found] == [(b"c" * 20, 30), (b"d" * 20, 0)]
+    for one in found:
+        assert verify_proof(root, Leaf(LeafKind.SPENT, one.account, one.units).hash(), one.proof)
+
+
 def test_days_of_before_the_vault_are_not_counted(tmp_path: Path) -> None:
     """A vault that came after two days calls the third its first."""
     for day in ("day-000001", "day-000002"):

@@ -84,7 +84,7 @@ class Post(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """What an address earned since the beginning, and the proof of it."""
+    """What an address earned, or spent, since the beginning, and the proof of it."""
 
     account: bytes
     units: int
