@@ -48,16 +48,26 @@ def customers() -> None:
 @customers.command("create")
 @home_option
 @json_option
+@click.option(
+    "--address",
+    metavar="0x…",
+    help="What this address deposits at the vault becomes the customer's balance. It cannot be"
+    " changed, nor added later, so check every digit.",
+)
 @click.argument("name")
-def create_customer(home: Home, as_json: bool, name: str) -> None:
-    """Note a customer called NAME; its number is printed."""
-    report = _ask(home, "create_customer", name=name)
+def create_customer(home: Home, as_json: bool, address: str | None, name: str) -> None:
+    """Note a customer called NAME; its number is printed.
+
+    A customer with an --address should pay at the vault only: all that it ever spends counts
+    against what it deposited there, also if it was paid in otherwise.
+    """
+    report = _ask(home, "create_customer", name=name, address=address)
     if as_json:
         show_json(report)
         return
-    click.echo(
-        f"{name} is customer {report['customer']}. Next: starai customers deposit {name!r} AMOUNT"
-    )
+    how = f"a deposit at the vault from {address}" if address else ""
+    how = how or f"starai customers deposit {name!r} AMOUNT"
+    click.echo(f"{name} is customer {report['customer']}. Next: {how}")
 
 
 @customers.command("list")

@@ -19,6 +19,7 @@ from starai.protocol.registry import FundsChanged
 from starai.registry.days.epochs import Epoch, EpochState, days_before_vault, get_epoch
 from starai.registry.money import withdrawals
 from starai.registry.money.books import apply_event
+from starai.registry.money.customers import insert
 from starai.registry.money.shelf import StoredShelf
 from starai.registry.money.withdrawals import Withdrawal
 from starai.registry.schema import rows
@@ -249,15 +250,8 @@ class Settlement:
         )
         for (number,) in found:
             return int(number)
-        made = rows(
-            self._connection,
-            "INSERT INTO customer (name, created_ms, credit_nano, address) VALUES (?, ?, 0, ?)"
-            " RETURNING id",
-            f"0x{one.account.hex()}",
-            one.block.time_s * 1000,
-            one.account,
-        )
-        return int(next(made)[0])
+        name, now_ms = f"0x{one.account.hex()}", one.block.time_s * 1000
+        return insert(self._connection, name, now_ms, one.account)
 
     def _claims(self, name: bytes, nano: int, one: Happening) -> Iterator[Claimed]:
         """Whose money an address was paid: of its nodes in order, what is placed there for each."""

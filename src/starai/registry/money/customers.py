@@ -59,18 +59,23 @@ class Customers:
         self._clock = clock
         self._publish = publish
 
-    async def create(self, name: str) -> int:
-        """A new customer's number.
+    async def create(self, name: str, address: bytes | None = None) -> int:
+        """A new customer's number; what ``address`` deposits at a vault becomes its balance.
+
+        It is named at the start or never: a leaf says what was *ever* spent, so who had spent
+        before could not take its deposit back.
 
         Raises:
             InvalidRequest: the name is empty, a number, or unfit to be shown.
-            Conflict: another customer has that name.
+            Conflict: another customer has that name, or that address.
         """
         check_label(name)
         if not name or _is_number(name):
             raise InvalidRequest("a customer has a name, which is not a number", param="name")
         now_ms = self._clock.now_ms()
-        return await self._store.write(lambda connection: _create(connection, name, now_ms))
+        return await self._store.write(
+            lambda connection: _create(connection, name, now_ms, address)
+        )
 
     async def deposit(
         self, customer: str, amount_nano_usd: int, event: bytes, note: str = ""
@@ -164,19 +169,23 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdecimal()
 
 
-def _create(connection: Connection, name: str, now_ms: int) -> int:
+def _create(connection: Connection, name: str, now_ms: int, address: bytes | None) -> int:
     if next(rows(connection, "SELECT 1 FROM customer WHERE name = ? LIMIT 1", name), None):
         raise Conflict(f"there is a customer {name!r} already")
-    return insert(connection, name, now_ms)
+    for (number,) in rows(connection, "SELECT id FROM customer WHERE address = ?", address):
+        raise Conflict(f"this address is that of customer {number} already")
+    return insert(connection, name, now_ms, address)
 
 
-def insert(connection: Connection, name: str, now_ms: int) -> int:
+def insert(connection: Connection, name: str, now_ms: int, address: bytes | None = None) -> int:
     """A new row; its number."""
     ((number,),) = rows(
         connection,
-        "INSERT INTO customer (name, created_ms, credit_nano) VALUES (?, ?, 0) RETURNING id",
+        "INSERT INTO customer (name, created_ms, credit_nano, address) VALUES (?, ?, 0, ?)"
+        " RETURNING id",
         name,
         now_ms,
+        address,
     )
     created: int = number
     return created

@@ -39,6 +39,7 @@ class _Nothing(_Asked, frozen=True):
 
 class _CreateCustomer(_Asked, frozen=True):
     name: str
+    address: str | None = None
 
 
 class _Deposit(_Asked, frozen=True):
@@ -129,7 +130,8 @@ class MoneyQueries:
         }
 
     async def _create_customer(self, _: PartyId, asked: _CreateCustomer) -> object:
-        return {"customer": await self._customers.create(asked.name)}
+        address = None if asked.address is None else parse_address(asked.address)
+        return {"customer": await self._customers.create(asked.name, address)}
 
     async def _deposit(self, _: PartyId, asked: _Deposit) -> Balance:
         try:

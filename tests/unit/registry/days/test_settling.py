@@ -19,6 +19,7 @@ from starai.registry.days.queries import DayQueries
 from starai.registry.days.settling import Settlement, SettlementCall, call
 from starai.registry.money.allotments import grant
 from starai.registry.money.books import apply_event, verify_books
+from starai.registry.money.customers import insert
 from starai.registry.money.shelf import StoredShelf
 from starai.registry.money.withdrawals import collect
 from starai.registry.storage import Connection, open_store
@@ -213,6 +214,15 @@ async def test_money_that_comes_in_and_goes_out(books: Books) -> None:
     assert await books.balance(held(customer)) == 75
     await books.hear((What.WITHDRAWAL_REQUESTED, CUSTOMER, 1))
     assert await books.balance(available(customer)) == 74
+
+
+@pytest.mark.anyio
+async def test_a_deposit_is_that_of_the_customer_who_named_its_address(books: Books) -> None:
+    """Who was made with an address gets what is deposited from it; no other customer is made."""
+    number = await books.store.write(lambda c: insert(c, "acme", 1, CUSTOMER))
+    await books.hear((What.DEPOSITED, CUSTOMER, 100))
+    assert await books.customer() == number
+    assert await books.balance(available(number)) == 100
 
 
 def allotment(number: int, wanted: int, *back: int) -> AllotmentRequest:

@@ -18,6 +18,8 @@ from starai.registry.storage import open_store
 
 pytestmark = pytest.mark.anyio
 
+HERE = b"\x11" * 20
+
 
 class SetClock(SystemClock):
     """A clock that stands still."""
@@ -73,6 +75,21 @@ async def test_a_deposit_counts_once(office: Office) -> None:
             await office.customers.deposit("acme", amount, b"2" * 16)
     with pytest.raises(NotFound):
         await office.customers.deposit("nobody", 1, b"3" * 16)
+
+
+async def test_an_address_is_one_customers(office) -> None:
+    """Who is made with a chain address keeps it, and nobody else gets it."""
+    assert await office.customers.create("acme", HERE) == 1
+    with pytest.raises(Conflict, match="customer 1"):
+        await office.customers.create("other", HERE)
+    assert await office.customers.create("other") == 2
+    assert await office.customers.create("third") == 3
+    found = await office.store.read(
+        lambda connection: list(
+            connection.execute("SELECT name, address FROM customer ORDER BY id")
+        )
+    )
+    assert found == [("acme", HERE), ("other", None), ("third", None)]
 
 
 async def test_names(office: Office) -> None:
