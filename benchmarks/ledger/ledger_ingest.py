@@ -90,6 +90,12 @@ def cases(seconds: float) -> dict[str, Case]:
             *(int(seconds * 2_000),),
             goal=">= 3,000 records/s",
         ),
+        "rooted": Case(
+            *("the same, nodes sign the root alone, as they do", 1, 64, seconds / 3),
+            *(int(seconds * 2_000),),
+            by_root=True,
+            goal="reported",
+        ),
         "single": Case(
             *("one confirmation at a time", 1, 1, seconds / 6, int(seconds * 500)),
             sides=(Side.DISTRIBUTOR,),

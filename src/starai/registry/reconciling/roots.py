@@ -1,16 +1,19 @@
 """A node's word by its root alone: it matches all that its distributor confirmed under that root.
 
 The usual way of the network: a node need not repeat what its distributor has said already. Knows
-nothing of single records, unless one of them was contested meanwhile.
+nothing of records that a node says.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from functools import partial
+from typing import Final, NamedTuple
 
 from starai.core.errors import MalformedFrame
 from starai.ledger.reconciling import Standing
 from starai.protocol.identity import raw_public
+from starai.protocol.registry import Side
 from starai.registry.money.books import Invoice, Owed
 from starai.registry.reconciling.contests import close_cases, pay, rejudge
 from starai.registry.reconciling.words import (
@@ -18,87 +21,165 @@ from starai.registry.reconciling.words import (
     Answer,
     Kept,
     Outcome,
+    Part,
     Said,
     Word,
+    alone,
     keep,
     last_rows,
     said_before,
 )
-from starai.registry.schema import rows
+from starai.registry.schema import rows_in
 from starai.registry.storage import Connection
 
 _LEAF_BYTES: Final = 32
+_TWINS: Final = (
+    "SELECT block, signer, side, node, part, root, seq, leaves, charge, first_task FROM confirm"
+    " WHERE (block, signer, side, node, part) IN (VALUES {})"
+)
+_RECORDS: Final = (
+    "SELECT seq, leaf, cust, price_id, in_tok, out_tok, charge, task_id, attempt, state,"
+    " dist_confirm, node_confirm, event_id FROM task WHERE seq IN ({})"
+)
+#: Adds a node's word to all that its distributor's word brought and nobody contests.
+_AGREE: Final = (
+    "UPDATE task SET sides = 3, state = 3, node_confirm = ?"
+    " WHERE seq BETWEEN ? AND ? AND dist_confirm = ? AND state = 2"
+)
 
 
-def apply_root(connection: Connection, said: Said) -> Answer:
-    """Match all that a distributor confirmed under the same root as this node now does.
+class _Record(NamedTuple):
+    """A record as it is kept."""
 
-    Returns None if its distributor has confirmed no such root, or not all at once: then the
-    records must be said.
+    owed: Owed
+    task_id: bytes
+    attempt: int
+    state: int
+    dist_confirm: int | None
+    node_confirm: int | None
+    event_id: bytes | None
 
-    Raises:
-        MalformedFrame: it counts otherwise than the distributor under the same root.
+
+class _Twin(NamedTuple):
+    """The distributor's confirmation of the same root: its row, and those that it brought."""
+
+    seq: int
+    leaves: bytes
+    charge: int
+    first_task: int
+
+    @property
+    def seqs(self) -> range:
+        """The rows of `task`."""
+        return range(self.first_task, self.first_task + len(self.leaves) // _LEAF_BYTES)
+
+
+class _Matching(NamedTuple):
+    """A node's root, its twin, and of what that brought: what now agrees, and what is contested."""
+
+    said: Said
+    twin: _Twin
+    agreeing: list[_Record]
+    contested: list[_Record]
+
+
+def apply_roots(connection: Connection, said: Sequence[Said]) -> list[Answer]:
+    """Match all that distributors confirmed under the same roots as these nodes now do.
+
+    No part may be twice in ``said``. The answer is None if the distributor has confirmed no such
+    root, or not all at once: then the records must be said. It is a `MalformedFrame` if the node
+    counts otherwise than the distributor under the same root.
     """
-    (before,) = said_before(connection, [said])
-    if before is not None:
-        return before
-    confirm = said.confirm
-    found = rows(
-        connection,
-        "SELECT seq, leaves, charge, first_task FROM confirm WHERE block = ? AND signer = ?"
-        " AND side = 2 AND node = ? AND part = ? AND root = ?",
-        *(confirm.block, raw_public(confirm.distributor), raw_public(confirm.node)),
-        *(confirm.part, confirm.root),
-    )
-    for twin, leaves, charge, first in list(found):
-        num = len(leaves) // _LEAF_BYTES
-        if (num, charge) != (confirm.count, confirm.charge_nano_usd):
-            raise MalformedFrame("a confirmation counts otherwise than its root's records")
-        if first is not None:
-            (word,) = keep(connection, last_rows(connection)[0], [Kept(said, leaves)])
-            return _match_all(connection, word, twin, range(first, first + num))
-    return None
-
-
-def _match_all(connection: Connection, word: Word, twin: int, seqs: range) -> Outcome:
-    """Match the rows that the distributor's confirmation ``twin`` brought; see `apply_root`."""
-    bounds = (seqs.start, seqs.stop - 1, twin)
-    owed = [
-        Owed(*row)
-        for row in rows(
-            connection,
-            "SELECT seq, leaf, cust, price_id, in_tok, out_tok, charge FROM task"
-            " WHERE seq BETWEEN ? AND ? AND dist_confirm = ? AND state = 2 AND charge > 0"
-            " AND event_id IS NULL",
-            *bounds,
+    answers = said_before(connection, said)
+    new = [position for position, answer in enumerate(answers) if answer is None]
+    twins = _twins(connection, [said[position] for position in new])
+    matching: dict[int, _Matching] = {}
+    for position in new:
+        one = said[position]
+        twin = twins.get(_twin_part(one))
+        if twin is None:
+            continue
+        confirm = one.confirm
+        if (len(twin.seqs), twin.charge) == (confirm.count, confirm.charge_nano_usd):
+            matching[position] = _Matching(one, twin, [], [])
+        else:
+            answers[position] = MalformedFrame(
+                "a confirmation counts otherwise than its root's records"
+            )
+    _look_up(connection, list(matching.values()))
+    _match(connection, [one for one in matching.values() if not one.contested])
+    for position, found in matching.items():
+        answers[position] = (
+            alone(connection, partial(_match_contested, connection, found))
+            if found.contested
+            else Outcome(matched=len(found.agreeing))
         )
-    ]
-    pay(connection, [Invoice(word.node, owed, word.said.now_ms)])
-    connection.execute(
-        "UPDATE task SET sides = 3, state = 3, node_confirm = ?"
-        " WHERE seq BETWEEN ? AND ? AND dist_confirm = ? AND state = 2",
-        (word.seq, *bounds),
-    )
-    matched = connection.changes()
-    if matched == len(seqs):
-        close_cases(connection, seqs)
-        return Outcome(matched=matched)
-    now_agreed = rows(
-        connection,
-        "SELECT seq FROM task WHERE seq BETWEEN ? AND ? AND node_confirm = ?",
-        *(*bounds[:2], word.seq),
-    )
-    close_cases(connection, [seq for (seq,) in now_agreed])
-    contradicting = 0
-    rest = rows(
-        connection,
-        "SELECT seq, task_id, attempt FROM task WHERE seq BETWEEN ? AND ? AND dist_confirm = ?"
-        " AND node_confirm IS NULL",
-        *bounds,
-    )
-    for seq, task_id, attempt in list(rest):
+    return answers
+
+
+def _twin_part(said: Said) -> Part:
+    confirm = said.confirm
+    distributor, node = raw_public(confirm.distributor), raw_public(confirm.node)
+    return confirm.block, distributor, int(Side.DISTRIBUTOR), node, confirm.part
+
+
+def _twins(connection: Connection, said: Sequence[Said]) -> dict[Part, _Twin]:
+    """The distributors' confirmations of the same roots, of which all records were new."""
+    roots = {_twin_part(one): one.confirm.root for one in said}
+    twins: dict[Part, _Twin] = {}
+    for *key, root, seq, leaves, charge, first_task in rows_in(connection, _TWINS, list(roots)):
+        block, signer, side, node, part = key
+        if roots[block, signer, side, node, part] == root and first_task is not None:
+            twins[block, signer, side, node, part] = _Twin(seq, leaves, charge, first_task)
+    return twins
+
+
+def _look_up(connection: Connection, matching: Sequence[_Matching]) -> None:
+    """Read the records of all of them, and sort them."""
+    seqs = [seq for one in matching for seq in one.twin.seqs]
+    found: dict[int, _Record] = {}
+    for *owed, task_id, attempt, state, heard, said, event_id in rows_in(
+        connection, _RECORDS, seqs
+    ):
+        kept = _Record(Owed(*owed), task_id, attempt, state, heard, said, event_id)
+        found[kept.owed.seq] = kept
+    for one in matching:
+        for seq in one.twin.seqs:
+            record = found.get(seq)
+            if record is None or record.dist_confirm != one.twin.seq:
+                continue
+            if record.state == Standing.DIST_ONLY:
+                one.agreeing.append(record)
+            elif record.node_confirm is None:
+                one.contested.append(record)
+
+
+def _match(connection: Connection, matching: Sequence[_Matching]) -> list[Word]:
+    """Keep the nodes' words, pay for what now agrees, and let it match."""
+    if not matching:
+        return []
+    kept = [Kept(one.said, one.twin.leaves) for one in matching]
+    words = keep(connection, last_rows(connection)[0], kept)
+    invoices: list[Invoice] = []
+    ranges: list[tuple[int, int, int, int]] = []
+    for word, (said, twin, agreeing, _) in zip(words, matching, strict=True):
+        owed = [one.owed for one in agreeing if one.owed.charge and one.event_id is None]
+        invoices.append(Invoice(word.node, owed, said.now_ms))
+        ranges.append((word.seq, twin.seqs.start, twin.seqs.stop - 1, twin.seq))
+    pay(connection, invoices)
+    connection.executemany(_AGREE, ranges)
+    close_cases(connection, [one.owed.seq for found in matching for one in found.agreeing])
+    return words
+
+
+def _match_contested(connection: Connection, found: _Matching) -> Outcome:
+    """Match what agrees, and judge anew what was contested meanwhile."""
+    (word,) = _match(connection, [found])
+    matched = len(found.agreeing)
+    for record in found.contested:
+        seq = record.owed.seq
         connection.execute(SAY[word.side], (word.seq, seq))
-        state = rejudge(connection, task_id, attempt, word.seq, word.said.now_ms)[seq]
-        matched += state is Standing.MATCHED
-        contradicting += state is not Standing.MATCHED
-    return Outcome(matched=matched, contradicting=contradicting)
+        states = rejudge(connection, record.task_id, record.attempt, word.seq, found.said.now_ms)
+        matched += states[seq] is Standing.MATCHED
+    agreed = matched - len(found.agreeing)
+    return Outcome(matched=matched, contradicting=len(found.contested) - agreed)

@@ -10,17 +10,17 @@ together are applied together, by as many statements as one. Knows nothing of wh
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final, NamedTuple, TypeAlias
 
-from starai.core.errors import Conflict, InvalidRequest, StarAIError
+from starai.core.errors import Conflict, InvalidRequest
 from starai.core.limits import ATTEMPT_RECORDS_MAX
 from starai.ledger.reconciling import WAITING, Standing
 from starai.protocol.registry import Side
 from starai.registry.money.books import Invoice
 from starai.registry.reconciling.contests import close_cases, open_case, owed_for, pay, rejudge
-from starai.registry.reconciling.roots import apply_root
+from starai.registry.reconciling.roots import apply_roots
 from starai.registry.reconciling.words import (
     SAY,
     Answer,
@@ -29,6 +29,7 @@ from starai.registry.reconciling.words import (
     Outcome,
     Said,
     Word,
+    alone,
     keep,
     last_rows,
     said_before,
@@ -101,47 +102,33 @@ def apply(connection: Connection, said: Sequence[Said]) -> list[Answer]:
     The same once more changes nothing. A confirmation that is refused leaves nothing behind, and
     is answered with a `Conflict` (its part was confirmed before with another root; or its signer
     has said `ATTEMPT_RECORDS_MAX` different records of one of its attempts before) or a
-    `MalformedFrame` (see `apply_root`). What waits for a distributor's word comes after all words.
+    `MalformedFrame` (see `apply_roots`). What waits for a distributor's word comes after all words.
     """
     answers: list[Answer] = [None] * len(said)
-    for layer in _layers(said):
-        found = _apply_records(connection, [said[position] for position in layer])
-        for position, answer in zip(layer, found, strict=True):
-            answers[position] = answer
-    for position, one in enumerate(said):
-        if not one.checked:
-            answers[position] = _alone(connection, partial(apply_root, connection, one))
+    for is_whole, apply_layer in ((True, _apply_records), (False, apply_roots)):
+        for layer in _layers(said, [bool(one.checked) is is_whole for one in said]):
+            found = apply_layer(connection, [said[position] for position in layer])
+            for position, answer in zip(layer, found, strict=True):
+                answers[position] = answer
     return answers
 
 
-def _layers(said: Sequence[Said]) -> Iterable[list[int]]:
-    """The positions of those with records, in layers of which each can be applied at once.
+def _layers(said: Sequence[Said], chosen: Sequence[bool]) -> Iterable[list[int]]:
+    """The positions of those chosen, in layers of which each can be applied at once.
 
     No part and no attempt is twice in a layer; what shares one follows in the order it came.
     """
-    if len(said) == 1:
-        return [[0]] if said[0].checked else []
+    positions = [position for position, is_chosen in enumerate(chosen) if is_chosen]
+    if len(positions) < 2:
+        return [positions] * len(positions)
     layers: dict[int, list[int]] = defaultdict(list)
     free: dict[object, int] = {}
-    for position, one in enumerate(said):
-        if one.checked:
-            keys = [one.part, *(checked.attempt for checked in one.checked)]
-            layer = max(free.get(key, 0) for key in keys)
-            layers[layer].append(position)
-            free.update(dict.fromkeys(keys, layer + 1))
+    for position in positions:
+        keys = [said[position].part, *(checked.attempt for checked in said[position].checked)]
+        layer = max(free.get(key, 0) for key in keys)
+        layers[layer].append(position)
+        free.update(dict.fromkeys(keys, layer + 1))
     return [layers[number] for number in sorted(layers)]
-
-
-def _alone(connection: Connection, work: Callable[[], Answer]) -> Answer:
-    """Do ``work``; if it is refused, undo it and nothing else."""
-    connection.execute("SAVEPOINT alone")
-    try:
-        answer = work()
-    except StarAIError as error:
-        connection.execute("ROLLBACK TO alone")
-        answer = error
-    connection.execute("RELEASE alone")
-    return answer
 
 
 def _apply_records(connection: Connection, said: Sequence[Said]) -> list[Answer]:
@@ -153,7 +140,7 @@ def _apply_records(connection: Connection, said: Sequence[Said]) -> list[Answer]
     _take(connection, [one for one in found if not one.contested])
     outcomes = iter(
         [
-            _alone(connection, partial(_take_contested, connection, one))
+            alone(connection, partial(_take_contested, connection, one))
             if one.contested
             else Outcome(fresh=len(one.fresh), matched=len(one.agreeing))
             for one in found
@@ -197,7 +184,7 @@ def _take(connection: Connection, found: Sequence[_Sorted]) -> list[Word]:
     first = last_task + 1
     for said, fresh, *_ in found:
         leaves = b"".join(sorted(one.leaf for one in said.checked))
-        is_whole = len(fresh) == len(said.checked)  # see `apply_root`
+        is_whole = len(fresh) == len(said.checked)  # see `apply_roots`
         kept.append(Kept(said, leaves, first if is_whole else None))
         first += len(fresh)
     words = keep(connection, last_word, kept)

@@ -6,7 +6,7 @@ what follows from it for the records (`tasks.py`, `roots.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -112,20 +112,33 @@ class Kept(NamedTuple):
     first_task: int | None = None
 
 
-def said_before(connection: Connection, said: Sequence[Said]) -> list[Outcome | Conflict | None]:
+def said_before(connection: Connection, said: Sequence[Said]) -> list[Answer]:
     """Of each: None if it is new, an empty outcome if it was said before, or why it cannot be."""
-    found = rows_in(connection, _SAID, [one.part for one in said])
+    parts = [one.part for one in said]
+    found = rows_in(connection, _SAID, parts)
     known = {(block, signer, side, node, part): root
              for block, signer, side, node, part, root in found}  # fmt: skip
-    answers: list[Outcome | Conflict | None] = []
-    for one in said:
-        root = known.get(one.part)
+    answers: list[Answer] = []
+    for one, part in zip(said, parts, strict=True):
+        root = known.get(part)
         if root is None or root == one.confirm.root:
             answers.append(None if root is None else Outcome())
         else:
             number = one.confirm.part
             answers.append(Conflict(f"part {number} of this block was confirmed with another root"))
     return answers
+
+
+def alone(connection: Connection, work: Callable[[], Answer]) -> Answer:
+    """Do ``work``; if it is refused, undo it and nothing else."""
+    connection.execute("SAVEPOINT alone")
+    try:
+        answer = work()
+    except StarAIError as error:
+        connection.execute("ROLLBACK TO alone")
+        answer = error
+    connection.execute("RELEASE alone")
+    return answer
 
 
 def last_rows(connection: Connection) -> tuple[int, int]:

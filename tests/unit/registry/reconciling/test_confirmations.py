@@ -340,7 +340,7 @@ class _Counting:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self.num_rows = 0
+        self.num_rows = self.num_statements = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
@@ -348,7 +348,33 @@ class _Counting:
     def execute(self, *arguments: Any) -> Iterator[tuple[Any, ...]]:
         found = list(self._connection.execute(*arguments))
         self.num_rows += len(found)
+        self.num_statements += 1
         return iter(found)
+
+    def executemany(self, *arguments: Any) -> None:
+        self._connection.executemany(*arguments)
+        self.num_statements += 1
+
+
+@pytest.mark.parametrize("by_root", [False, True])
+def test_what_is_said_together_shares_statements(by_root: bool) -> None:
+    """Sixty confirmations of a record each, and their payment, take as many as eight do."""
+    numbers = []
+    for first, count in ((1, 8), (100, 60)):
+        connection = connect(":memory:")
+        migrate(connection)
+        open_books(connection)
+        records = [priced(record(number)) for number in range(first, first + count)]
+        counting = _Counting(connection)
+        for side in (Side.DISTRIBUTOR, Side.NODE):
+            said = [confirm(side, [one]) for one in records]
+            said = [_by_root(one) for one in said] if by_root else said
+            assert _hear(counting, said) == []
+        states = {state for (state,) in connection.execute("SELECT state FROM task")}
+        connection.close()
+        assert states == {Standing.MATCHED}
+        numbers.append(counting.num_statements)
+    assert numbers[0] == numbers[1]
 
 
 def test_a_tasks_many_attempts_do_not_slow_down_the_next() -> None:
