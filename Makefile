@@ -7,10 +7,15 @@ BIN := $(VENV)/bin
 ARGS ?=
 # What pytest gets, for example: make test TESTS="tests/unit/wire -x"
 TESTS ?=
+# How many processes share the tests; 0: pytest does all itself, which a debugger needs.
+TEST_JOBS ?= 2
 LOCK := requirements/lock.txt
 PIP_LOCKED = $(shell sed -n 's/^pip==/pip==/p' $(LOCK))
 # Bytecode is written on first use: compiling all of torch up front costs more than it saves.
 INSTALL = $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c $(LOCK)
+
+# Hundreds of the processes that tests start read the same modules: they are compiled once.
+PYTEST = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest
 
 # What the first start would otherwise compile while somebody waits for it.
 WARM_UP = import starai.cli.up; from starai.engines.registry import open_engine; \
@@ -28,10 +33,10 @@ up: $(VENV)/.engine ## start a network on this machine; Ctrl-C stops it (ARGS="-
 	@exec $(BIN)/starai up $(ARGS)
 
 test: $(VENV)/.dev ## run the tests (TESTS="tests/unit/wire -x")
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(PYTEST) -n $(TEST_JOBS) --dist worksteal $(TESTS)
 
 test-all: $(VENV)/.dev ## run every test, the slow ones too
-	@$(BIN)/python -m pytest -m "slow or not slow" --timeout=900 -o faulthandler_timeout=880 $(TESTS)
+	@$(PYTEST) -m "slow or not slow" --timeout=900 -o faulthandler_timeout=880 $(TESTS)
 
 check: $(VENV)/.dev $(VENV)/.docs ## lint, format, types, layers, test docstrings, docs
 	$(BIN)/ruff check .
