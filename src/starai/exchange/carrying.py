@@ -206,12 +206,13 @@ class Carried:
             await self._end(attempt, None)
 
     def _resumed(self, attempt: Attempt) -> None:
-        """Say how long nobody went on after somebody was given up."""
+        """Say how long nobody went on after somebody was given up, and how much of it unasked."""
         if self._gave_up_s is not None:
             gap_ms = round(1000 * (loop_time() - self._gave_up_s), 1)
+            wait_ms = round(1000 * max(0.0, attempt.began_s - self._gave_up_s), 1)
             self._gave_up_s = None
             task, callee = self._journey.task_id.hex(), short(attempt.target.callee)
-            event(_LOG, "answer_resumed", task=task, callee=callee, gap_ms=gap_ms)
+            event(_LOG, "answer_resumed", task=task, callee=callee, gap_ms=gap_ms, wait_ms=wait_ms)
 
     async def _first_token(self, winner: Attempt) -> None:
         """The race for the first token is over, if there was one."""

@@ -64,7 +64,10 @@ LOOK_AHEAD = 8
 class _Task:
     """A task that is to be placed: what it needs, and, while it waits, what became of it."""
 
-    __slots__ = ("demand", "error", "failed", "hashes", "journey", "news", "since_s", "target")
+    __slots__ = (
+        *("broken_off", "demand", "error", "failed", "hashes"),
+        *("journey", "news", "since_s", "target"),
+    )
 
     def __init__(
         self,
@@ -77,6 +80,8 @@ class _Task:
         num_accepted = tokens.count(generation.accepted)
         self.journey = journey
         self.failed = failed
+        #: Whether somebody is in the middle of the answer, which began here or elsewhere.
+        self.broken_off = bool(failed or num_accepted)
         self.since_s = since_s
         self.demand = Demand(
             tokens.count(generation.prompt) + num_accepted,
@@ -144,8 +149,8 @@ class Routing:
         """The best that is free; waits for one, but not for ever and not with too many others."""
         task = self._task(journey, failed)
         # An answer that was broken off goes to the front: somebody is in the middle of it.
-        if failed or not self._queue.waiting(journey.model_root):
-            target = self._hold(task, failed, even_resting=bool(failed))
+        if task.broken_off or not self._queue.waiting(journey.model_root):
+            target = self._hold(task, failed, even_resting=task.broken_off)
             if target is not None:
                 self._charge(task)
                 return target
@@ -153,7 +158,7 @@ class Routing:
         weight = cost(task.demand.prompt_tokens, task.demand.answer_tokens)
         ticket, evicted = self._queue.join(
             *(task, journey.model_root, journey.customer, weight, task.since_s),
-            urgent=bool(failed),
+            urgent=task.broken_off,
         )
         if evicted is not None:
             evicted.item.settle(None, _too_many())
@@ -236,7 +241,7 @@ class Routing:
                 waited_s = now_s - task.since_s
                 excluded = task.failed if waited_s < SAME_AGAIN_S else ()
                 # An answer in the middle rather goes on with one that rests than pauses.
-                even_resting = bool(task.failed) or waited_s >= LAST_RESORT_S
+                even_resting = task.broken_off or waited_s >= LAST_RESORT_S
                 target = self._hold(task, excluded, even_resting=even_resting)
                 if target is not None:
                     self._queue.leave(ticket)

@@ -256,7 +256,7 @@ class Runner:
             raise Refused(RefusalCode.BUSY, retry_after_ms=1000)
         if task.header.model_root != worker.info.model_root:
             raise Refused(RefusalCode.UNKNOWN_MODEL)
-        await self._slot(worker)
+        await self._slot(worker, urgent=bool(task.generation.accepted))
         key = _engine_key(task.header)
         if not self._mail:
             self._last_event_s = self._clock.monotonic_s()  # it was silent because it was idle
@@ -275,14 +275,17 @@ class Runner:
                 with contextlib.suppress(EngineDied):
                     worker.cancel(key)
 
-    async def _slot(self, worker: EngineWorker) -> None:
-        """Wait for a free slot, if few others do: several distributors saw the same one free."""
+    async def _slot(self, worker: EngineWorker, *, urgent: bool) -> None:
+        """Wait for a free slot, if few others do: several distributors saw the same one free.
+
+        Who is ``urgent`` waits before the others: an answer is in its middle.
+        """
         if self.num_running < worker.info.slots and not self._line:
             return
         if len(self._line) >= worker.info.slots // SLOTS_A_WAITER:
             raise Refused(RefusalCode.BUSY, retry_after_ms=500)
         turn = anyio.Event()
-        self._line.append(turn)
+        self._line.insert(0 if urgent else len(self._line), turn)
         try:
             with anyio.move_on_after(WAIT_FOR_SLOT_S):
                 await turn.wait()

@@ -182,8 +182,9 @@ async def test_who_came_first_is_served_first() -> None:
         assert made.routing.num_waiting == 0
 
 
-async def test_an_answer_that_was_broken_off_goes_to_the_front() -> None:
-    """Whoever was in the middle of an answer goes before those who have none yet."""
+@pytest.mark.parametrize("here", [True, False])
+async def test_an_answer_that_was_broken_off_goes_to_the_front(*, here: bool) -> None:
+    """Wherever it was broken off, who is in its middle goes before those who have none yet."""
     async with scene() as made:
         other, node = await made.add(), await made.add()
         other.scope.cancel()
@@ -191,8 +192,8 @@ async def test_an_answer_that_was_broken_off_goes_to_the_front() -> None:
         assert held.callee == node.party
         served: list[str] = []
 
-        async def wait(name: str, *failed: FakeNode) -> None:
-            target = await made.choose(*failed)
+        async def wait(name: str, *failed: FakeNode, accepted: bytes = b"") -> None:
+            target = await made.choose(*failed, accepted=accepted)
             served.append(name)
             made.routing.ended(target, journey(), None)
 
@@ -200,7 +201,9 @@ async def test_an_answer_that_was_broken_off_goes_to_the_front() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(wait, "new")
             await anyio.sleep(0.01)
-            tasks.start_soon(wait, "broken off", other)
+            where = [other] if here else []
+            accepted = b"" if here else tokens.pack([1])
+            tasks.start_soon(partial(wait, "broken off", *where, accepted=accepted))
             await anyio.sleep(0.01)
             made.routing.ended(held, journey(), None)
         assert served == ["broken off", "new"]

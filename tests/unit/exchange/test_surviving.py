@@ -104,7 +104,7 @@ class Scene:
         await anyio.lowlevel.checkpoint()
         self.caller_book.append(settled)
 
-    async def note_callee(self, settled: Settled) -> None:
+    def note_callee(self, settled: Settled) -> None:
         self.callee_book.append(settled)
 
     async def choose(self, journey: Journey, failed: Collection[PartyId]) -> Target:

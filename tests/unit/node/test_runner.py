@@ -380,6 +380,36 @@ async def test_a_few_tasks_wait_for_a_slot_in_order_and_more_are_refused() -> No
         assert (made.runner.num_running, made.runner.num_waiting) == (0, 0)
 
 
+async def test_an_answer_in_its_middle_waits_before_new_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of two that wait, the one that goes on with an answer has the first slot that is free."""
+    monkeypatch.setattr(module, "WAIT_FOR_SLOT_S", 60.0)
+    async with scene(slots=8, delay_ms=5) as made, anyio.create_task_group() as group:
+        await made.ready()
+        done: list[str] = []
+
+        async def run(name: str, task: ServedTask) -> None:
+            await made.runner.answer(task)
+            done.append(name)
+
+        async def wait(name: str, number: int, **changes: object) -> None:
+            group.start_soon(run, name, made.task(**changes))
+            while made.runner.num_waiting < number:
+                await anyio.sleep(0.005)
+
+        group.start_soon(run, "first", made.task(max_tokens=100))
+        for _ in range(7):
+            group.start_soon(run, "endless", made.task(max_tokens=8000))
+        with anyio.fail_after(30):
+            await wait("new", 1)
+            await wait("resumed", 2, accepted=tokens.pack([1, 2]))
+            while len(done) < 3:
+                await anyio.sleep(0.01)
+        assert done == ["first", "resumed", "new"]
+        group.cancel_scope.cancel()
+
+
 async def test_who_waits_in_vain_is_refused_and_who_leaves_is_no_gap(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
