@@ -70,7 +70,7 @@ async def test_the_networks_own_authority_is_all_that_is_trusted(tmp_path: Path)
                 assert wire.connected
             for bad in (None, trust(stranger.der)):
                 with pytest.raises(Unavailable, match="CERTIFICATE_VERIFY_FAILED"):
-                    async with connect_nats(replace(good, tls=bad, first_connect_s=0.3)):
+                    async with connect_nats(replace(good, tls=bad, first_connect_s=0.6)):
                         pass
 
 

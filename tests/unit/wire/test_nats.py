@@ -335,7 +335,7 @@ async def test_tls(tmp_path: Path, nats: NatsServer, settings: Settings) -> None
             await wire.publish("a", bytes(500_000))
             await until(lambda: heard)
         with pytest.raises(Unavailable, match="SSL"):
-            async with connect_nats(replace(there, tls=None, first_connect_s=0.3)):
+            async with connect_nats(replace(there, tls=None, first_connect_s=1.0)):
                 pass
     finally:
         process.terminate()
