@@ -197,3 +197,6 @@ async def test_orders_by_queries(house: House) -> None:
     assert [one["model"] for one in listed["prices"]] == ["m", "*"]
     balances = (await house.ask("balances"))["customers"]
     assert [(one["name"], one["keys"]) for one in balances] == [("acme", 1), ("beta", 1)]
+    assert await house.ask("create_customer", name="gamma", address=ADDRESS) == {"customer": 3}
+    refused = await house.ask("create_customer", name="delta", address="0x12")
+    assert refused == InvalidRequest.code
