@@ -146,3 +146,22 @@ def _save(family, folder):
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     return folder
+
+
+class Steady:
+    """A pace that learns nothing: so many prompt tokens a step."""
+
+    def __init__(self, tokens: int) -> None:
+        self._tokens = tokens
+
+    def prompt_tokens(self, answering: int, waiting: int) -> int:
+        return self._tokens
+
+    def learn(self, rows: int, seconds: float) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def steady() -> type[Steady]:
+    """Makes a pace of so many prompt tokens a step."""
+    return Steady

@@ -181,14 +181,14 @@ def test_a_fork_may_have_another_adapter(engine, merged):
     assert found[b"child"] == merged["odd", 1]
 
 
-def test_a_prompt_in_pieces_and_drafts_keep_their_rows(engine, merged):
+def test_a_prompt_in_pieces_and_drafts_keep_their_rows(engine, merged, steady, monkeypatch):
     """Pieces of a prompt beside decodes of other adapters belong to the right one."""
     asked = {name.encode(): generation(PROMPTS[1], name) for name in ("all", "", "odd")}
     for key, wanted in asked.items():
         engine.admit(key, wanted)
     ids = {key: [] for key in asked}
+    monkeypatch.setattr(engine, "_pace", steady(5))
     while engine.has_work:
-        engine._share = 5
         for news in engine.step():
             ids[news.key] += news.ids
     assert ids == {name.encode(): merged[name, 1] for name in ("all", "", "odd")}

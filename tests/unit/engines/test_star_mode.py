@@ -70,12 +70,12 @@ def masked_answer(folder):
 
 
 @pytest.mark.parametrize("native", [0, 1])
-def test_blocks_are_computed_as_the_mask_says(folder_of, native):
+def test_blocks_are_computed_as_the_mask_says(folder_of, steady, native):
     """In pieces that cross blocks, alone and beside others: the mask's own tokens."""
     folder = folder_of("long_llama")
     engine = open_long(folder, attention="star", native=native)
     expected = masked_answer(folder)
-    engine._share = 700  # pieces that do not end where blocks end
+    engine._pace = steady(700)  # pieces that do not end where blocks end
     short = generation([5, 6, 7], 0, 12)
     found = run(engine, {b"star": generation(), b"twin": generation(), b"short": short})
     assert found[b"star"] == found[b"twin"] == expected

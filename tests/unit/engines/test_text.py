@@ -141,19 +141,18 @@ def test_late_arrivals_and_departures_do_not_disturb(llama):
     assert not llama.has_work
 
 
-def test_a_long_prompt_is_taken_in_pieces(folder_of):
+def test_a_long_prompt_is_taken_in_pieces(folder_of, steady):
     """A prompt longer than a step's share gives the same answer, and others run beside it."""
     options = {"prefixes": 0}  # or the second time nothing of the prompt is left to compute
     engine = open_engine(EngineSpec("text", str(folder_of("gemma3")), threads=1, options=options))
     prompt = [(13 * n) % 290 for n in range(100)]
     whole = answer(engine, generation(prompt, 10))
-    engine._share = 7  # a slow machine's share
+    engine._pace = steady(7)  # a slow machine's
     engine.admit(b"long", generation(prompt, 10))
     engine.admit(b"short", generation([4], 5))
     ids, steps_before_first = [], 0
     while engine.has_work:
         news = engine.step()
-        engine._share = 7
         ids += [id_ for n in news if n.key == b"long" for id_ in n.ids]
         steps_before_first += not ids
     assert ids == whole
@@ -184,10 +183,10 @@ def test_only_steps_full_of_prompt_enlarge_a_steps_share(folder_of):
     biased = Sampling(b"k" * 32, temperature=0.0, logit_bias={5: 100.0})
     for n in range(9):
         answer(engine, msgspec.structs.replace(generation([n] * 17, 60), sampling=biased))
-    assert engine._share <= 64
+    assert engine._pace.prompt_tokens(0, 0) <= 100
     for n in range(9):
         answer(engine, generation([n] * 120, 1))
-    assert engine._share > 64
+    assert engine._pace.prompt_tokens(0, 0) > 100
 
 
 def test_a_hurried_request_does_not_wait_for_its_twin(folder_of):

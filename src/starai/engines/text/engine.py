@@ -24,6 +24,7 @@ from starai.engines.decoding.constraint import Grammars
 from starai.engines.decoding.verify import draw
 from starai.engines.paging.report import MemoryReport
 from starai.engines.scheduling.base import Budget, Job, Limits, Plan, Work
+from starai.engines.scheduling.pacing import Pace
 from starai.engines.scheduling.scheduler import Scheduler
 from starai.engines.text.adapters import Adapter, Adapters
 from starai.engines.text.attention import NAME
@@ -37,18 +38,6 @@ from starai.models.codec import open_codec
 from starai.models.manifest import ModelManifest
 from starai.protocol.generation import Generation
 
-#: Prompt tokens of one step. The share follows the machine's speed so that a step stays short:
-#: running answers keep flowing and the parent sees a pulse, however long a prompt is.
-_SHARE_MIN: Final = 32
-_SHARE_MAX: Final = 4096
-_STEP_LONG_S: Final = 0.6
-_STEP_SHORT_S: Final = 0.25
-#: Shares that a step may take while nobody's answer waits for it: fewer, longer steps cost less.
-_SHARES_ALONE: Final = 2
-#: Rows that the kernels multiply by at a time; a few more take nearly as long as so many again.
-_TILE_ROWS: Final = 32
-#: Smaller shares stay as they are: such a step is long because of the weights, not of its rows.
-_SHARE_LARGE: Final = 4 * _TILE_ROWS
 #: A step whose tokens are a prompt's to this share tells how fast prompts are computed.
 _MOSTLY_PROMPT: Final = 0.8
 #: Rows of a step up to which one more is nearly free: the weights are read once for all of them.
@@ -90,7 +79,7 @@ class TextEngine:
         self._adapters = Adapters(
             self._model.module, options.adapters, int(options.adapters_gib * (1 << 30))
         )
-        self._share = _SHARE_MIN  # how fast this machine is, the first prompts will tell
+        self._pace = Pace()
         self._running: dict[bytes, Running] = {}
         self._leaders: dict[tuple[bytes, bytes], Running] = {}
         self._hook: HiddenStatesHook | None = None
@@ -225,13 +214,10 @@ class TextEngine:
         return complete + late + news
 
     def _prompt_tokens(self) -> int:
-        """What a step spends on prompts: with the answers' rows, whole tiles of the kernels."""
-        if self._share < _SHARE_LARGE:
-            return self._share
-        answering = sum(1 + len(one.drafts) for one in self._running.values() if one.begun)
-        if not answering:
-            return min(_SHARES_ALONE * self._share, _SHARE_MAX)
-        return self._share - (self._share + answering) % _TILE_ROWS
+        running = self._running.values()
+        answering = sum(1 + len(one.drafts) for one in running if one.begun)
+        waiting = sum(len(one.job.ids) for one in running if not one.begun)
+        return self._pace.prompt_tokens(answering, waiting)
 
     def _run(self, plan: Plan) -> list[Emitted]:
         begun_s = self._clock.monotonic_s()
@@ -291,17 +277,13 @@ class TextEngine:
                 self.cancel(news.key)
 
     def _learn(self, works: Sequence[Work], seconds: float) -> None:
-        """Learn how many prompt tokens make a step of the right length, and what they cost."""
+        """Learn how fast this machine reads prompts."""
         prompts = [work for work in works if work.count > 1]
         asked = sum(work.count for work in prompts)
         total = sum(work.count for work in works)
         if asked <= _ROWS_CHEAP:
             return  # guesses, or a few words: a step takes that long without them
-        shares = max(1.0, asked / self._share)
-        if seconds > _STEP_LONG_S * shares:
-            self._share = max(_SHARE_MIN, self._share // 2)
-        elif seconds < _STEP_SHORT_S * shares and 2 * asked > self._share:
-            self._share = min(_SHARE_MAX, self._share * 2)
+        self._pace.learn(total, max(seconds, 1e-6))
         if len(prompts) == 1 and asked >= _MOSTLY_PROMPT * total:
             self._memory.tier.note_prefill(total, prompts[0].start, max(seconds, 1e-6))
 
