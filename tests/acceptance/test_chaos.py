@@ -118,7 +118,7 @@ class ChaosNode:
         lie = Answer(header.task_id, header.attempt, seq, b"made up".ljust(60))
         await self.member.wire.publish(answer(header.callee, header.caller), encode(lie))
 
-    async def settle(self, settled: Settled) -> None:
+    def settle(self, settled: Settled) -> None:
         distributor = raw_public(settled.header.caller)
         record = task_record(settled, self.member.identity.raw, distributor)
         self.book.append(record.canonical())

@@ -79,7 +79,7 @@ class Scene:
             self.asked[party] = self.asked.get(party, 0) + 1
             await handler(task)
 
-        async def settle(settled: Settled) -> None:
+        def settle(settled: Settled) -> None:
             self.settled.append(settled)
 
         serving = Serving(member, Role.NODE, (Role.DISTRIBUTOR,), count, settle)
