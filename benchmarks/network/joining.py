@@ -131,6 +131,13 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
+def _rank() -> str:
+    """Whether all of this ran before everything else on the machine (``chrt -r 1``)."""
+    if os.sched_getscheduler(0) != os.SCHED_RR:
+        return ""
+    return " Run by `chrt -r 1`: before all else that the machine was busy with, as if alone."
+
+
 def main() -> None:
     """Measure and write the result."""
     names = (*STAGES, "first token", "CPU")
@@ -151,7 +158,7 @@ def main() -> None:
             f" goal: {GOAL_S:g} s"
         ),
         "",
-        f"Load average of this shared machine: {load[0]:.1f} before, {load[1]:.1f} after.",
+        f"Load average of this shared machine: {load[0]:.1f} before, {load[1]:.1f} after.{_rank()}",
         "",
         f"Seconds from the start of the process `starai join`, median and range of {ROUNDS}:",
         "",
