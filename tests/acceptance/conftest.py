@@ -14,9 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import openai
 import pytest
+
+from starai.local.asking import LISTEN_S, operator
+from starai.local.home import Home
+from starai.protocol.subjects import Role
 
 #: Machines that test are busy with other things: nodes must not give way to those.
 os.environ["STARAI_POLITE"] = "0"
@@ -107,13 +112,15 @@ class Up:
 
     def wait_for_nodes(self, number: int, within_s: float = UP_S) -> None:
         """Wait until that many nodes serve a model."""
-        limit = time.monotonic() + within_s
-        while time.monotonic() < limit:
-            nodes = json.loads(self.starai("nodes", "--json"))
-            if sum(bool(node["models"]) for node in nodes) >= number:
-                return
-            time.sleep(0.2)
-        raise AssertionError(f"not {number} nodes within {within_s} s")
+
+        async def listen() -> None:
+            async with operator(Home(self.home)) as heard:
+                with anyio.fail_after(within_s):
+                    while sum(bool(beat.models) for beat in heard.beats(Role.NODE)) < number:
+                        await anyio.sleep(0.05)
+                        heard.forget_silent(LISTEN_S)
+
+        anyio.run(listen)
 
     def wait_ready(self, within_s: float) -> float:
         """Wait until a request could be served; how long it took."""
