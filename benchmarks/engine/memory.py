@@ -5,9 +5,7 @@ on lengths of real requests what they do in the engine, and a dated file in benc
 
 - the share of memory that holds no token, by block size, beside reserving ahead;
 - what copy-on-write saves when several answers continue one prompt, and in beam search;
-- how much of a trace's prompts the prefix cache finds, by its size;
-- under memory for half of what runs, always swapping, always recomputing, or whichever is
-  predicted to take less, in virtual time.
+- how much of a trace's prompts the prefix cache finds, by its size.
 
 Takes about three minutes; ``--quick`` shows in seconds that everything runs. Data:
 ``STARAI_SHARED_DATA``, else ``shared/data`` beside the repository.
@@ -25,13 +23,11 @@ import platform
 import random
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from starai.engines.paging.cost import Action, Rates, choose
 from starai.engines.paging.memory import PagedMemory
-from starai.engines.scheduling.scheduler import Budget, Job, Limits, Plan, Scheduler
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -50,17 +46,8 @@ SIGMA = 0.8
 #: A block of the Mooncake trace, and blocks of memory to try.
 MOONCAKE_TOKENS = 512
 CACHES = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000)
-#: A model of the Qwen3-0.6B shape in bfloat16, as measured on two cores: bytes a token, seconds a
-#: prompt token and a squared one, seconds a step for its weights and a decoding sequence.
-KV_BYTES, TOKEN_S, SQUARE_S, WEIGHTS_S, DECODE_S = 114_688, 9.5e-4, 2.2e-7, 0.045, 0.004
-#: Bytes a second that a tier takes and gives.
-MB = 1e6
-TIERS = {f"{speed} MB/s": speed * MB for speed in (8000, 1000, 500, 300, 210, 150, 40)}
-#: Tokens of the sequences under pressure, how many are wanted at once, and how many times as long
-#: their answers might have become where the engine is not told how long they will be.
-LEAST, MOST = 200, 2048
-AT_ONCE = 16
-SLACK = 4
+#: Bytes of a token's KV memory, of the Qwen3-0.6B shape in bfloat16.
+KV_BYTES = 114_688
 
 
 def azure() -> list[tuple[int, int]]:
@@ -411,183 +398,6 @@ def prefixes(quick: bool) -> list[str]:
     return [*lines, ""]
 
 
-# -- memory for half of what runs
-
-
-@dataclass
-class Chooser:
-    """Decides by measured rates, or always the same; learns from what it is told."""
-
-    always: Action | None
-    tier: float
-    rates: Rates = field(init=False)
-    right: int = 0
-    asked: int = 0
-    dropped: int = 0
-
-    def __post_init__(self) -> None:
-        """Try the tier with eight blocks, as the engine does."""
-        size = 8 * 16 * KV_BYTES
-        unknown = Rates(0.0, 0.0, 500.0)
-        self.rates = unknown.observe_write(size, size / self.tier)
-        self.rates = self.rates.observe_read(size, size / self.tier)
-
-    def choose(self, private_tokens: int, cached_tokens: int, surviving_tokens: int) -> Action:
-        """See `Costs.choose`; keeps count of choices within 10 % of the better way."""
-        chosen = self.always or choose(
-            private_tokens,
-            cached_tokens,
-            surviving_tokens,
-            bytes_per_token=KV_BYTES,
-            rates=self.rates,
-        )
-        lost = private_tokens - surviving_tokens
-        true = {
-            Action.SWAP: (private_tokens + lost) * KV_BYTES / self.tier,
-            Action.RECOMPUTE: prefill_s(cached_tokens + surviving_tokens, lost),
-        }
-        self.asked += 1
-        self.dropped += private_tokens if chosen is Action.RECOMPUTE else 0
-        self.right += true[chosen] <= 1.1 * min(true.values())
-        return chosen
-
-
-def prefill_s(start: int, count: int) -> float:
-    """Virtual seconds to compute tokens from a position on."""
-    return count * TOKEN_S + ((start + count) ** 2 - start**2) * SQUARE_S
-
-
-@dataclass
-class Virtual:
-    """An engine that only takes time."""
-
-    memory: PagedMemory
-    chooser: Chooser
-    ends: dict[bytes, int]
-    now_s: float = 0.0
-
-    def run(self, jobs: Iterator[Job], at_once: int, chunk: int) -> None:
-        """Serve all, so many at once."""
-        scheduler = Scheduler(self.memory, Limits(at_once, at_once), self.chooser)
-        known: dict[bytes, Job] = {}
-        computed: dict[bytes, int] = {}
-        waiting = next(jobs, None)
-        while waiting or known:
-            while waiting and len(known) < at_once:
-                known[waiting.key] = waiting
-                scheduler.add(waiting)
-                waiting = next(jobs, None)
-            plan = scheduler.plan(self.now_s, Budget(chunk))
-            self._take_time(plan, known)
-            for work in plan.works:
-                job = known[work.key]
-                if work.start + work.count == len(job.ids):
-                    job.ids.append(1)
-                computed[work.key] = work.start + work.count
-            scheduler.done(plan)
-            for work in plan.works:
-                job = known[work.key]
-                if len(job.ids) >= self.ends[work.key]:
-                    scheduler.remove(work.key)
-                    del known[work.key]
-        self.memory.check_integrity()
-
-    def _take_time(self, plan: Plan, known: dict[bytes, Job]) -> None:
-        rates, size = self.chooser.rates, self.memory.block_tokens * KV_BYTES
-        for copies, observe in (
-            (plan.swap_out, Rates.observe_write),
-            (plan.swap_in, Rates.observe_read),
-        ):
-            if copies:
-                taken = len(copies) * size / self.chooser.tier
-                rates = observe(rates, len(copies) * size, taken)
-                self.now_s += taken
-        self.now_s += WEIGHTS_S
-        for work in plan.works:
-            if work.count == 1:
-                self.now_s += DECODE_S
-            else:
-                taken = prefill_s(work.start, work.count)
-                rates = rates.observe_prefill(work.count, taken, work.start)
-                self.now_s += taken
-        self.chooser.rates = rates
-
-
-def jobs_of(requests: Sequence[tuple[int, int]], slack: int) -> tuple[list[Job], dict[bytes, int]]:
-    """Jobs that share nothing and may answer ``slack`` times as long as they do; where they end."""
-    jobs, ends = [], {}
-    for number, (prompt, answer) in enumerate(requests):
-        key = number.to_bytes(4, "big")
-        jobs.append(Job(key, [number] * prompt, prompt + slack * answer, salt=key))
-        ends[key] = prompt + answer
-    return jobs, ends
-
-
-def served(
-    requests: Sequence[tuple[int, int]], memory: PagedMemory, chooser: Chooser, slack: int = 1
-) -> float:
-    """Virtual seconds to serve all requests, ``AT_ONCE`` at a time."""
-    jobs, ends = jobs_of(requests, slack)
-    virtual = Virtual(memory, chooser, ends)
-    virtual.run(iter(jobs), AT_ONCE, 512)
-    return virtual.now_s
-
-
-def pressure(quick: bool) -> list[str]:
-    """Row h."""
-    grows = [(p, a) for p, a in azure() if p <= 2 * a and LEAST <= p + a <= MOST]
-    requests = grows[: 40 if quick else 300]
-    mean = sum(p + a for p, a in requests) / len(requests)
-    num_blocks = max(int(AT_ONCE * mean / 16 / 2), MOST // 16)
-    lines = [
-        "## Memory for half of what runs (row h)",
-        "",
-        *wrapped(
-            f"""{len(requests)} requests of the Azure trace ({LEAST} to {MOST:,} tokens, answers at
-            least half as long as prompts, because only what grows must be preempted; mean
-            {mean:.0f}), {AT_ONCE} wanted at once, {num_blocks} blocks of 16 tokens:
-            {AT_ONCE * mean / 16 / num_blocks:.1f} times as much is wanted. Virtual time: a prompt
-            token takes {1e3 * TOKEN_S:.2f} ms and {1e3 * SQUARE_S:.5f} ms for each squared
-            position, a step {1e3 * WEIGHTS_S:.0f} ms and {1e3 * DECODE_S:.0f} ms for each that
-            decodes; a token's KV is 114,688 bytes. The scheduler, the books and the cost rule are
-            the engine's; the rule begins with a trial of the tier and learns. A dropped sequence
-            finds again in the prefix cache what nobody has overwritten. The rule foresees how much
-            that is from how far the others may grow, and from how much of that they did before.
-            Here all grow to their limits; in the second table's last column limits would allow
-            {SLACK} times as long answers. The first table's last column judges the rule by what it
-            foresees."""
-        ),
-        "| tier | policy | seconds | blocks out | recomputed of dropped | within 10 % of best |",
-        "|---|---|---|---|---|---|",
-    ]
-    policies = {"swap": Action.SWAP, "recompute": Action.RECOMPUTE, "measured": None}
-    roomy_s = served(requests, PagedMemory(AT_ONCE * MOST // 16), Chooser(None, 1e9))
-    lines.append(f"| - | all fit | {roomy_s:.1f} | 0 | 0 | - |")
-    verdicts = [
-        "What half the memory costs: fewer at a time, and giving way.",
-        "",
-        *("| tier | swap | recompute | measured | not told lengths |", "|---|---|---|---|---|"),
-    ]
-    for name, tier in TIERS.items():
-        took = {}
-        for policy, always in policies.items():
-            chooser = Chooser(always, tier)
-            memory = PagedMemory(num_blocks, tier_blocks=num_blocks)
-            took[policy] = served(requests, memory, chooser)
-            report = memory.report()
-            right = chooser.right / chooser.asked if chooser.asked else 1.0
-            lines.append(
-                f"| {name} | {policy} | {took[policy]:.1f} | {report.swapped_out_blocks:,} | "
-                f"{report.recomputed_tokens:,} of {chooser.dropped:,} tokens | "
-                f"{right:.0%} of {chooser.asked} |"
-            )
-        memory = PagedMemory(num_blocks, tier_blocks=num_blocks)
-        took["not told"] = served(requests, memory, Chooser(None, tier), SLACK)
-        cost = " | ".join(f"{seconds - roomy_s:.1f} s" for seconds in took.values())
-        verdicts.append(f"| {name} | {cost} |")
-    return [*lines, "", *verdicts, ""]
-
-
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -595,7 +405,7 @@ def main() -> None:
     quick = parser.parse_args().quick
     began, load = time.perf_counter(), os.getloadavg()[0]
     lines: list[str] = []
-    for part in (waste, sharing, prefixes, pressure):
+    for part in (waste, sharing, prefixes):
         print(part.__name__, flush=True)
         lines += part(quick)
     hardware = f"{os.cpu_count()} cores {platform.machine()}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from starai.engines.paging.chain import Link
+from starai.engines.paging.parking import Parking
 
 
 class OutOfBlocks(Exception):
@@ -16,7 +17,10 @@ class OutOfBlocks(Exception):
 
 
 class Blocks:
-    """Reference counts, the index of findable blocks, and least-recently-released eviction."""
+    """Reference counts, the index of findable blocks, and least-recently-released eviction.
+
+    A findable block may be parked: what is in it is spilled before it becomes unfindable.
+    """
 
     def __init__(self, num_blocks: int) -> None:
         self.refs = [0] * num_blocks
@@ -25,6 +29,7 @@ class Blocks:
         self.free = list(range(num_blocks - 1, -1, -1))
         self.cached: OrderedDict[int, None] = OrderedDict()
         self.index: dict[bytes, int] = {}
+        self.parking = Parking()
         self.num_taken = 0
         self.num_evicted = 0
 
@@ -81,5 +86,6 @@ class Blocks:
         """Make a block unfindable, because its content goes."""
         link = self.links[block]
         if link is not None:
+            self.parking.spill(block)
             self.links[block] = None
             del self.index[link.digest]

@@ -3,8 +3,8 @@
 The seed's rule: a preempted sequence's own KV is either written to the tier and read back
 (``S_swap = bytes / write rate + bytes / read rate``) or computed again. Computing is not linear in
 length, because attention looks back: ``S_recompute = a * tokens + b * (end**2 - start**2)``. Both
-coefficients are fitted to what prefill passes took. What the prefix cache will still hold when
-the sequence returns is neither read back nor computed, but a swap has written it by then. It knows
+coefficients are fitted to what prefill passes took. What the prefix cache still holds when the
+sequence returns costs nothing either way: it is neither written, nor read, nor computed. It knows
 no clock: seconds are handed in.
 """
 
@@ -111,12 +111,11 @@ class Rates:
             fit=(self.fit or PrefillFit()).observe(tokens, seconds, start),
         )
 
-    def swap_seconds(self, num_bytes: int, kept_bytes: int = 0) -> float:
-        """S_swap: writing the bytes to the tier, and reading back those that were not kept."""
+    def swap_seconds(self, num_bytes: int) -> float:
+        """S_swap: writing the bytes to the tier and reading them back."""
         if not (self.tier_write_bytes_per_s and self.tier_read_bytes_per_s):
             return math.inf
-        read_bytes = num_bytes - kept_bytes
-        return num_bytes / self.tier_write_bytes_per_s + read_bytes / self.tier_read_bytes_per_s
+        return num_bytes / self.tier_write_bytes_per_s + num_bytes / self.tier_read_bytes_per_s
 
     def recompute_seconds(self, tokens: int, start: int = 0) -> float:
         """S_recompute: computing ``tokens`` from position ``start`` on."""
@@ -128,7 +127,6 @@ class Rates:
 def choose(
     private_tokens: int,
     cached_tokens: int,
-    surviving_tokens: int,
     *,
     bytes_per_token: int,
     rates: Rates,
@@ -138,15 +136,11 @@ def choose(
     Args:
         private_tokens: the tokens whose KV only this sequence holds.
         cached_tokens: the tokens before them whose KV others hold, so that it need not be computed.
-        surviving_tokens: the first of the private ones, which the prefix cache will still hold.
         bytes_per_token: of KV, in all layers.
         rates: what was measured.
     """
-    swap_s = rates.swap_seconds(
-        private_tokens * bytes_per_token, surviving_tokens * bytes_per_token
-    )
-    lost = private_tokens - surviving_tokens
-    recompute_s = rates.recompute_seconds(lost, cached_tokens + surviving_tokens)
+    swap_s = rates.swap_seconds(private_tokens * bytes_per_token)
+    recompute_s = rates.recompute_seconds(private_tokens, cached_tokens)
     return Action.SWAP if swap_s < recompute_s else Action.RECOMPUTE
 
 

@@ -20,6 +20,7 @@ def check_books(
     """
     _check_blocks(blocks, held)
     _check_index(blocks)
+    _check_parking(blocks, slots)
     away = [~b for one in held for b in one.table if b < 0]
     _must(sorted([*away, *slots]) == list(range(tier_blocks)), "each tier slot has one owner")
     for one in held:
@@ -48,6 +49,12 @@ def _check_blocks(blocks: Blocks, held: Collection[Held]) -> None:
 def _check_index(blocks: Blocks) -> None:
     listed = {link.digest: b for b, link in enumerate(blocks.links) if link is not None}
     _must(listed == blocks.index, "the index lists exactly the findable blocks")
+
+
+def _check_parking(blocks: Blocks, free_slots: Sequence[int]) -> None:
+    parked = blocks.parking.parked
+    _must(all(blocks.links[block] for block in parked.values()), "a parked block can be found")
+    _must(not set(parked) & set(free_slots), "what a free slot was owed is forgotten")
 
 
 def _check_sequence(blocks: Blocks, one: Held, size: int) -> None:

@@ -10,6 +10,7 @@ Two rules for whoever makes the copies:
 - Copies are made in the order in which they were returned. A planner that groups them by kind
   (swaps out, swaps in, copies on write) calls `swap_out` before `swap_in` before `reach`, and
   swaps no sequence out whose `reach` is part of the same step.
+- What `spills` returns is carried to the tier first of all, before anything is written anywhere.
 - `note` is called after the forward pass that wrote the tokens.
 
 Invariants, held by `check_integrity`: blocks behind ``ceil(computed / B)`` hold nothing and belong
@@ -198,18 +199,15 @@ class PagedMemory:
         """How many blocks can be had: free ones and cached ones."""
         return self._blocks.available
 
-    @property
-    def blocks_taken(self) -> int:
-        """How many blocks were ever handed out."""
-        return self._blocks.num_taken
-
     # -- swapping
 
     def swap_out(self, key: bytes) -> tuple[Copy, ...]:
-        """Move the blocks that only this sequence holds to the tier; shared ones stay.
+        """Give back the blocks that only this sequence holds; shared ones stay.
+
+        Those that can be found stay in the cache, and go to the tier only when `spills` says so.
 
         Returns:
-            Copies from blocks to tier slots.
+            Copies from the other blocks to tier slots.
 
         Raises:
             OutOfBlocks: the tier has no room; nothing has changed.
@@ -225,13 +223,22 @@ class PagedMemory:
         # The last block first, so that the cache evicts it before those it depends on.
         for i in reversed(private):
             block, slot = held.table[i], self._slots.pop()
+            if self._blocks.links[block] is None:
+                copies.append(Copy(block, slot))
+            else:
+                self._blocks.parking.park(block, slot)
             self._blocks.release(block)
             held.table[i] = ~slot
-            copies.append(Copy(block, slot))
         held.swapped = True
         held.writable = 0
         self._tally.swapped_out_blocks += len(copies)
         return tuple(copies)
+
+    def spills(self) -> tuple[Copy, ...]:
+        """Copies from blocks to tier slots, of what swapped sequences left and others now take."""
+        copies = tuple(Copy(block, slot) for block, slot in self._blocks.parking.spilled())
+        self._tally.swapped_out_blocks += len(copies)
+        return copies
 
     def private_tokens(self, key: bytes) -> int:
         """Computed tokens in blocks that only this sequence holds: what `swap_out` would move."""
@@ -239,18 +246,6 @@ class PagedMemory:
         refs = self._blocks.refs
         private = sum(refs[block] == 1 for block in held.table)
         return min(held.computed, private * self.block_tokens)
-
-    def surviving_tokens(self, key: bytes, taken: int) -> int:
-        """Private tokens still findable if ``taken`` blocks were taken after the sequence gave way.
-
-        What was free or cached before goes first, then this sequence's blocks, the last one first.
-        """
-        held = self._running(key)
-        blocks = self._blocks
-        own = [block for block in held.table if blocks.refs[block] == 1]
-        named = sum(blocks.links[block] is not None for block in own)
-        evicted = max(0, taken - blocks.available - (len(own) - named))
-        return max(0, named - evicted) * self.block_tokens
 
     def blocks_to_swap_in(self, key: bytes) -> int:
         """How many free blocks `swap_in` would take."""
@@ -282,6 +277,7 @@ class PagedMemory:
             if block is not None:
                 self._blocks.hold(block)
                 held.table[i] = block
+            self._blocks.parking.unpark(slots[i])
         copies = [self._bring_back(held, i, slots[i]) for i in away if held.table[i] < 0]
         self._slots.extend(slots.values())
         held.swapped = False
@@ -363,9 +359,13 @@ class PagedMemory:
     def _copies_on_write(self, held: Held, length: int) -> int:
         """1 if writing up to ``length`` first needs a copy of the last block, else 0."""
         first, inside = divmod(held.computed, self.block_tokens)
-        if not inside or length <= held.computed or held.table[first] < 0:
+        if not inside or length <= held.computed:
             return 0
-        return int(self._blocks.refs[held.table[first]] > 1)
+        block, refs = held.table[first], self._blocks.refs
+        if block >= 0:
+            return int(refs[block] > 1)
+        parked = self._blocks.parking.block(~block)
+        return int(parked is not None and refs[parked] > 0)
 
     def _make_writable(self, held: Held, length: int) -> tuple[Copy, ...]:
         first, inside = divmod(held.computed, self.block_tokens)
@@ -388,6 +388,7 @@ class PagedMemory:
         while len(held.table) > kept:
             block = held.table.pop()
             if block < 0:
+                self._blocks.parking.forget(~block)
                 self._slots.append(~block)
             else:
                 self._blocks.release(block)
@@ -396,6 +397,9 @@ class PagedMemory:
         held.writable = 0
 
     def _still_cached(self, held: Held, i: int) -> int | None:
+        parked = self._blocks.parking.block(~held.table[i])
+        if parked is not None:
+            return parked
         return self._blocks.find(held.chain[i]) if i < len(held.chain) else None
 
     def _bring_back(self, held: Held, i: int, slot: int) -> Copy:

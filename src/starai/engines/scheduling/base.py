@@ -102,13 +102,11 @@ class Limits:
 class Costs(Protocol):
     """Decides what becomes of the KV of a preempted sequence."""
 
-    def choose(self, private_tokens: int, cached_tokens: int, surviving_tokens: int) -> Action:
+    def choose(self, private_tokens: int, cached_tokens: int) -> Action:
         """Swap or recompute.
 
         Args:
             private_tokens: tokens whose KV this sequence alone holds.
             cached_tokens: tokens before them whose KV others hold, so that it stays.
-            surviving_tokens: the first of the private ones: those that the prefix cache should
-                still hold when the sequence returns, whichever is chosen.
         """
         ...

@@ -1,10 +1,9 @@
 """Memory for those who run, and who gives way when there is none.
 
-The least deserving gives way: by swapping or recomputing, whichever costs less. What either costs
-depends on how much of it the prefix cache will still hold: what others take meanwhile evicts it,
-the end first. They are expected to take the share of the most they may that they took while earlier
-ones were away. The most deserving never gives way, so that something always advances. It does not
-know who waits or why.
+The least deserving gives way: by swapping or recomputing, whichever costs less. Either way its
+blocks stay in the prefix cache until others take them, the end first: only those go to the tier, or
+must be computed again. The most deserving never gives way, so that something always advances. It
+does not know who waits or why.
 
 Why moves may be executed by kind (all swaps out, then all swaps in, then all copies): sequences
 grow from the most to the least deserving, so that whoever gives way was not touched in the same
@@ -17,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starai.core.errors import InternalFault
-from starai.engines.paging.cost import SMOOTHING, Action
+from starai.engines.paging.cost import Action
 from starai.engines.paging.memory import Copy, OutOfBlocks, PagedMemory
 from starai.engines.scheduling.base import Costs
 from starai.engines.scheduling.sequence import Phase, Running, Sequence
@@ -49,10 +48,6 @@ class Pressure:
         self._running = running
         self._set_aside = set_aside
         self._swapped: dict[bytes, Sequence] = {}
-        # When each one gave way: the blocks ever taken, and the most that would be meanwhile.
-        self._away: dict[bytes, tuple[int, int]] = {}
-        # What was taken meanwhile and the most, on average.
-        self._taken, self._most = 0.0, 0.0
 
     def grow(self, sequence: Sequence, moves: Moves) -> bool:
         """Give the sequence blocks for all its tokens; False if it had to give way itself.
@@ -82,15 +77,8 @@ class Pressure:
         Raises:
             OutOfBlocks: it does not.
         """
-        self.returns(sequence)
         moves.swap_in += self._memory.swap_in(sequence.key)
         del self._swapped[sequence.key]
-
-    def returns(self, sequence: Sequence) -> None:
-        """One that gave way runs again, and has no new blocks yet: learn what others took."""
-        before, most = self._away.pop(sequence.key)
-        self._taken += SMOOTHING * (self._memory.blocks_taken - before - self._taken)
-        self._most += SMOOTHING * (most - self._most)
 
     def unpin(self, favoured: Sequence) -> bool:
         """Drop what is swapped out, the least deserving first: it may keep shared blocks in use.
@@ -107,15 +95,10 @@ class Pressure:
     def forget(self, sequence: Sequence) -> None:
         """The sequence is removed."""
         self._swapped.pop(sequence.key, None)
-        self._away.pop(sequence.key, None)
 
     def _preempt(self, victim: Sequence, moves: Moves) -> None:
         private = self._memory.private_tokens(victim.key)
-        most = self._most_taken(victim)
-        taken = round(most * self._taken / self._most) if self._most else most
-        survives = self._memory.surviving_tokens(victim.key, taken)
-        self._away[victim.key] = (self._memory.blocks_taken, most)
-        action = self._costs.choose(private, victim.computed - private, survives)
+        action = self._costs.choose(private, victim.computed - private)
         if action is Action.SWAP:
             try:
                 moves.swap_out += self._memory.swap_out(victim.key)
@@ -128,26 +111,6 @@ class Pressure:
         self._running.remove(victim)
         self._set_aside(victim)
         moves.preempted.append((victim.key, action))
-
-    def _most_taken(self, victim: Sequence) -> int:
-        """Blocks that the others take before the victim fits again, if all grow to their limits."""
-        size = self._memory.block_tokens
-        need = -(-len(victim.job.ids) // size)
-        others = sorted(
-            (other.job.limit - len(other.job.ids), len(other.job.ids))
-            for other in self._running
-            if other is not victim
-        )
-        free = self._memory.free_blocks + len(self._memory.table(victim.key))
-        taken = ended = 0
-        for number, (steps, _) in enumerate(others):
-            grown = [length + min(steps, own) for own, length in others]
-            now = sum(-(-length // size) for _, length in others)
-            taken = sum(-(-length // size) for length in grown) - now
-            ended = sum(-(-g // size) for g in grown[: number + 1])
-            if free - taken + ended >= need:
-                break
-        return taken
 
     def _drop(self, victim: Sequence) -> None:
         self._memory.drop(victim.key)

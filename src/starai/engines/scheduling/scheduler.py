@@ -150,7 +150,7 @@ class Scheduler:
         works = self._decodes(budget, moves)
         works += self._chunks(max(budget.prompt_tokens, 0 if works else 1))
         return Plan(
-            tuple(moves.swap_out),
+            (*moves.swap_out, *self._memory.spills()),
             tuple(moves.swap_in),
             tuple(moves.copies),
             tuple(works),
@@ -259,8 +259,6 @@ class Scheduler:
                 self._counters.chosen(sequence.job.tenant)
                 self._counters.charge(sequence.job.tenant, input_tokens=sequence.pending)
                 sequence.counted = length
-            else:
-                self._pressure.returns(sequence)
         moves.copies += self._memory.reach(sequence.key, length)
         sequence.entry = length
         self._running.add(sequence)

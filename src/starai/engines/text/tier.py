@@ -75,14 +75,13 @@ class Tier:
         """A pass over ``tokens`` of a prompt from ``start`` on took ``seconds``."""
         self.rates = self.rates.observe_prefill(tokens, seconds, start)
 
-    def choose(self, private_tokens: int, cached_tokens: int, surviving_tokens: int = 0) -> Action:
+    def choose(self, private_tokens: int, cached_tokens: int) -> Action:
         """Swap or recompute, whichever is predicted to be faster; see `Costs.choose`."""
         if self._always is not None:
             return self._always
         return choose(
             private_tokens,
             cached_tokens,
-            surviving_tokens,
             bytes_per_token=self._pool.bytes_per_token,
             rates=self.rates,
         )

@@ -21,9 +21,9 @@ RATES = Rates(1e9, 2e9, 1000.0)
 KV_BYTES = 114_688
 
 
-def chosen(private: int, cached: int, rates: Rates, surviving: int = 0) -> Action:
+def chosen(private: int, cached: int, rates: Rates) -> Action:
     """What the rule says of a model of `KV_BYTES`."""
-    return choose(private, cached, surviving, bytes_per_token=KV_BYTES, rates=rates)
+    return choose(private, cached, bytes_per_token=KV_BYTES, rates=rates)
 
 
 def took(tokens: int, start: int, a: float, b: float) -> float:
@@ -133,13 +133,3 @@ def test_a_tier_is_as_fast_as_its_first_transfer_was() -> None:
     slow = unknown.observe_write(10_000_000, 1.0).observe_read(10_000_000, 1.0)
     assert slow.swap_seconds(10_000_000) == pytest.approx(2.0)
     assert chosen(500, 0, slow) is Action.RECOMPUTE
-
-
-def test_what_the_cache_will_hold_is_worth_dropping() -> None:
-    """A swap writes whatever survives, too: where all of it does, nothing beats dropping."""
-    fast = Rates(2e8, 2e8, 500.0)
-    assert chosen(1000, 0, fast) is Action.SWAP
-    assert chosen(1000, 0, fast, surviving=1000) is Action.RECOMPUTE
-    actions = [chosen(1000, 0, fast, surviving=n) for n in range(0, 1001, 100)]
-    assert sum(left is not right for left, right in itertools.pairwise(actions)) == 1
-    assert fast.swap_seconds(1000, 1000) == fast.swap_seconds(1000) / 2

@@ -113,7 +113,9 @@ class Machine(RuleBasedStateMachine):
     def attempt(self, act: Callable[[], tuple[Copy, ...]], room: bool) -> tuple[Copy, ...] | None:
         """Do it if there should be room; if not, it must refuse and leave everything alone."""
         if room:
-            return act()
+            copies = act()
+            self.carry_out(self.memory.spills(), self.pool, self.tier)
+            return copies
         before = self.books()
         with pytest.raises(OutOfBlocks):
             act()
@@ -215,7 +217,9 @@ class Machine(RuleBasedStateMachine):
         room = len(private) <= len(self.memory._slots)
         copies = self.attempt(lambda: self.memory.swap_out(key), room)
         if copies is not None:
-            assert sorted(copy.source for copy in copies) == sorted(private)
+            named = [b for b in private if self.memory._blocks.links[b]]
+            assert sorted([*named, *(copy.source for copy in copies)]) == sorted(private)
+            assert set(named) <= set(self.memory._blocks.cached)
             self.carry_out(copies, self.pool, self.tier)
             told.swapped = True
 

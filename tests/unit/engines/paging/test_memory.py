@@ -26,19 +26,6 @@ def run(memory: PagedMemory, key: bytes, ids: list[int], salt: bytes = b"") -> i
     return reused
 
 
-@pytest.mark.parametrize("taken", range(9))
-def test_what_survives_is_what_is_found_again(taken: int) -> None:
-    """A dropped sequence finds what was predicted of the blocks that others took meanwhile."""
-    memory = PagedMemory(8, block_tokens=4)
-    run(memory, A, IDS[:18])
-    survives = memory.surviving_tokens(A, taken)
-    assert survives == 4 * min(4, 8 - taken)
-    memory.drop(A)
-    memory.open(B, IDS[50:])
-    memory.reach(B, 4 * taken)
-    assert memory.reattach(A, IDS[:18]) == survives
-
-
 def test_a_sequence_owns_as_many_blocks_as_its_length_needs() -> None:
     """ceil(length / block) blocks, growing one at a time."""
     memory = PagedMemory(8, block_tokens=4)
@@ -218,13 +205,20 @@ def test_a_swapped_sequence_takes_from_the_cache_what_is_still_there() -> None:
     """Swapping in right after swapping out copies only what could not be found."""
     memory = PagedMemory(4, block_tokens=4, tier_blocks=4)
     run(memory, A, IDS[:10])
-    assert len(memory.swap_out(A)) == 3
+    assert len(memory.swap_out(A)) == 1
     assert memory.blocks_to_swap_in(A) == 3
     assert len(memory.swap_in(A)) == 1
+    assert memory.spills() == ()
+    table = list(memory.table(A))
     memory.swap_out(A)
     run(memory, B, [1] * 16)
+    spilled = memory.spills()
+    assert [copy.source for copy in spilled] == table[1::-1], "the end goes first"
+    assert memory.spills() == ()
     memory.close(B)
-    assert len(memory.swap_in(A)) == 3
+    back = memory.swap_in(A)
+    assert len(back) == 3
+    assert {copy.source for copy in back} > {copy.target for copy in spilled}
     memory.close(A)
     # What came back from the tier can be found again.
     assert memory.open(C, IDS[:10]) == 8
@@ -240,6 +234,36 @@ def test_a_shared_block_neither_leaves_nor_comes_back() -> None:
     free = memory.free_blocks
     assert len(memory.swap_in(A)) == 1
     assert memory.free_blocks == free - 1
+    memory.check_integrity()
+
+
+def test_what_was_owed_to_a_sequence_that_ended_is_carried_nowhere() -> None:
+    """Its slots may belong to another by the time the copies are made."""
+    memory = PagedMemory(4, block_tokens=4, tier_blocks=4)
+    run(memory, A, IDS[:8])
+    memory.swap_out(A)
+    run(memory, B, [1] * 16)
+    memory.drop(A)
+    first = memory.swap_out(B)
+    memory.open(C, [2] * 9)
+    memory.reach(C, 9)
+    targets = [copy.target for copy in (*first, *memory.spills())]
+    assert len(targets) == len(set(targets)) == 3
+    memory.check_integrity()
+
+
+def test_what_is_overwritten_is_carried_away_first() -> None:
+    """A block that somebody found, cut back and goes on writing in was owed to the tier."""
+    memory = PagedMemory(8, block_tokens=4, tier_blocks=8)
+    run(memory, A, IDS[:8])
+    block = memory.table(A)[1]
+    memory.swap_out(A)
+    run(memory, B, IDS[:9])
+    memory.truncate(B, 6)
+    memory.reach(B, 7)
+    assert [copy.source for copy in memory.spills()] == [block]
+    memory.check_integrity()
+    assert len(memory.swap_in(A)) == 1
     memory.check_integrity()
 
 

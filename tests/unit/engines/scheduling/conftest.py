@@ -57,9 +57,9 @@ class Alternating:
         self.asked = 0
         self.always: Action | None = None
 
-    def choose(self, private_tokens: int, cached_tokens: int, surviving_tokens: int) -> Action:
+    def choose(self, private_tokens: int, cached_tokens: int) -> Action:
         """See `Costs.choose`."""
-        assert 0 <= surviving_tokens <= private_tokens
+        assert private_tokens >= 0
         assert cached_tokens >= 0
         self.asked += 1
         if self.always is not None:
