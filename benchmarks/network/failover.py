@@ -629,7 +629,7 @@ def report(done: Survived, rows: list[CutRow], options: argparse.Namespace) -> s
         "",
         (
             f"{dt.datetime.now(dt.UTC).date()}, {hardware()}, Python {platform.python_version()}, "
-            f"load average {os.getloadavg()[0]:.1f} at the end."
+            f"load average {os.getloadavg()[0]:.1f} at the end{rank()}."
         ),
         (
             f"Command: `python benchmarks/network/failover.py {' '.join(sys.argv[1:])}`. The "
@@ -685,6 +685,13 @@ def report(done: Survived, rows: list[CutRow], options: argparse.Namespace) -> s
         "",
     ]
     return "\n".join(lines)
+
+
+def rank() -> str:
+    """Whether all of this ran before everything else on the machine (``chrt -r 1``)."""
+    if os.sched_getscheduler(0) != os.SCHED_RR:
+        return ""
+    return ", but run by `chrt -r 1`, before all else that the machine was busy with"
 
 
 def gap(streams: list[Stream]) -> str:
