@@ -188,7 +188,7 @@ class Distributor:
         self._nodes.blame(node, fault)
 
     async def _record(self, settled: Settled, close: bytes) -> None:
-        """Put an attempt on record, durably, before its last part is handed on."""
+        """Put an attempt on record, where no crash loses it, before its last part is handed on."""
         node = raw_public(settled.header.callee)
         made = task_record(settled, node, self._member.identity.raw)
         await self._confirmer.record(made, note=close)

@@ -154,7 +154,7 @@ class Carried:
         await self.leave()
 
     async def receive(self) -> Part:
-        """The next part, whoever made it. The last one is durable on record when it returns.
+        """The next part, whoever made it. The last one is on record when it returns.
 
         Raises:
             StarAIError: it cannot be carried on; see `StarAIError.retryable`.

@@ -64,8 +64,8 @@ _HOPELESS: Final = frozenset(
 class Outbox(Protocol):
     """What a confirmer needs of `starai.wire.outbox.Outbox`."""
 
-    async def append(self, topic: str, item: bytes) -> int:
-        """Keep ``item``; return its id once it is durable."""
+    async def append(self, topic: str, item: bytes, *, flushed: bool = True) -> int:
+        """Keep ``item``; return its id once it is durable, or at least written."""
         ...
 
     def keep(self, topic: str, item: bytes) -> int:
@@ -141,19 +141,20 @@ class Confirmer:
         self._pace = 0.75 + self.identity.raw[0] / 512
 
     async def record(self, record: TaskRecord, note: bytes = b"") -> None:
-        """Keep ``record`` until it is confirmed; returns once that is durable.
+        """Keep ``record`` until it is confirmed; returns once a crash of this party cannot lose it.
 
-        A ``note`` is kept beside it for this party itself, as `notes` has it after a restart.
+        A power cut cannot either, a little later: it loses more that was under way. A ``note`` is
+        kept beside it for this party itself, as `notes` has it after a restart.
 
         Raises:
             Overloaded: the outbox is full: the registry has been away for too long.
             StoreFailed: the disk failed.
         """
-        await self.outbox.append(self._topic, record.canonical() + note)
+        await self.outbox.append(self._topic, record.canonical() + note, flushed=False)
         self._news.set()
 
     def record_soon(self, record: TaskRecord) -> None:
-        """Keep ``record`` until it is confirmed; that is durable a little later.
+        """`record` without waiting: some milliseconds pass before a crash cannot lose it.
 
         Raises:
             Overloaded: the outbox is full: the registry has been away for too long.

@@ -18,7 +18,7 @@ class MemoryOutbox:
         self._last = 0
         self._items: dict[int, tuple[str, bytes]] = {}
 
-    async def append(self, topic: str, item: bytes) -> int:
+    async def append(self, topic: str, item: bytes, *, flushed: bool = True) -> int:
         """Keep ``item`` under ``topic``.
 
         Raises:

@@ -1,10 +1,10 @@
 """What must not be lost on its way out: a durable queue of messages, each kept until settled.
 
 At least once: an item is on disk before `Outbox.append` returns, and is given out again after any
-crash until `Outbox.settle` says that its receiver has it. Nobody waits for what `Outbox.keep`
-takes: `GATHER_S` later a crash of this process cannot lose it, `FLUSH_S` later a power cut cannot.
-SQLite in WAL mode holds it; all that arrives during one flush of the disk shares the next, and a
-thread of its own waits for the disk. Knows nothing of what the items mean or where they go.
+crash until `Outbox.settle` says that its receiver has it. Who cannot wait for the disk has an item
+written: what is written outlives this process, and is on disk `FLUSH_S` later, so that a power cut
+loses no more than that. SQLite in WAL mode holds it; all that arrives during one flush of the disk
+shares the next, in a thread of its own. Knows nothing of what the items mean or where they go.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ CREATE INDEX IF NOT EXISTS outbox_by_topic ON outbox (topic, id);
 class _Batch:
     """What one commit will do; ``done`` is set when it has been done or has failed."""
 
-    __slots__ = ("added", "done", "failure", "has_kept", "is_awaited", "settled")
+    __slots__ = ("added", "done", "failure", "flushes", "has_kept", "settled")
 
     def __init__(self) -> None:
         self.added: list[tuple[int, str, bytes]] = []
         self.settled: list[tuple[int]] = []
         #: Whether somebody waits until it is on disk; and whether it holds what nobody waits for.
-        self.is_awaited = self.has_kept = False
+        self.flushes = self.has_kept = False
         self.done = anyio.Event()
         self.failure: str = ""
 
@@ -70,7 +70,7 @@ class Outbox:
         ConfigurationRefused: another process has it open.
         StoreFailed: the file cannot be opened or is damaged.
     Its body is cancelled, and it raises:
-        StoreFailed: the disk did not take what `keep` had promised to keep.
+        StoreFailed: the disk did not take what was promised to be kept.
     """
 
     def __init__(self, path: Path, *, rows_max: int = ROWS_MAX) -> None:
@@ -127,10 +127,11 @@ class Outbox:
         """How many items wait, those included that are being written."""
         return self._depth
 
-    async def append(self, topic: str, item: bytes) -> int:
-        """Keep ``item``; its id, once it is on disk.
+    async def append(self, topic: str, item: bytes, *, flushed: bool = True) -> int:
+        """Keep ``item``; its id, once it is on disk, or at least written if not ``flushed``.
 
-        Cancelling the wait does not take the item back.
+        Cancelling the wait does not take the item back. Should the disk not take what was written,
+        this outbox's context ends with `StoreFailed`.
 
         Raises:
             Overloaded: the outbox is full: its receiver has been away for too long.
@@ -140,13 +141,11 @@ class Outbox:
         self._check_room(item)
         batch = await self._open_batch()
         id_ = self._add(batch, topic, item)
-        await self._committed(batch)
+        await self._committed(batch, flushed=flushed)
         return id_
 
     def keep(self, topic: str, item: bytes) -> int:
-        """Keep ``item``, on disk a little later; its id.
-
-        Should the disk not take it, this outbox's context ends with `StoreFailed`.
+        """Keep ``item``, without waiting: written `GATHER_S` later, and then as in `append`.
 
         Raises:
             Overloaded: the outbox is full, of items or of what waits for the disk.
@@ -216,8 +215,8 @@ class Outbox:
         if self._broken:
             raise StoreFailed(f"the outbox failed before: {self._broken}; restart the service")
 
-    async def _committed(self, batch: _Batch) -> None:
-        batch.is_awaited = True
+    async def _committed(self, batch: _Batch, *, flushed: bool = True) -> None:
+        batch.flushes |= flushed
         self._work.ring()
         self._hurry.ring()
         await batch.done.wait()
@@ -237,7 +236,7 @@ class Outbox:
             batch, self._batch = self._batch, _Batch()
             if not is_due and not len(batch):
                 continue  # it went with the one before
-            flushes = is_due or batch.is_awaited
+            flushes = is_due or batch.flushes
             await self._commit(batch, flushes=flushes)
             if batch.failure and (batch.has_kept or flush_at_s < math.inf):
                 self._lost = _not_written(batch)
