@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -198,6 +200,29 @@ def test_gateways_share_the_work_among_the_distributors(several: Up) -> None:
     by_name = {names[party]: number for party, number in done.items()}
     assert (by_name["gateway"], by_name["gateway-2"]) == (6, 6)
     assert min(by_name["distributor"], by_name["distributor-2"]) >= 3
+
+
+def test_a_request_that_one_distributor_is_too_busy_for_goes_to_another(several: Up) -> None:
+    """Beside one that says that it has room and then refuses, every answer comes, and is right."""
+    expected = "".join(pieces(client_of(several), 2, 5))
+    token = several.starai("tokens", "create", "--role", "distributor").strip()
+    program = str(Path(__file__).parent / "busy_distributor.py")
+    log = several.home / "busy.log"
+    with log.open("wb") as sink:
+        busy = subprocess.Popen(
+            [sys.executable, program, str(several.home / "busy"), "busy"],
+            env={**os.environ, "STARAI_TOKEN": token},
+            stdout=sink,
+        )
+    try:
+        limit = time.monotonic() + BACK_S
+        while not log.read_text():
+            assert "".join(pieces(client_of(several), 2, 5)) == expected
+            assert busy.poll() is None
+            assert time.monotonic() < limit, "nobody asked the busy one"
+    finally:
+        busy.kill()
+        busy.wait()
 
 
 @pytest.mark.timeout(180)
