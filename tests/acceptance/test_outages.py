@@ -134,7 +134,8 @@ def test_after_kill_9_of_everything_each_finished_task_is_on_record_once(
     while missing := set(finished) - set(counted(up)):
         assert time.monotonic() < limit, f"{len(missing)} of {len(finished)} are not on record"
         time.sleep(0.5)
-    assert {counted(up)[task] for task in finished} == {1}
+    on_record = counted(up)
+    assert {on_record[task] for task in finished} == {1}
     assert not json.loads(up.starai("ledger", "check", "--json"))["problems"]
     up.stop()
 
