@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import random  # noqa: TID251 - the one place
-import secrets  # noqa: TID251 - the one place
 from typing import Final, Protocol
 
 from starai.core.clock import Clock
@@ -30,11 +30,11 @@ class SystemRandomness:
 
     def take(self, num_bytes: int) -> bytes:
         """``num_bytes`` fresh bytes."""
-        return secrets.token_bytes(num_bytes)
+        return os.urandom(num_bytes)
 
     def fraction(self) -> float:
         """A number in [0, 1)."""
-        return secrets.randbits(53) / (1 << 53)
+        return (int.from_bytes(os.urandom(7), "big") >> 3) / (1 << 53)
 
 
 class SeededRandomness:

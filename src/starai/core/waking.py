@@ -67,19 +67,16 @@ class Bell:
             except RuntimeError:
                 await self._wait_for_event(until_s)
             else:
-                await self._wait_for_future(loop, until_s)
+                future = self._future = loop.create_future()
+                timer = None if until_s == math.inf else loop.call_at(until_s, _end, future)
+                try:
+                    await future
+                finally:
+                    self._future = None
+                    if timer is not None:
+                        timer.cancel()
         rung, self._rung = self._rung, False
         return rung
-
-    async def _wait_for_future(self, loop: asyncio.AbstractEventLoop, until_s: float) -> None:
-        future = self._future = loop.create_future()
-        timer = None if until_s == math.inf else loop.call_at(until_s, _end, future)
-        try:
-            await future
-        finally:
-            self._future = None
-            if timer is not None:
-                timer.cancel()
 
     async def _wait_for_event(self, until_s: float) -> None:
         self._event = anyio.Event()

@@ -160,12 +160,13 @@ class Carried:
             StarAIError: it cannot be carried on; see `StarAIError.retryable`.
         """
         while True:
-            if not self._attempts:
+            if self._attempts:
+                part = await self._read()
+                if part is not None:
+                    return part
+                await self._see_to_what_is_due()
+            else:
                 await self._begin()
-            part = await self._read()
-            if part is not None:
-                return part
-            await self._see_to_what_is_due()
             if self._attempts:
                 await self._wait()
 

@@ -178,6 +178,10 @@ class Ladder:
             return True
         return past.rung is Rung.QUARANTINED and now_s >= past.until_s and not past.probing
 
+    def __contains__(self, party: PartyId) -> bool:
+        """Whether there is anything to say of it."""
+        return party in self._pasts
+
     def is_last_resort(self, party: PartyId, now_s: float) -> bool:
         """Whether it may have a task although it rests, when nobody else serves the model."""
         past = self._look(party, now_s)

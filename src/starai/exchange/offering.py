@@ -107,15 +107,15 @@ class Offering:
         member: Member,
         on_fault: Callable[[PartyId, Fault], None] | None = None,
         *,
-        closes_lazily: bool = False,
+        closes_finished: bool = True,
     ) -> None:
         """Offer as ``member``.
 
         With ``on_fault``, what callees send beside their answers is held against them, and who
         floods is not listened to for a while. Without it they are trusted that far: a gateway
         that hangs up on thousands of answers must not shut out its distributor for the rest.
-        With ``closes_lazily`` the close of an answer that was read to its end may wait for another
-        message to travel with: for callees that keep no books by it.
+        Without ``closes_finished`` nothing more is said of an answer that was read to its end: to
+        callees that keep no books by it (see `starai.exchange.serving.Serving`).
         """
         self._member = member
         self._wire = member.wire
@@ -125,7 +125,7 @@ class Offering:
         self._lines: dict[PartyId, _Line] = {}
         self._closed: OrderedDict[TaskKey, tuple[str, bytes]] = OrderedDict()
         self._on_fault = on_fault
-        self._closes_lazily = closes_lazily
+        self._closes_finished = closes_finished
         self._guard = Guard(UNAWAITED_PER_S, UNAWAITED_BURST)
 
     @asynccontextmanager
@@ -176,7 +176,8 @@ class Offering:
         line = self._line_of(stream)
         if line is not None and stream.accepted_seq:
             line.opening = None
-        self._close(key, stream)
+        if self._closes_finished or not stream.finished:  # else there is nothing to stop
+            self.say_closed(key, stream.subject, self.closing(stream))
 
     def lose(self, callee: PartyId) -> None:
         """Fail every exchange with a callee that is known to be gone."""
@@ -258,20 +259,11 @@ class Offering:
         return encode(msgspec.structs.replace(close, tag=close_tag(stream.keys, close)))
 
     def say_closed(self, key: TaskKey, subject: str, frame: bytes) -> None:
-        """Say a close that an earlier self may not have said, now and when it is asked for."""
-        self._remember(key, subject, frame)
-        self._wire.publish_soon(subject, frame)
-
-    def _remember(self, key: TaskKey, subject: str, frame: bytes) -> None:
+        """Say a close, now and when it is asked for; perhaps one that an earlier self made."""
         self._closed[key] = (subject, frame)
         while len(self._closed) > CLOSED_REMEMBERED_MAX:
             self._closed.popitem(last=False)
-
-    def _close(self, key: TaskKey, stream: AnswerStream) -> None:
-        frame = self.closing(stream)
-        self._remember(key, stream.subject, frame)
-        lazily = self._closes_lazily and stream.finished  # else there is something to stop
-        self._wire.publish_soon(stream.subject, frame, lazily=lazily)
+        self._wire.publish_soon(subject, frame)
 
     def _on_answer(self, delivery: Delivery) -> None:
         callee = PartyId(delivery.subject.split(".")[2])

@@ -63,7 +63,8 @@ class AnswerStream:
         self._embedding = b""
         self._tokens_max = tokens_max
         self._signs = 0
-        self._began_s = loop_time()
+        #: When the first sign of life came.
+        self._signs_s = 0.0
         self._closed_ms: int | None = None
         self._is_forgone = False
 
@@ -75,10 +76,11 @@ class AnswerStream:
         Raises:
             AttemptFailed: the callee refused, broke the chain, contradicts itself or is gone.
         """
-        while (sealed := self._early.pop(self._opener.seq, None)) is None:
+        sealed = self._early.pop(self._opener.seq, None) if self._early else None
+        while sealed is None:
             if not self._mail.has_news:
                 return None
-            self._sort()
+            sealed = self._sort()
         return self._open(sealed)
 
     async def receive(self, silence_s: float = SILENCE_S) -> Part:
@@ -120,7 +122,8 @@ class AnswerStream:
         """Hand in what came."""
         self._mail.put(mail)
 
-    def _sort(self) -> None:
+    def _sort(self) -> bytes | None:
+        """Put away what came next; the sealed chunk, if it is its turn."""
         try:
             mail = self._mail.pop()
         except MailboxOverflow as error:
@@ -128,6 +131,8 @@ class AnswerStream:
         match mail:
             case Answer(seq=seq, sealed=sealed):
                 ahead = seq - self._opener.seq
+                if ahead == 0:
+                    return sealed
                 if ahead < 0:
                     self._check_repeated(ahead, sealed)
                 elif ahead < EARLY_MAX and self._early.setdefault(seq, sealed) != sealed:
@@ -136,6 +141,7 @@ class AnswerStream:
                 raise AttemptFailed(FailureKind.REFUSED, code, retry_after_ms)
             case FailureKind():
                 raise AttemptFailed(mail)
+        return None
 
     def _check_repeated(self, ahead: int, sealed: bytes) -> None:
         """A chunk that was read may come again, but not another one under its number."""
@@ -162,7 +168,10 @@ class AnswerStream:
         return part
 
     def _count_sign(self) -> None:
+        now_s = loop_time()
+        if not self._signs:
+            self._signs_s = now_s
         self._signs += 1
-        passed_s = loop_time() - self._began_s
+        passed_s = now_s - self._signs_s
         if self._signs > SIGNS_BURST + SIGNS_PER_S * passed_s:
             raise AttemptFailed(FailureKind.FLOOD)

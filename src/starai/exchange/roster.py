@@ -98,8 +98,8 @@ class Roster:
         self._parties: dict[PartyId, _Party] = {}
         self._pools: dict[bytes, Pool] = {}
         # Moved in their pools before somebody looks there, and not for every task that comes and
-        # goes in between; a dict, for its order.
-        self._changed: dict[PartyId, None] = {}
+        # goes in between. Whether more than a party's tasks may have changed; in order.
+        self._changed: dict[PartyId, bool] = {}
         self._next_place = 0
 
     def __len__(self) -> int:
@@ -185,16 +185,23 @@ class Roster:
             self.on_served()
 
     def changed(self, party: PartyId) -> None:
-        """Something about a party is different: its tasks, or its place on the ladder."""
-        self._changed[party] = None
+        """Something about a party is different, such as its place on the ladder."""
+        self._changed[party] = True
+
+    def _worked(self, party: PartyId) -> None:
+        """A task of a party began or ended; what time alone changes, its next beat will tell."""
+        self._changed[party] = self._changed.get(party, False) or party in self._ladder
 
     def _settle(self) -> None:
         now_s = self._clock.monotonic_s()
-        for party in self._changed:
+        for party, in_all in self._changed.items():
             known = self._parties.get(party)
             if known is not None:
                 for model in known.beat.models[:TOLD_AT_ONCE_MAX]:
-                    self._put(known, model, now_s)
+                    if in_all:
+                        self._put(known, model, now_s)
+                    else:
+                        self._reload(known, model.model_root, now_s)
         self._changed.clear()
 
     def hold(
@@ -220,7 +227,7 @@ class Roster:
             prekey = self._sound_prekey(known, now_s)
             if prekey is None:
                 # Whoever is found to be unsound is not found again, so that this ends.
-                pool.put(msgspec.structs.replace(chosen, banned=True), now_s)
+                pool.put(msgspec.structs.replace(chosen, banned=True))
                 continue
             self._next_place += 1
             known.places.add(self._next_place)
@@ -231,7 +238,7 @@ class Roster:
                 reading = reading_s(demand, chosen, hit) * (1 + self.num_peers)
                 known.free_at_s = max(now_s, known.free_at_s) + reading
             self._ladder.began(party, now_s)
-            self.changed(party)
+            self._worked(party)
             return Target(party, self._role, prekey, self._next_place)
         return None
 
@@ -250,7 +257,7 @@ class Roster:
             known.places.discard(target.place)
             if not known.places and not known.others:
                 known.free_at_s = 0.0  # who has no tasks has nothing to read
-            self.changed(target.callee)
+            self._worked(target.callee)
 
     def _put(self, known: _Party, model: ServedModel, now_s: float) -> None:
         model = self.believe(known.beat.party, model)
@@ -259,7 +266,21 @@ class Roster:
         if pool is None:
             pool = self._pools[model.model_root] = Pool()
         if pool.get(candidate.party) != candidate:
-            pool.put(candidate, now_s)
+            pool.put(candidate)
+
+    def _reload(self, known: _Party, model_root: bytes, now_s: float) -> None:
+        """Its tasks alone are different."""
+        pool = self._pools[model_root]
+        before = pool.get(known.beat.party)
+        if before is not None:
+            pool.put(
+                msgspec.structs.replace(
+                    before,
+                    running=len(known.places) + known.others,
+                    unseen=known.unheard * self.num_peers,
+                    free_at_s=known.free_at_s if known.free_at_s > now_s else 0.0,
+                )
+            )
 
     def _candidate(self, known: _Party, model: ServedModel, now_s: float) -> Candidate:
         beat, ladder = known.beat, self._ladder

@@ -89,13 +89,15 @@ class _Task:
             regions=regions,
         )
         self.hashes: list[int] = []
-        self.news = anyio.Event()
+        #: What its waiting waits for; who is placed at once never waits.
+        self.news: anyio.Event | None = None
         self.target: Target | None = None
         self.error: StarAIError | None = None
 
     def settle(self, target: Target | None, error: StarAIError | None = None) -> None:
         self.target, self.error = target, error
-        self.news.set()
+        if self.news is not None:
+            self.news.set()
 
 
 class Routing:
@@ -216,9 +218,9 @@ class Routing:
             self._refuse_late(task)
             self._grant(task.journey.model_root)
             if task.target is None and task.error is None:
-                task.news = anyio.Event()
+                news = task.news = anyio.Event()
                 with anyio.move_on_after(self._pause_s(task)):
-                    await task.news.wait()
+                    await news.wait()
         return task.target
 
     def _pause_s(self, task: _Task) -> float:

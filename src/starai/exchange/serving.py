@@ -193,7 +193,8 @@ class Serving:
         """Serve in ``role`` whoever has one of ``caller_roles``.
 
         ``handler`` answers one task and raises `Refused` to refuse; ``on_settled`` is told how
-        each attempt with accepted tokens ended, and may raise `Overloaded`.
+        each attempt with accepted tokens ended, and may raise `Overloaded`. Without it no close is
+        waited for.
         """
         self._member = member
         self._wire = member.wire
@@ -348,7 +349,8 @@ class Serving:
             task.over_s = loop_time()
         finally:
             # Whoever accepted nothing owes no close, and who is cancelled has no time for one.
-            if task.over_s is None or task.close is not None or not task.has_sent:
+            owed = task.has_sent and self._on_settled is not None
+            if task.over_s is None or task.close is not None or not owed:
                 self._settle(key, task)
 
     async def _work(self, task: ServedTask) -> None:

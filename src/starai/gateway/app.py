@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import traceback
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -239,7 +239,9 @@ class GatewayApp:
             good = reply.complete and reply.status == 200 and not reply.failed
             self._recordings.close(name, recording, keep=good)
 
-    async def _attended(self, work: Awaitable[None], audience: Audience, reply: Reply) -> None:
+    async def _attended(
+        self, work: Coroutine[object, object, None], audience: Audience, reply: Reply
+    ) -> None:
         """Do ``work`` until it is done, its client leaves or its time is up.
 
         Raises:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import enum
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from typing import Final
 
 import anyio
 
 from starai.core.clock import Clock
+from starai.core.cutting import Cut
 from starai.core.errors import Overloaded
 from starai.gateway.incoming import Audience
 from starai.gateway.replies import Reply
@@ -37,17 +38,17 @@ class Ending(enum.Enum):
 class _Attended:
     """A request in progress."""
 
-    __slots__ = ("late", "reply", "scope")
+    __slots__ = ("cut", "late", "reply")
 
     def __init__(self, reply: Reply) -> None:
         self.reply = reply
-        self.scope = anyio.CancelScope()
+        self.cut = Cut()
         self.late = False
 
     def end(self) -> None:
         """Cancel the work, unless only its clearing up is left."""
         if not self.reply.complete:
-            self.scope.cancel()
+            self.cut.make()
 
 
 class Attendance:
@@ -80,22 +81,25 @@ class Attendance:
                     with contextlib.suppress(Overloaded):
                         one.reply.say(_HEARTBEAT)
 
-    async def attend(self, work: Awaitable[None], audience: Audience, reply: Reply) -> Ending:
+    async def attend(
+        self, work: Coroutine[object, object, None], audience: Audience, reply: Reply
+    ) -> Ending:
         """Do ``work``, which writes ``reply``, until it is done, its client leaves or time is up.
 
         ``reply.streaming`` says whether silence may be broken.
         """
+        if audience.gone:
+            work.close()
+            return Ending.GONE
         one = _Attended(reply)
         self._attended.add(one)
         audience.on_gone = one.end
         try:
-            with one.scope:
-                if audience.gone:
-                    one.scope.cancel()
+            with one.cut:
                 await work
         finally:
             self._attended.discard(one)
             audience.on_gone = None
-        if reply.complete or not one.scope.cancel_called:
+        if reply.complete or not one.cut.made:
             return Ending.DONE
         return Ending.LATE if one.late else Ending.GONE

@@ -38,7 +38,7 @@ class Dispatch:
         self._done = 0
         self._models: tuple[ServedModel, ...] = ()
         self._looked_s = float("-inf")
-        self._offering = Offering(member, closes_lazily=True)
+        self._offering = Offering(member, closes_finished=False)
         self._pinger = Pinger(member)
         self._wanted = Wanted(member.clock)
         self._routing = Routing(

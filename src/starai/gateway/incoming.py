@@ -7,6 +7,7 @@ models or keys.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -127,7 +128,7 @@ class Incoming(Audience):
             RequestRefused: the address, the headers or the length of the body are impossible.
         """
         found = dict(self.headers)
-        if sum(len(name) + len(value) for name, value in self.headers) > _HEAD_BYTES_MAX:
+        if sum(map(len, chain.from_iterable(self.headers))) > _HEAD_BYTES_MAX:
             raise RequestRefused("The request headers are too large.", reason=None, status=431)
         if len(self.target) > _URL_BYTES_MAX:
             raise RequestRefused("The URL is too long.", reason=None, status=414)

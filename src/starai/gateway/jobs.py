@@ -44,6 +44,7 @@ class Job:
         "model",
         "owed",
         "prompt_tokens",
+        "reserved",
         "started",
         "tasks",
     )
@@ -64,6 +65,8 @@ class Job:
         self.created = now_ms // 1000
         #: Each prompt counted once, however many choices answer it.
         self.prompt_tokens = prompt_tokens
+        #: The most tokens that this can use.
+        self.reserved = prompt_tokens + sum([task.generation.max_tokens for task in tasks])
         self.completion_tokens = 0
         #: What the tasks that ended cost by the tokens seen of them, in nano-USD.
         self.cost = 0
@@ -97,11 +100,6 @@ class Job:
         elif not task.generation.whole:
             most = min(most, answer_tokens + _UNSEEN_TOKENS_MAX)
         self.owed += task.price.charge(prompt, most)
-
-    @property
-    def reserved(self) -> int:
-        """The most tokens that this can use."""
-        return self.prompt_tokens + sum(task.generation.max_tokens for task in self.tasks)
 
     @property
     def used(self) -> int:

@@ -1,10 +1,11 @@
 """The candidates for one model, kept in order, so that a choice need not look at all of them.
 
-For three shapes of task (a long prompt, a usual one, a long answer) every open candidate lies in a
-bucket by its estimated finish time; a bucket is a quarter wider than the one before. Whatever
-changes a candidate moves it, in constant time. A choice takes some of the fastest buckets of the
-shape that is nearest to its task, adds those whose prefix cache helps, and estimates only these
-exactly. Within a bucket it begins at a random place: candidates there are about equal.
+A choice among a few candidates estimates them all exactly. Among many, for three shapes of task (a
+long prompt, a usual one, a long answer), every open candidate lies in a bucket by its estimated
+finish time; a bucket is a quarter wider than the one before. Whatever changes a candidate moves it,
+in constant time, before the shape's buckets are next looked at. A choice takes some of the fastest
+buckets of the shape that is nearest to its task, adds those whose prefix cache helps, and estimates
+only these exactly. Within a bucket it begins at a random place: candidates there are about equal.
 
 It does not know where candidates come from, nor who waits.
 """
@@ -74,10 +75,12 @@ class Best(msgspec.Struct, frozen=True):
 class _Entry:
     """A candidate and where it lies: its bucket and its place there, for each shape."""
 
-    __slots__ = ("buckets", "candidate", "places")
+    __slots__ = ("buckets", "candidate", "is_open", "places")
 
     def __init__(self, candidate: Candidate) -> None:
         self.candidate = candidate
+        #: Whether it could take a task now.
+        self.is_open = False
         self.buckets = [-1] * len(SHAPES)
         self.places = [0] * len(SHAPES)
 
@@ -85,7 +88,7 @@ class _Entry:
 class _Lane:
     """All open candidates in order of their finish times for one shape."""
 
-    __slots__ = ("buckets", "demand", "number", "occupied")
+    __slots__ = ("buckets", "changed", "demand", "number", "occupied")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -93,8 +96,22 @@ class _Lane:
         self.buckets: list[list[_Entry]] = [[] for _ in range(_BUCKETS)]
         #: A bit for each bucket that holds somebody.
         self.occupied = 0
+        #: Those that may lie wrongly since they changed; a dict, for its order.
+        self.changed: dict[_Entry, None] = {}
 
-    def move(self, entry: _Entry, bucket: int) -> None:
+    def settle(self, now_s: float) -> None:
+        """Put those that changed where they belong now."""
+        for entry in self.changed:
+            is_open = entry.is_open
+            self._move(entry, _bucket(self.demand, entry.candidate, now_s) if is_open else -1)
+        self.changed.clear()
+
+    def drop(self, entry: _Entry) -> None:
+        """Forget one that is gone."""
+        self.changed.pop(entry, None)
+        self._move(entry, -1)
+
+    def _move(self, entry: _Entry, bucket: int) -> None:
         """Put the entry into a bucket; -1 takes it out."""
         before = entry.buckets[self.number]
         if before == bucket:
@@ -174,7 +191,7 @@ class Pool:
         entry = self._entries.get(party)
         return entry.candidate if entry else None
 
-    def put(self, candidate: Candidate, now_s: float) -> None:
+    def put(self, candidate: Candidate) -> None:
         """A candidate came, or something about it changed."""
         entry = self._entries.get(candidate.party)
         if entry is None:
@@ -190,9 +207,11 @@ class Pool:
             self._resting[candidate.party] = entry
         else:
             self._resting.pop(candidate.party, None)
-        self._num_open += (why_not is None) - (entry.buckets[0] >= 0)
+        is_open = why_not is None
+        self._num_open += is_open - entry.is_open
+        entry.is_open = is_open
         for lane in self._lanes:
-            lane.move(entry, _bucket(lane.demand, candidate, now_s) if why_not is None else -1)
+            lane.changed[entry] = None
 
     def drop(self, party: str) -> None:
         """A candidate is gone."""
@@ -201,9 +220,9 @@ class Pool:
             return
         self._resting.pop(party, None)
         self._num_sound -= _is_sound(entry.candidate)
-        self._num_open -= entry.buckets[0] >= 0
+        self._num_open -= entry.is_open
         for lane in self._lanes:
-            lane.move(entry, -1)
+            lane.drop(entry)
 
     def choose(
         self,
@@ -221,7 +240,12 @@ class Pool:
         when there are no others at all, or ``even_resting`` says so and no other can.
         """
         if self._num_open:
-            able = self._examine(demand, chance, cached, excluded)
+            if len(self._entries) <= EXAMINED_MAX:
+                able = self._all_able(demand, excluded)
+            else:
+                able = self._examine(demand, now_s, chance, cached, excluded)
+            if len(able) == 1:
+                return able[0]
             if able:
                 ranked = [(finish_ms(demand, c, now_s, cached.get(c.party, 0.0)), c) for c in able]
                 ranked.sort(key=_by_estimate)
@@ -232,9 +256,20 @@ class Pool:
         able = [one for one in last if unfit(demand, one) is None]
         return min(able, key=lambda c: (finish_ms(demand, c, now_s), c.party)) if able else None
 
+    def _all_able(self, demand: Demand, excluded: Collection[str]) -> list[Candidate]:
+        """All that can take the task: few enough to look at each."""
+        return [
+            entry.candidate
+            for entry in self._entries.values()
+            if entry.is_open
+            and entry.candidate.party not in excluded
+            and unfit(demand, entry.candidate) is None
+        ]
+
     def _examine(
         self,
         demand: Demand,
+        now_s: float,
         chance: Callable[[], float],
         cached: Mapping[str, float],
         excluded: Collection[str],
@@ -244,12 +279,14 @@ class Pool:
         helpful = sorted(cached, key=cached.__getitem__, reverse=True)[:CACHED_MAX]
         for party in helpful:
             entry = self._entries.get(party)
-            if entry is None or entry.buckets[0] < 0 or party in excluded:
+            if entry is None or not entry.is_open or party in excluded:
                 continue
             if unfit(demand, entry.candidate) is None:
                 found.append(entry.candidate)
         enough = len(found) + EXAMINED_MAX
-        for entry in self._lanes[_shape(demand)].walk(chance):
+        lane = self._lanes[_shape(demand)]
+        lane.settle(now_s)
+        for entry in lane.walk(chance):
             candidate = entry.candidate
             if candidate.party in excluded or candidate.party in helpful:
                 continue

@@ -55,9 +55,11 @@ def _plain(message: Message) -> Message:
     if message["role"] == "tool":
         content = f"<tool_response>\n{message['content']}\n</tool_response>"
         return {"role": "user", "content": content}
+    if not message.get("tool_calls"):
+        return {"role": message["role"], "content": message.get("content") or ""}
     calls = [
         f"{CALL_BEGIN}\n{json.dumps(call['function'], ensure_ascii=False)}\n{CALL_END}"
-        for call in message.get("tool_calls", ())
+        for call in message["tool_calls"]
     ]
     content = "\n".join([*filter(None, [message.get("content", "")]), *calls])
     return {"role": message["role"], "content": content}

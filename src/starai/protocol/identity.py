@@ -99,6 +99,8 @@ class Identity:
         self.kind = kind
         self.raw = bytes(self._key.verify_key)
         self.nkey = public_nkey(kind, self.raw)
+        #: The public nkey as a party's name.
+        self.party = PartyId(self.nkey)
 
     @classmethod
     def create(cls, randomness: Randomness, kind: KeyKind = KeyKind.USER) -> Identity:
@@ -113,11 +115,6 @@ class Identity:
         if len(body) != 34 or body[0] & 0xF8 != _SEED or kind_value not in list(KeyKind):
             raise ConfigurationRefused("not an nkey seed: expected a line that begins with S")
         return cls(body[2:], KeyKind(kind_value))
-
-    @property
-    def party(self) -> PartyId:
-        """The public nkey as a party's name."""
-        return PartyId(self.nkey)
 
     @property
     def seed(self) -> str:

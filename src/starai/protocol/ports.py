@@ -53,11 +53,8 @@ class Wire(Protocol):
         """
         ...
 
-    def publish_soon(self, subject: str, payload: bytes, *, lazily: bool = False) -> None:
-        """Send from a place that cannot wait; drops the message when the connection is down.
-
-        ``lazily``: it may wait for another to travel with, for some hundredths of a second.
-        """
+    def publish_soon(self, subject: str, payload: bytes) -> None:
+        """Send from a place that cannot wait; drops the message when the connection is down."""
         ...
 
     def subscribe(

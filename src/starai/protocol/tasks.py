@@ -78,9 +78,8 @@ class TaskHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_
         Raises:
             MalformedFrame: a field is outside its range.
         """
-        widths = (16, 16, 32, 32)
-        fixed = (self.task_id, self.session_id, self.model_root, self.request_hash)
-        if any(len(value) != width for value, width in zip(fixed, widths, strict=True)):
+        ids = (len(self.task_id), len(self.session_id))
+        if ids != (16, 16) or (len(self.model_root), len(self.request_hash)) != (32, 32):
             raise MalformedFrame("a task header has a field of the wrong length")
         try:
             return _HEADER.pack(

@@ -26,8 +26,6 @@ LINE_BYTES_MAX: Final = 65_536
 MESSAGE_BYTES_MAX: Final = 2 * FRAME_BYTES_MAX
 #: Commands gathered in one turn of the event loop before they are written out early.
 _GATHERED_BYTES_MAX: Final = 262_144
-#: How long a command that is in no hurry waits for another to travel with.
-LAZY_S: Final = 0.05
 #: The kernel takes no more: publishers that can wait do so from here on.
 _CONGESTED_BYTES: Final = 1 << 20
 
@@ -66,9 +64,8 @@ class Link(asyncio.Protocol):
         self._needed = 0
         self._gathered: list[bytes] = []
         self._gathered_bytes = 0
-        #: When the gathered commands are written out: at the end of this turn, or a little later.
+        #: Writes out what is gathered, at the end of this turn.
         self._due: asyncio.Handle | None = None
-        self._is_lazy = False
         self._pongs: deque[asyncio.Future[None]] = deque()
         self._drained = anyio.Event()
         self._paused = False
@@ -77,19 +74,8 @@ class Link(asyncio.Protocol):
 
     def send(self, command: bytes) -> None:
         """Send whole protocol lines, gathered with all others of this turn of the loop."""
-        if self._due is None or self._is_lazy:
-            if self._due is not None:
-                self._due.cancel()
-            self._due, self._is_lazy = self._loop.call_soon(self._flush), False
-        self._gather(command)
-
-    def send_lazily(self, command: bytes) -> None:
-        """Send whole protocol lines with the next that are sent, or within `LAZY_S`."""
         if self._due is None:
-            self._due, self._is_lazy = self._loop.call_later(LAZY_S, self._flush), True
-        self._gather(command)
-
-    def _gather(self, command: bytes) -> None:
+            self._due = self._loop.call_soon(self._flush)
         self._gathered.append(command)
         self._gathered_bytes += len(command)
         if self._gathered_bytes > _GATHERED_BYTES_MAX:

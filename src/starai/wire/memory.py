@@ -307,7 +307,7 @@ class MemoryWire:
         if len(self._network._ready) >= _BURST:
             await checkpoint()
 
-    def publish_soon(self, subject: str, payload: bytes, *, lazily: bool = False) -> None:
+    def publish_soon(self, subject: str, payload: bytes) -> None:
         """Send from a place that cannot wait; see `starai.protocol.ports.Wire.publish_soon`."""
         check_subject(subject)
         fits = len(payload) <= FRAME_BYTES_MAX and not self._network._full()

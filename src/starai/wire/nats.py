@@ -13,6 +13,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import anyio
@@ -47,6 +48,8 @@ RETRY_FIRST_S: Final = 0.05
 RETRY_LAST_S: Final = 0.5
 #: A refused party may be let in again (or renew), but has no reason to hurry.
 RETRY_REFUSED_S: Final = 5.0
+#: Subjects that are kept written out: those of a busy party's counterparts come up all the time.
+SUBJECTS_KEPT: Final = 4096
 #: What `publish_soon` may pile up on a connection that takes no more.
 BACKLOG_BYTES_MAX: Final = 16 << 20
 
@@ -155,7 +158,7 @@ class NatsWire:
         if link.congested:
             await link.wait_drained()
 
-    def publish_soon(self, subject: str, payload: bytes, *, lazily: bool = False) -> None:
+    def publish_soon(self, subject: str, payload: bytes) -> None:
         """Send from a place that cannot wait; see `starai.protocol.ports.Wire.publish_soon`."""
         command = self._command(subject, payload, "")
         link = self._link
@@ -163,8 +166,6 @@ class NatsWire:
             self._buffer.keep(command)
         elif link is None or (link.congested and link.backlog_bytes > BACKLOG_BYTES_MAX):
             event(_LOG, "wire.dropped", logging.DEBUG, party=self.party, subject=subject)
-        elif lazily:
-            link.send_lazily(command)
         else:
             link.send(command)
 
@@ -238,12 +239,13 @@ class NatsWire:
     # -- sending ----------------------------------------------------------------------------
 
     def _command(self, subject: str, payload: bytes, reply: str) -> bytes:
-        check_subject(subject)
         link = self._link
         if link is not None and len(payload) > link.info.max_payload:
             raise RequestTooLarge(f"a message has at most {link.info.max_payload} bytes")
-        to = f"{subject} {reply}" if reply else subject
-        return b"PUB %b %d\r\n%b\r\n" % (to.encode(), len(payload), payload)
+        to = _written(subject)
+        if reply:
+            to = b"%b %b" % (to, reply.encode())
+        return b"PUB %b %d\r\n%b\r\n" % (to, len(payload), payload)
 
     def _send_all(self, command: bytes) -> None:
         for link in (self._link, self._next):
@@ -405,6 +407,13 @@ class NatsWire:
             handover.finish()
             self._buffer.send_to(new)
         event(_LOG, "wire.renewed", party=self.party)
+
+
+@lru_cache(SUBJECTS_KEPT)
+def _written(subject: str) -> bytes:
+    """A subject as it is written out, once it is seen to be one."""
+    check_subject(subject)
+    return subject.encode()
 
 
 def _fail(answer: asyncio.Future[bytes], why: Exception) -> None:

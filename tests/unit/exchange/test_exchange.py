@@ -20,10 +20,11 @@ from starai.exchange.carrying import Carrier, Journey
 from starai.exchange.offering import Ask, Offering
 from starai.exchange.serving import Refused, ServedTask, Serving
 from starai.protocol import tokens
+from starai.protocol.frames import peek
 from starai.protocol.generation import Finish, Generation, Sampling
 from starai.protocol.identity import PartyId
-from starai.protocol.subjects import Role
-from starai.protocol.tasks import RefusalCode
+from starai.protocol.subjects import Role, offer
+from starai.protocol.tasks import Close, Offer, RefusalCode
 from starai.testing.parties import Parties
 from starai.wire.memory import Faults, MemoryNetwork
 
@@ -275,6 +276,31 @@ async def test_a_close_that_got_lost_is_said_again() -> None:
         made.parties.network.faults = Faults()
         await anyio.sleep(5)
         assert [tokens.count(one.ids) for one in made.settled] == [LENGTH]
+
+
+async def test_nothing_is_said_of_a_whole_answer_to_a_callee_without_books() -> None:
+    """A callee that keeps no books is done with its last chunk; left in the middle, it is told."""
+    async with scene() as made:
+        made.offering = Offering(made.caller, closes_finished=False)
+        member = made.parties.join(Role.NODE)
+        serving = Serving(member, Role.NODE, (Role.DISTRIBUTOR,), answer_all)
+        await made.group.start(serving.run)
+        target = Target(member.identity.party, Role.NODE, serving.prekey)
+        said: list[type | None] = []
+        subject = offer(Role.NODE, target.callee)
+        async with (
+            made.offering.running(),
+            member.wire.subscribe(subject, lambda one: said.append(peek(one.payload))),
+        ):
+            assert await read_all(made, target) == WHOLE
+            await anyio.sleep(0.05)
+            assert not serving.num_open
+            assert said == [Offer]
+            async with made.offering.offer(made.ask(target, b"u" * 16)) as answer:
+                await answer.receive()
+            await anyio.sleep(0.05)
+            assert not serving.num_open
+            assert said == [Offer, Offer, Close]
 
 
 async def test_a_close_is_awaited_for_as_long_as_the_line_is_down() -> None:

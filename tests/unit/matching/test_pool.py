@@ -16,9 +16,11 @@ from starai.matching.finish_time import finish_ms
 from starai.matching.pool import BEST_FOR_S, SHORT
 
 DEMAND = Demand(100, 100)
+#: Some more than are all looked at.
+PARTIES = "ABCDEFGHIJKLMNOPQRSTUVWX"
 CANDIDATES = st.builds(
     Candidate,
-    party=st.sampled_from("ABCDEFGH"),
+    party=st.sampled_from(PARTIES),
     slots=st.integers(0, 3),
     running=st.integers(0, 3),
     context_length=st.integers(50, 400),
@@ -48,7 +50,7 @@ def always_first() -> float:
 def pool_of(*candidates: Candidate) -> Pool:
     pool = Pool()
     for one in candidates:
-        pool.put(one, 0.0)
+        pool.put(one)
     return pool
 
 
@@ -117,7 +119,7 @@ def test_what_the_best_offer_bounds_what_anybody_can_do() -> None:
     pool.drop("fast")
     assert pool.best(0.1).least_s(demand) < 3
     assert pool.best(BEST_FOR_S).least_s(demand) > 200
-    pool.put(Candidate("new", 4, 0, 4096), 1.0)
+    pool.put(Candidate("new", 4, 0, 4096))
     assert pool.best(1.0).least_s(demand) == 0.0
 
 
@@ -152,9 +154,14 @@ class PoolAgainstScan(RuleBasedStateMachine):
     @rule(candidate=CANDIDATES)
     def put(self, candidate: Candidate) -> None:
         self.table[candidate.party] = candidate
-        self.pool.put(candidate, 0.0)
+        self.pool.put(candidate)
 
-    @rule(party=st.sampled_from("ABCDEFGH"))
+    @rule(candidates=st.lists(CANDIDATES, min_size=12, max_size=20))
+    def put_many(self, candidates: list[Candidate]) -> None:
+        for one in candidates:
+            self.put(one)
+
+    @rule(party=st.sampled_from(PARTIES))
     def drop(self, party: str) -> None:
         self.table.pop(party, None)
         self.pool.drop(party)
@@ -187,7 +194,10 @@ class PoolAgainstScan(RuleBasedStateMachine):
         assert all(best.raised(one) == best for one in there)
         for lane in self.pool._lanes:
             members = [entry for bucket in lane.buckets for entry in bucket]
-            assert sorted(e.candidate.party for e in members) == sorted(c.party for c in able)
+            assert {entry.candidate.party for entry in (*members, *lane.changed)} <= {*self.table}
+            settled = {e.candidate.party for e in members if e not in lane.changed}
+            changed = {entry.candidate.party for entry in lane.changed}
+            assert settled == {one.party for one in able} - changed
             bits = sum(1 << number for number, bucket in enumerate(lane.buckets) if bucket)
             assert lane.occupied == bits
             for number, bucket in enumerate(lane.buckets):

@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given, settings, strategies as st
 
 from starai.protocol.ports import Delivery
-from starai.wire.link import LAZY_S, MESSAGE_BYTES_MAX, Link
+from starai.wire.link import MESSAGE_BYTES_MAX, Link
 
 
 def read(chunks: list[bytes]) -> tuple[list[tuple[int, Delivery, bool]], Link]:
@@ -95,20 +95,18 @@ class Sink(asyncio.Transport):
         pass
 
 
-def test_what_is_in_no_hurry_travels_with_the_next() -> None:
-    """A lazy command waits for one that is sent, in its order; alone, not for long."""
+def test_what_is_sent_in_one_turn_of_the_loop_is_written_once() -> None:
+    """Commands of one turn travel together, in their order; nothing waits for a later turn."""
 
     async def run() -> list[bytes]:
         link, sink = Link(lambda *_: None, lambda _link, _fault: None), Sink()
         link.connection_made(sink)
-        link.send_lazily(b"a")
-        await asyncio.sleep(0)
-        assert sink.writes == []
+        link.send(b"a")
         link.send(b"b")
-        link.send_lazily(b"c")
-        await asyncio.sleep(0.01)
-        link.send_lazily(b"d")
-        await asyncio.sleep(4 * LAZY_S)
+        assert sink.writes == []
+        await asyncio.sleep(0)
+        link.send(b"c")
+        await asyncio.sleep(0)
         return sink.writes
 
-    assert asyncio.run(run()) == [b"abc", b"d"]
+    assert asyncio.run(run()) == [b"ab", b"c"]
