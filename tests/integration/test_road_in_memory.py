@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from starai.core.clock import SystemClock
-from starai.core.errors import ContextTooLong, DeadlinePassed, ModelNotFound, Unavailable
+from starai.core.errors import ContextTooLong, DeadlinePassed, Unavailable
 from starai.distributor.service import Distributor
 from starai.engines.base import EngineSpec
 from starai.exchange.confirming import Confirmer
@@ -202,10 +202,11 @@ async def test_a_prompt_that_is_too_long_is_refused_by_name(tmp_path: Path) -> N
 
 
 async def test_a_model_that_nobody_serves_is_refused(tmp_path: Path) -> None:
-    """A root that no distributor announces is not found."""
+    """A root that no distributor announces is waited for, and then the client may come again."""
     async with road(tmp_path) as made:
-        with pytest.raises(ModelNotFound):
+        with pytest.raises(Unavailable) as failed:
             await read(made, made.submission(model_root=b"?" * 32))
+        assert failed.value.retry_after_s
 
 
 async def test_many_tasks_at_once_all_finish(tmp_path: Path) -> None:

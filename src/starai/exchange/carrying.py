@@ -79,8 +79,8 @@ class Route(Protocol):
 
         Raises:
             Overloaded: too many wait already.
-            Unavailable: there is nobody.
-            ModelNotFound: nobody serves the model.
+            Unavailable: there is nobody, or not for the model.
+            ModelNotFound: a distributor has no node for the model; another may.
             DeadlinePassed: nobody was free before the journey's deadline.
         """
         ...

@@ -106,10 +106,10 @@ class TaskPort(Protocol):
         neither are signs of life. Leaving the context early cancels the work on the node.
 
         Raises:
-            ModelNotFound: nobody serves the model any more.
             ContextTooLong: prompt and ``max_tokens`` exceed the model's context.
             Overloaded: all queues are full; ``retry_after_s`` is set.
-            Unavailable: no node could carry the task to its end; retryable.
+            Unavailable: no node could carry the task to its end, or none serves the model for now;
+                retryable.
             DeadlinePassed: it did not finish by ``deadline_ms``.
         """
         ...
