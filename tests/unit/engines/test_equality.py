@@ -137,19 +137,21 @@ def expected_of(folder_of):
     return make
 
 
-def half_of_the_memory(folder, **options):
-    """An engine whose memory holds about half of what 32 requests need."""
+def half_of_the_memory(folder, pace, **options):
+    """An engine whose memory holds about half of what 32 requests need, all of which begin soon."""
     whole = open_engine(EngineSpec("text", str(folder), slots=1, threads=1))
     block = whole._memory.pool.bytes_per_block
     kv_gib = 48 * block / (1 << 30) * 1.0001
     options = {"kv_gib": kv_gib, **options}
-    return open_engine(EngineSpec("text", str(folder), slots=32, threads=1, options=options))
+    engine = open_engine(EngineSpec("text", str(folder), slots=32, threads=1, options=options))
+    engine._pace = pace
+    return engine
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_under_pressure_every_answer_is_transformers_own(folder_of, expected_of, family):
+def test_under_pressure_every_answer_is_transformers_own(folder_of, expected_of, steady, family):
     """Thirty-two at once, in half the memory: preempted, shared and forked, all are the same."""
-    engine = half_of_the_memory(folder_of(family))
+    engine = half_of_the_memory(folder_of(family), steady(1000))
     assert run(engine, requests()) == expected_of(family)
     report = engine.memory_report()
     assert report.tier_used == report.blocks_used == 0
@@ -161,9 +163,12 @@ def test_under_pressure_every_answer_is_transformers_own(folder_of, expected_of,
 @pytest.mark.parametrize("options", [{"preempt": "swap"}, {"preempt": "recompute"}])
 @pytest.mark.parametrize("native", [0, 1])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])
-def test_either_way_of_giving_way_resumes_exactly(folder_of, expected_of, family, native, options):
+def test_either_way_of_giving_way_resumes_exactly(
+    folder_of, expected_of, steady, family, native, options
+):
     """Swapped to disk and back, or dropped and computed again: the same tokens."""
-    engine = half_of_the_memory(folder_of(family), native=native, swap="disk", **options)
+    folder, pace = folder_of(family), steady(1000)
+    engine = half_of_the_memory(folder, pace, native=native, swap="disk", **options)
     assert run(engine, requests()) == expected_of(family)
     report = engine.memory_report()
     swapped = options["preempt"] == "swap"
