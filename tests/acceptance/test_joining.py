@@ -115,11 +115,15 @@ def refusal(home: Path, *words: str, wrap: tuple[str, ...] = ()) -> str:
 def test_a_device_joins_by_tls_or_websocket_and_serves(
     door: Up, tmp_path: Path, scheme: str
 ) -> None:
-    """One command: connecting, admitted, measuring, loading, serving; then it needs no token."""
+    """One command: it measures and loads while the network admits it; then it needs no token."""
     token = mint(door)
     (url,) = [one for one in door.facts["public_urls"] if one.startswith(scheme)]
     device = Device(tmp_path, url, token)
-    assert device.stages() == ["connecting", "admitted", "measuring", "loading", "serving"]
+    stages = device.stages()
+    assert sorted(stages) == ["admitted", "connecting", "loading", "measuring", "serving"]
+    assert stages.index("connecting") < stages.index("admitted")
+    assert stages.index("measuring") < stages.index("loading")
+    assert stages[-1] == "serving"
     assert "Stopped" in device.stop()
     again = Device(tmp_path)
     assert again.stages()[-1] == "serving"
