@@ -1,31 +1,30 @@
 """Star Attention: speed against hosts and length, accuracy with its ablations, exactness.
 
-``python benchmarks/engine/star.py``: trains the two key-value recall models first if ``--recall``
-has none (``python -m training.recall.train [--coded]``, minutes each on one thread). Hosts are
-measured one after another, each alone on one thread, as if each were a machine; the time of H hosts
-is that of the slowest. CPU time, because this machine may be shared. Writes a dated file into
-benchmarks/results.
+``python benchmarks/engine/star.py``: trains the key-value recall models first if ``--recall`` has
+none (``python -m training.recall.train``, minutes each on one thread). Hosts are measured one after
+another, each alone on one thread, as if each were a machine; the time of H hosts is that of the
+slowest. CPU time, because this machine may be shared. Writes a dated file into benchmarks/results;
+``--only glossary`` replaces that part of today's file and keeps the rest; it may be repeated.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime as dt
-import math
 import os
 import platform
+import re
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from star_accuracy import PAGE, ROOT, TRIALS, accuracy_section, recall_model
+from star_language import language_section
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 import starai.engines.text.attention as packed
@@ -39,12 +38,7 @@ from starai.engines.text.attention import Pass, Span
 from starai.engines.text.forward import forward
 from starai.engines.text.pool import KeyValuePool
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-from training.recall import task  # noqa: E402 - a folder beside this one
-
 RESULTS = ROOT / "benchmarks/results"
-PAGE = 16
 HOSTS = (1, 2, 4, 8)
 #: Longer contexts are timed once.
 REPEATED_MAX = 4096
@@ -60,11 +54,14 @@ SPEED_MODEL = {
     "max_position_embeddings": 1 << 17,
 }
 QWEN = ModelShape(28, 16, 128, 440_401_920, 114_688)
-#: The paper's RULER-NIAH at 64K, block 16K, in per cent; see docs/why/star-attention.md.
-PAPER = {
-    "dense": 99.50, "content": 97.61, "none": 60.11, "constant": 0.0, "random": 90.55,
-    "shuffled": 92.96, "previous": 94.20,
-}  # fmt: skip
+#: Parts of the result, and how their headings begin.
+PARTS = {
+    **{trial.name: f"## Accuracy: key-value recall, {trial.name}" for trial in TRIALS},
+    "language": "## Language models",
+    "exactness": "## Exactness",
+    "speed": "## Speed",
+    "phase two": "## Second phase",
+}
 
 
 @torch.inference_mode()
@@ -75,174 +72,25 @@ def main() -> None:
     parser.add_argument("--lengths", default="2048,4096,8192,16384")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--documents", type=int, default=60)
+    parser.add_argument("--only", choices=PARTS, action="append", help="a part of the file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    models = {kind: recall_model(options.recall / kind, kind) for kind in KINDS}
-    sections = [
-        *(
-            accuracy_section(model, kind, options.documents, options.recall / kind)
-            for kind, model in models.items()
+    parts: dict[str, Callable[[], Iterator[str]]] = {
+        trial.name: partial(accuracy_section, trial, options.recall, options.documents)
+        for trial in TRIALS
+    }
+    parts |= {
+        "language": language_section,
+        "exactness": lambda: exactness_section(recall_model(options.recall, TRIALS[0])),
+        "speed": lambda: speed_section(
+            [int(n) for n in options.lengths.split(",")], options.repeats
         ),
-        exactness_section(models["coded"]),
-        speed_section([int(n) for n in options.lengths.split(",")], options.repeats),
-        phase_two_section(),
-    ]
-    write("\n".join(line for section in sections for line in section))
-
-
-def recall_model(folder: Path, kind: str) -> Any:
-    """The recall model of a kind, trained now if it is not there."""
-    if not (folder / "config.json").exists():
-        command = [sys.executable, "-m", "training.recall.train", "--out", str(folder)]
-        more = ["--coded", "--start", str(folder.parent / "plain")] if kind == "coded" else []
-        subprocess.run([*command, *more], cwd=ROOT, check=True)
-    return AutoModelForCausalLM.from_pretrained(
-        folder, attn_implementation=packed.NAME, dtype=torch.float32
-    ).eval()
-
-
-# ---------------------------------------------------------------------------------- accuracy
-
-
-KINDS = {
-    "plain": "A value stands behind its key, anywhere in the text; to find it needs nothing else.",
-    "coded": "What stands behind a key must be translated by a legend in the first five tokens.",
-}
-
-
-def accuracy_section(model: Any, kind: str, documents: int, folder: Path) -> Iterator[str]:
-    """Recall by block size, and what the anchor must be."""
-    length, pairs = 512, 64
-    yield f"## Accuracy: key-value recall, {kind}"
-    yield ""
-    yield (
-        f"{KINDS[kind]} A Llama of {model.config.num_hidden_layers} layers trained here on "
-        f"documents of {length} tokens with {pairs} pairs (`training/recall`). {documents} "
-        "documents it never saw, 16 questions each; the answer is one token of 64."
-    )
-    yield ""
-    yield f"Training: `{' '.join((folder / 'training.json').read_text().split())}`"
-    yield ""
-    rng = np.random.default_rng(2026)
-    texts = [task.document(rng, length, pairs, coded=kind == "coded") for _ in range(documents)]
-    asked = [rng.choice(pairs, size=16, replace=False) for _ in texts]
-    questions = list(zip(texts, asked, strict=True))
-    dense = plan_blocks(length, blocks=1, page=PAGE)
-    base = recall_shares(model, questions, dense, "content")
-    yield "| Anchor | L/2 | L/4 | L/8 | paper (64K, L/4) |"
-    yield "|---|---|---|---|---|"
-    whole = " | ".join([f"{base.mean():.1%}"] * 3)
-    yield f"| dense, no blocks | {whole} | {PAPER['dense']:.1f}% |"
-    shares: dict[tuple[str, int], Any] = {}
-    for anchor, words in ANCHORS.items():
-        for blocks in (2, 4, 8):
-            plan = plan_blocks(length, blocks=blocks, page=PAGE)
-            shares[anchor, blocks] = recall_shares(model, questions, plan, anchor)
-        row = " | ".join(f"{shares[anchor, blocks].mean():.1%}" for blocks in (2, 4, 8))
-        print(f"{kind} {anchor} {row}", flush=True)
-        yield f"| {words} | {row} | {PAPER[anchor]:.1f}% |"
-    yield ""
-    yield from signs(base, shares)
-
-
-#: Share of dense accuracy whose loss is a collapse; the paper's no-anchor row loses 40 %.
-COLLAPSE = 0.2
-ANCHORS = {
-    "content": "first block (Star)",
-    "none": "none",
-    "constant": "constant token",
-    "random": "random tokens",
-    "shuffled": "first block, shuffled",
-    "previous": "previous block",
-}
-
-
-def signs(base: Any, shares: dict[tuple[str, int], Any]) -> Iterator[str]:
-    """Does what the paper saw show here, too? At L/4 but for the block size.
-
-    The same questions were asked in every cell, so differences are taken document by document. One
-    counts if it is over two of its standard errors.
-    """
-    at = {anchor: shares[anchor, 4] for anchor in ANCHORS}
-    kept = at["content"].mean() / base.mean()
-    lost = {anchor: 1 - at[anchor].mean() / base.mean() for anchor in ("none", "constant")}
-    yield "| The paper's sign | here |"
-    yield "|---|---|"
-    yield f"| Star keeps 95% of dense accuracy at L/4 | {yes(kept >= 0.95)}, {kept:.1%} |"
-    for anchor, words in (("none", "without an anchor"), ("constant", "with a constant anchor")):
-        holds = yes(lost[anchor] > COLLAPSE)
-        yield f"| {words} it collapses | {holds}, it loses {lost[anchor]:.1%} |"
-    for better, worse in (("content", "random"), ("random", "none"), ("content", "previous")):
-        verdict = compared(at[better], at[worse])
-        yield f"| {ANCHORS[better]} better than {ANCHORS[worse]} | {verdict} |"
-    verdict = compared(shares["content", 2], shares["content", 8])
-    yield f"| larger blocks better: L/2 than L/8 | {verdict} |"
-    yield ""
-
-
-def yes(holds: bool) -> str:
-    return "yes" if holds else "**no**"
-
-
-def compared(better: Any, worse: Any) -> str:
-    """Whether the first is better, by the differences of documents [documents]."""
-    apart = better - worse
-    error = apart.std(ddof=1) / math.sqrt(len(apart))
-    words = f"{apart.mean():+.1%} ± {error:.1%}"
-    if abs(apart.mean()) <= 2 * error:
-        return f"**no difference** seen, {words}"
-    return f"{yes(apart.mean() > 0)}, {words}"
-
-
-def recall_shares(model: Any, questions: Sequence[Any], plan: StarPlan, anchor: str) -> Any:
-    """For each document the share of its questions answered rightly, contexts run by ``plan``."""
-    run = partial(forward, model)
-    rng = np.random.default_rng(7)
-    shares = []
-    for document, asked in questions:
-        table, pool = context_memory(run, document.ids, plan, anchor, rng)
-        right = 0
-        for pair in asked:
-            query = [task.ASK, int(document.keys[pair])]
-            logits = run(Pass(pool, [Span(table, plan.context, len(query))]), query, [1])
-            right += int(logits[0].argmax()) == int(document.values[pair])
-        shares.append(right / len(asked))
-    return np.array(shares)
-
-
-def context_memory(
-    run: Callable[..., Any], ids: Any, plan: StarPlan, kind: str, rng: np.random.Generator
-) -> tuple[list[int], KeyValuePool]:
-    """A context's pages by Star Attention with one of the `ANCHORS`."""
-    pages = -(-(plan.context + 2 * PAGE) // PAGE)
-    anchor_pages = plan.block // PAGE
-    pool = KeyValuePool(pages + anchor_pages, PAGE)
-    table, spare = list(range(pages)), list(range(pages, pages + anchor_pages))
-    # Two "hosts": the first block is computed as it is, the others behind a chosen anchor.
-    groups = (range(1), range(1, plan.num_blocks)) if plan.num_blocks > 1 else plan.groups
-    for span, places in pieces(StarPlan(plan.context, plan.block, 0, PAGE, groups), 0, [], table):
-        run(Pass(pool, [span]), ids[places.start : places.stop].tolist(), [0])
-    size = 0 if kind == "none" else plan.anchor
-    for number in range(1, plan.num_blocks):
-        first = ids[: plan.anchor].tolist()
-        if kind == "previous":
-            first = ids[(number - 1) * plan.block : number * plan.block].tolist()
-        elif kind == "constant":
-            first = [task.DULL] * plan.anchor
-        elif kind == "random":
-            first = rng.integers(task.DULL, task.VOCABULARY, plan.anchor).tolist()
-        elif kind == "shuffled":
-            first = rng.permutation(first).tolist()
-        at = (number - 1) * plan.block if kind == "previous" else 0
-        groups = (range(1), range(number, number + 1))
-        one = StarPlan(plan.context, plan.block, size, PAGE, groups)
-        own = table[number * anchor_pages :]
-        for span, places in pieces(one, 1, spare, own):
-            anchor = places.start < size
-            source = first if anchor else ids.tolist()
-            moved = replace(span, position=at + places.start) if anchor else span
-            run(Pass(pool, [moved]), source[places.start : places.stop], [0])
-    return table, pool
+        "phase two": phase_two_section,
+    }
+    chosen = [part for part in PARTS if part in (options.only or PARTS)]
+    command = ["python benchmarks/engine/star.py", f"--documents {options.documents}"]
+    command += [f"--only '{part}'" for part in options.only or ()]
+    write({part: list(parts[part]()) for part in chosen}, " ".join(command))
 
 
 # --------------------------------------------------------------------------------- exactness
@@ -251,8 +99,8 @@ def context_memory(
 def exactness_section(model: Any) -> Iterator[str]:
     """Logits against dense where nothing is approximated."""
     rng = np.random.default_rng(3)
-    ids = task.document(rng, 512, 64, coded=True).ids.tolist()
-    query = [task.ASK, ids[-1], task.ASK]
+    ids = rng.integers(model.config.vocab_size, size=512).tolist()
+    query = ids[:3]
     dense = dense_logits(model, ids + query)
     yield "## Exactness"
     yield ""
@@ -402,16 +250,23 @@ def phase_two_section() -> Iterator[str]:
     yield ""
 
 
-def write(body: str) -> None:
+def write(parts: dict[str, list[str]], command: str) -> None:
+    """Write today's file: the parts measured now, and from an earlier run those that were not."""
     today = dt.datetime.now(dt.UTC).date().isoformat()
     hardware = f"{os.cpu_count()}-cores-{platform.machine()}"
-    versions = f"Python {platform.python_version()} · torch {torch.__version__}"
-    load = f"load average {os.getloadavg()[0]:.2f} at the end"
-    title = f"# Star Attention, {hardware}, {today}"
-    head = f"{title}\n\n`python benchmarks/engine/star.py` · {versions} · {load}"
-    RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"star_{hardware}_{today}.md"
-    file.write_text(f"{head}\n\n{body}\n")
+    versions = f"Python {platform.python_version()} · torch {torch.__version__}"
+    runs = [f"`{command}` · {versions} · load average {os.getloadavg()[0]:.2f} at the end"]
+    bodies = {part: "\n".join(lines) + "\n" for part, lines in parts.items()}
+    if len(parts) < len(PARTS) and file.exists():
+        head, *sections = re.split(r"^(?=## )", file.read_text(), flags=re.MULTILINE)
+        runs = [line for line in head.splitlines()[2:] if line] + runs
+        kept = {part: "".join(s for s in sections if s.startswith(PARTS[part])) for part in PARTS}
+        bodies = kept | bodies
+    body = "".join(bodies.get(part, "") for part in PARTS)
+    title = f"# Star Attention, {hardware}, {today}"
+    RESULTS.mkdir(exist_ok=True)
+    file.write_text("\n\n".join([title, *runs, body]).rstrip() + "\n")
     print(file.read_text())
 
 

@@ -2,18 +2,20 @@
 
 ::
 
-    BEGIN  g g g g  w w k3 c9 w w w k7 c2 v5 w ...   ASK k7 v5  ASK k3 v1 ...
-           legend   the document                     questions, the answer behind each key
+    BEGIN  o o o o  w w k3 v9 w w w k7 v2 w ...   ASK k7 v5  ASK k3 v1 ...
+           opening  the document                  questions, the answer behind each key
 
-Two kinds. In a *plain* document the answer to k3 is what stands behind it. In a *coded* one it is
-the translation of that by the legend, which only the opening tells, as a title or an instruction
-tells how to read what follows; half of the pairs have their translation beside them, so that a
-model learns to translate while it reads. Knows nothing about models.
+Three kinds, by what the opening is for. In a *plain* document the answer to k3 is what stands
+behind it, v9. In a *coded* one it is a translation of that, one of a few that are the same in every
+document; the opening says which, as a title tells how to read what follows. In a *glossary* one the
+opening is the translation itself, drawn afresh: each of its tokens means "v9 stands for v1". Knows
+nothing about models.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 import numpy as np
@@ -30,13 +32,17 @@ LEGENDS: Final = 4
 LEGEND_TOKENS: Final = 4
 TOPICS: Final = 8
 WORDS: Final = 16
+#: Values that occur in a glossary document. The square of it are its entries: one token each, so
+#: that the first layer can look a value up, which two layers have to do before anybody asks.
+TERMS: Final = 16
 KEY: Final = 4
 VALUE: Final = KEY + KEYS
 LEGEND: Final = VALUE + VALUES
 WORD: Final = LEGEND + LEGENDS * LEGEND_TOKENS
-VOCABULARY: Final = WORD + TOPICS * WORDS
+ENTRY: Final = WORD + TOPICS * WORDS
 IGNORED: Final = -100
-#: The share of a coded document's pairs with their translation beside them.
+#: The share of a coded document's pairs with their translation beside them, from which a model
+#: learns to translate while it reads.
 TRANSLATED: Final = 0.5
 
 Ids = NDArray[np.int64]
@@ -47,6 +53,29 @@ TRANSLATION: Final = np.stack(
 )
 
 
+class Kind(StrEnum):
+    """What the answers of a document need besides what stands behind their keys."""
+
+    PLAIN = "plain"
+    CODED = "coded"
+    GLOSSARY = "glossary"
+
+    @property
+    def opening(self) -> int:
+        """Tokens before the first word, `BEGIN` included."""
+        return 1 + (TERMS if self is Kind.GLOSSARY else LEGEND_TOKENS)
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that a model of this kind must know."""
+        return ENTRY + (TERMS * TERMS if self is Kind.GLOSSARY else 0)
+
+    @property
+    def choices(self) -> int:
+        """Among how many values the answer is."""
+        return TERMS if self is Kind.GLOSSARY else VALUES
+
+
 @dataclass(frozen=True)
 class Document:
     """A context, and what may be asked about it.
@@ -55,60 +84,73 @@ class Document:
         ids: int64 [tokens].
         keys: int64 [pairs], as token ids.
         values: int64 [pairs], the answer to each key.
+        places: int64 [pairs], where each key stands.
         hidden: bool [pairs], whether the answer must be found without being spelled out.
     """
 
     ids: Ids
     keys: Ids
     values: Ids
+    places: Ids
     hidden: NDArray[np.bool_]
 
 
 def document(
-    rng: np.random.Generator, length: int, pairs: int, *, coded: bool, translated: float = 0.0
+    rng: np.random.Generator, length: int, pairs: int, kind: Kind, translated: float = 0.0
 ) -> Document:
     """A document of exactly ``length`` tokens with ``pairs`` pairs at random places.
 
     Args:
         rng: decides everything.
-        length: at least ``1 + LEGEND_TOKENS + 3 * pairs``.
+        length: at least ``kind.opening + 3 * pairs``.
         pairs: at most ``KEYS``.
-        coded: whether answers are translations.
+        kind: what the opening is for.
         translated: the share of pairs that are followed by their translation, if coded.
     """
-    legend = int(rng.integers(LEGENDS))
+    tokens, meaning = _opening(rng, kind)
     keys = KEY + rng.choice(KEYS, size=pairs, replace=False)
-    written = rng.integers(VALUES, size=pairs)
-    values = VALUE + (TRANSLATION[legend][written] if coded else written)
-    shown = (rng.random(pairs) < translated) & coded
-    opening = 1 + LEGEND_TOKENS
+    written = rng.integers(len(meaning), size=pairs)
+    values = VALUE + meaning[written]
+    shown = (rng.random(pairs) < translated) & (kind is Kind.CODED)
     sizes = 2 + shown
     # A pair is one unit among units: choosing units at random keeps pairs from overlapping.
-    units = length - opening - int(sizes.sum()) + pairs
-    before = np.concatenate([[0], np.cumsum(sizes - 1)[:-1]])
-    places = np.sort(rng.choice(units, size=pairs, replace=False)) + before + opening
+    units = length - kind.opening - int(sizes.sum()) + pairs
+    before = np.concatenate([[0], np.cumsum(sizes - 1)[:-1]]) + kind.opening
+    places = np.sort(rng.choice(units, size=pairs, replace=False)) + before
     ids = WORD + int(rng.integers(TOPICS)) * WORDS + rng.integers(WORDS, size=length)
     ids[0] = BEGIN
-    ids[1:opening] = LEGEND + legend * LEGEND_TOKENS + rng.permutation(LEGEND_TOKENS)
+    ids[1 : kind.opening] = rng.permutation(tokens)
     ids[places] = keys
     ids[places + 1] = VALUE + written
     ids[places[shown] + 2] = values[shown]
-    return Document(ids.astype(np.int64), keys, values, ~shown)
+    return Document(ids.astype(np.int64), keys, values, places, ~shown)
+
+
+def _opening(rng: np.random.Generator, kind: Kind) -> tuple[Ids, Ids]:
+    """The tokens behind `BEGIN`, in any order, and what each written value means by them."""
+    if kind is Kind.GLOSSARY:
+        meaning = rng.permutation(TERMS)
+        return ENTRY + np.arange(TERMS) * TERMS + meaning, meaning
+    legend = int(rng.integers(LEGENDS))
+    tokens = LEGEND + legend * LEGEND_TOKENS + np.arange(LEGEND_TOKENS)
+    return tokens, TRANSLATION[legend] if kind is Kind.CODED else np.arange(VALUES)
 
 
 def row(
-    rng: np.random.Generator, length: int, pairs: int, questions: int, *, coded: bool
-) -> tuple[Ids, Ids]:
-    """A document with questions, and the targets: every next token.
+    rng: np.random.Generator, length: int, pairs: int, questions: int, kind: Kind
+) -> tuple[Ids, Ids, Ids]:
+    """A document with questions, and the targets.
 
     Returns:
-        Inputs and targets, int64 [length + 3 * questions].
+        Int64 [length + 3 * questions] each: inputs; every next token; and what a reader could know
+        at each token already, that is the answers where what stands behind their keys stands.
     """
-    context = document(rng, length, pairs, coded=coded, translated=TRANSLATED)
+    context = document(rng, length, pairs, kind, TRANSLATED)
     asked = rng.choice(pairs, size=questions, replace=questions > pairs)
     tail = np.stack(
         [np.full(questions, ASK), context.keys[asked], context.values[asked]], axis=1
     ).reshape(-1)
     ids = np.concatenate([context.ids, tail])
-    targets = np.append(ids[1:], IGNORED)
-    return ids, targets
+    known = np.full(len(ids), IGNORED)
+    known[context.places + 1] = context.values
+    return ids, np.append(ids[1:], IGNORED), known
