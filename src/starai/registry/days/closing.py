@@ -156,24 +156,14 @@ class Days:
             InternalFault: the clock jumped ahead.
             Overloaded, StoreFailed: it could not be written; the next call does the rest.
         """
-        now_ms, maturity_ms = await self._now_ms(), self._terms.maturity_ms
+        now_ms = await self._believed.now_ms(self._store)
+        maturity_ms = self._terms.maturity_ms
         events = await self._store.read(lambda connection: due(connection, now_ms, maturity_ms))
         applied = 0
         for start in range(0, len(events), MATURED_AT_ONCE):
             part = events[start : start + MATURED_AT_ONCE]
             applied += await self._store.write(partial(mature, events=part))
         return applied
-
-    async def _now_ms(self) -> int:
-        """The time, if it is believed: what matured or was cut too early cannot be taken back.
-
-        Raises:
-            InternalFault: the clock jumped ahead, and nobody says the same.
-        """
-        look = self._believed.look()
-        await self._store.read(look.check)
-        self._believed.believe(look)
-        return look.now_ms
 
     async def close(self, *, at_once: bool = False, accept: bool = False) -> Closing:
         """Close the day that ended at the last midnight, or go on with one that is on its way.
@@ -191,7 +181,7 @@ class Days:
             if at_once:
                 await self.mature()
                 await self._close_block()
-            now_ms = await self._now_ms()
+            now_ms = await self._believed.now_ms(self._store)
             before_ms = now_ms + 1 if at_once else now_ms // DAY_MS * DAY_MS
             epoch = await self._store.write(partial(cut, before_ms=before_ms))
             return Closing(None) if epoch is None else await self._go_on(epoch, accept)
@@ -208,7 +198,7 @@ class Days:
         """
         async with self._lock:
             await self._close_block()
-            before_ms = await self._now_ms() + 1
+            before_ms = await self._believed.now_ms(self._store) + 1
             epoch = await self._store.write(
                 lambda connection: cut_again(connection, number, before_ms)
             )

@@ -1,8 +1,8 @@
 """Whether the registry's own clock is believed when it says that much time has passed.
 
-What is closed, matured or cut too early because a clock was ahead cannot be taken back. So a clock
-that goes further than time went needs somebody else's word: the newest record's, whose distributor
-has a clock of its own. Knows nothing of what is done with the time.
+What is closed, matured, cut or decided too early because a clock was ahead cannot be taken back. So
+a clock that goes further than time went needs somebody else's word: the newest record's, whose
+distributor has a clock of its own. Knows nothing of what is done with the time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from starai.core.clock import Clock
 from starai.core.errors import InternalFault
 from starai.registry.schema import rows
-from starai.registry.storage import Connection
+from starai.registry.storage import Connection, Store
 
 #: How much further than the time that passed the clock may be, before somebody else must say so.
 JUMP_MS: Final = 3_600_000
@@ -58,3 +58,15 @@ class Believed:
     def believe(self, look: Look) -> None:
         """From now on, time is counted from there."""
         self._last = look
+
+    async def now_ms(self, store: Store) -> int:
+        """The time, if it is believed; Unix milliseconds.
+
+        Raises:
+            InternalFault: the clock jumped ahead, and nobody says the same.
+            StoreFailed: the database cannot be read.
+        """
+        look = self.look()
+        await store.read(look.check)
+        self.believe(look)
+        return look.now_ms

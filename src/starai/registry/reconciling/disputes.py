@@ -28,6 +28,7 @@ from starai.ledger.outcomes import (
 from starai.ledger.reconciling import Standing
 from starai.protocol.identity import KeyKind, public_nkey
 from starai.protocol.registry import Side
+from starai.registry.log.believing import Believed
 from starai.registry.money.books import apply_event
 from starai.registry.reconciling.contests import (
     ClaimRow,
@@ -87,6 +88,7 @@ class Disputes:
         """Take the store."""
         self._store = store
         self._clock = clock
+        self._believed = Believed(clock)
         #: All rows up to this one were looked at when they were old enough.
         self._seen: int | None = None
 
@@ -106,8 +108,13 @@ class Disputes:
             await anyio.sleep(SWEEP_S)
 
     async def sweep(self) -> None:
-        """Open the cases of records that wait for too long, and decide what is due."""
-        now_ms = self._clock.now_ms()
+        """Open the cases of records that wait for too long, and decide what is due.
+
+        Raises:
+            InternalFault: the clock jumped ahead: a deadline is neither past nor begins then.
+            Overloaded, StoreFailed: it could not be written.
+        """
+        now_ms = await self._believed.now_ms(self._store)
         while await self._look_on(now_ms):
             pass
         while await self._store.write(lambda connection: decide_due(connection, now_ms)):

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from starai.core.errors import Conflict, InvalidRequest, NotFound, PartyRefused
+from starai.core.errors import Conflict, InternalFault, InvalidRequest, NotFound, PartyRefused
 from starai.core.randomness import SeededRandomness
 from starai.ledger.accounts import FEE, INSURANCE, available, pending
 from starai.ledger.events import Matured
@@ -65,9 +65,11 @@ class SetClock:
     """A clock that stands where it is put."""
 
     ms: int = START_MS
+    #: By how much it is wrong.
+    ahead_ms: int = 0
 
     def now_ms(self) -> int:
-        return self.ms
+        return self.ms + self.ahead_ms
 
     def monotonic_s(self) -> float:
         return self.ms / 1000
@@ -161,6 +163,22 @@ async def test_what_only_the_distributor_says_is_paid_after_a_day(scene: Scene) 
     assert await scene.sums() == paid(TASK.charge_nano_usd)
     assert await scene.verdicts() == [("dist_only", "paid")]
     await scene.says(Side.NODE, TASK)
+    assert await scene.sums() == paid(TASK.charge_nano_usd)
+
+
+async def test_a_clock_that_jumps_ahead_opens_and_decides_nothing(scene: Scene) -> None:
+    """A case takes the time that passed: not what a clock says alone, nor a deadline in a year."""
+    await scene.says(Side.DISTRIBUTOR, TASK)
+    await scene.after(1)
+    for known in ([], [("dist_only", None)]):
+        scene.clock.ahead_ms = 365 * WINDOW_MS
+        with pytest.raises(InternalFault, match="jumped"):
+            await scene.disputes.sweep()
+        assert await scene.verdicts() == known
+        scene.clock.ahead_ms = 0
+        await scene.after(OPENED_MS)
+    await scene.after(DECIDED_MS)
+    assert await scene.verdicts() == [("dist_only", "paid")]
     assert await scene.sums() == paid(TASK.charge_nano_usd)
 
 
