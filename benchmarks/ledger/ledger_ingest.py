@@ -28,8 +28,10 @@ from pathlib import Path
 import anyio
 
 from starai.core.clock import SystemClock
+from starai.core.collecting import collect_rarely
 from starai.core.randomness import SeededRandomness, SystemRandomness, uuid7
 from starai.ledger.events import Deposited, HoldPlaced
+from starai.local.services import HAS_UVLOOP
 from starai.protocol.api_keys import hash_api_key
 from starai.protocol.frames import decode, encode
 from starai.protocol.identity import Identity, KeyKind
@@ -44,6 +46,8 @@ from starai.testing.records import NETWORK, confirm
 from starai.wire.memory import MemoryNetwork
 
 BLOCK_MS = 10_000
+#: As `starai serve` runs a service.
+LOOP = {"use_uvloop": HAS_UVLOOP}
 _CHANCE = SeededRandomness(5)
 ACCOUNT = Identity.create(_CHANCE, KeyKind.ACCOUNT)
 DISTRIBUTOR, SELF = Identity.create(_CHANCE), Identity.create(_CHANCE)
@@ -86,12 +90,12 @@ def cases(seconds: float) -> dict[str, Case]:
             goal="reported",
         ),
         "signed": Case(
-            *("one record and both signatures a record", 1, 64, seconds / 3),
+            *("one record and both signatures a record", 1, 1024, seconds / 3),
             *(int(seconds * 2_000),),
             goal=">= 3,000 records/s",
         ),
         "rooted": Case(
-            *("the same, nodes sign the root alone, as they do", 1, 64, seconds / 3),
+            *("the same, nodes sign the root alone, as they do", 1, 1024, seconds / 3),
             *(int(seconds * 2_000),),
             by_root=True,
             goal="reported",
@@ -377,7 +381,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> list[str]:
             within = folder / f"{kind}-{name}"
             within.mkdir()
             with place(kind, within) as location:
-                measured = anyio.run(ingest, case, path, location)
+                measured = anyio.run(ingest, case, path, location, backend_options=LOOP)
             lines.append(measured.line())
             print(f"{kind}: {lines[-1]} ({measured.blocks} blocks)", flush=True)
     if "restart" in wanted:
@@ -393,6 +397,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> list[str]:
 
 def main() -> None:
     """Measure, print, and write the result if asked to."""
+    collect_rarely()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--postgres", action="store_true")

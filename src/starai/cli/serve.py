@@ -12,6 +12,7 @@ import click
 
 from starai.cli.options import PORT, home_option
 from starai.core.clock import SystemClock
+from starai.core.collecting import collect_rarely
 from starai.core.logging import setup
 from starai.core.randomness import SystemRandomness
 from starai.local import services
@@ -137,6 +138,7 @@ def run_service(body: Callable[[], Awaitable[None]], *, log_level: str = "INFO")
             await body()
             left.set()
 
+    collect_rarely()
     anyio.run(run, backend_options={"use_uvloop": services.HAS_UVLOOP})
     if is_child() and not left.is_set():
         sys.exit(TOLD_TO_STOP)  # by whom, its parent knows: if not by itself, it starts it again
