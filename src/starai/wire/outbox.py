@@ -29,7 +29,7 @@ from starai.core.waking import Bell, loop_time
 
 #: Items that wait at once: an hour of a busy node whose registry is away.
 ROWS_MAX: Final = 200_000
-#: Changes of one commit, so that none keeps the disk for long.
+#: Changes of one commit that others wait for, so that none keeps the disk for long.
 _BATCH_MAX: Final = 2_000
 #: How long what nobody waits for gathers before it is written, and before the disk is flushed. A
 #: flush costs 0.2 ms of CPU and milliseconds of the disk, a write without one a tenth of that.
@@ -102,7 +102,12 @@ class Outbox:
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[None]:
-        self._database = await self._thread.run(partial(_open, self._path))
+        try:
+            with anyio.CancelScope(shield=True):  # or nobody would let go of the file
+                self._database = await self._thread.run(partial(_open, self._path))
+        except BaseException:
+            self._thread.close()
+            raise
         try:
             self._depth = _number(self._database, "SELECT count(*) FROM outbox")
             # Not max(id): an id stays used when its item is settled.
@@ -111,11 +116,13 @@ class Outbox:
             )
             self._broken = ""
             async with task_group() as tasks:
-                tasks.start_soon(self._write, tasks.cancel_scope)
+                # Shielded: a body that is cancelled may wait for what it must still keep.
+                writing = anyio.CancelScope(shield=True)
+                tasks.start_soon(self._write, writing, tasks.cancel_scope)
                 try:
                     yield
                 finally:
-                    tasks.cancel_scope.cancel()
+                    writing.cancel()
             if self._lost is not None:
                 raise self._lost
         finally:
@@ -148,14 +155,12 @@ class Outbox:
         """Keep ``item``, without waiting: written `GATHER_S` later, and then as in `append`.
 
         Raises:
-            Overloaded: the outbox is full, of items or of what waits for the disk.
+            Overloaded: the outbox is full: its receiver has been away for too long.
             RequestTooLarge: the item is larger than a message may be.
             StoreFailed: the disk has failed before.
         """
         self._check_room(item)
         self._check_sound()
-        if len(self._batch) >= _BATCH_MAX:
-            raise Overloaded("the disk does not take the outbox's items as fast as they come")
         self._work.ring()
         self._batch.has_kept = True
         return self._add(self._batch, topic, item)
@@ -223,26 +228,26 @@ class Outbox:
         if batch.failure:
             raise _not_written(batch)
 
-    async def _write(self, body: anyio.CancelScope) -> None:
+    async def _write(self, writing: anyio.CancelScope, body: anyio.CancelScope) -> None:
         """Commit batch after batch, and flush the disk soon after what nobody waits for."""
         flush_at_s = math.inf
-        while True:
-            await self._work.wait(flush_at_s)
-            if self._batch.added or self._batch.settled:
-                await self._hurry.wait(min(flush_at_s, loop_time() + GATHER_S))
-            now_s = loop_time()
-            is_due = now_s >= flush_at_s
-            # What comes from here on joins the next batch, while this one is written.
-            batch, self._batch = self._batch, _Batch()
-            if not is_due and not len(batch):
-                continue  # it went with the one before
-            flushes = is_due or batch.flushes
-            await self._commit(batch, flushes=flushes)
-            if batch.failure and (batch.has_kept or flush_at_s < math.inf):
-                self._lost = _not_written(batch)
-                body.cancel()
-                return
-            flush_at_s = math.inf if flushes else min(flush_at_s, now_s + FLUSH_S)
+        with writing:
+            while True:
+                await self._work.wait(flush_at_s)
+                if len(self._batch):
+                    await self._hurry.wait(min(flush_at_s, loop_time() + GATHER_S))
+                now_s = loop_time()
+                is_due = now_s >= flush_at_s
+                # What comes from here on joins the next batch, while this one is written.
+                batch, self._batch = self._batch, _Batch()
+                if not is_due and not len(batch):
+                    continue  # it went with the one before
+                flushes = is_due or batch.flushes
+                await self._commit(batch, flushes=flushes)
+                if batch.failure and (batch.has_kept or flush_at_s < math.inf):
+                    self._lost = _not_written(batch)
+                    body.cancel()
+                flush_at_s = math.inf if flushes else min(flush_at_s, now_s + FLUSH_S)
 
     async def _commit(self, batch: _Batch, *, flushes: bool) -> None:
         # Shielded: a batch that has begun ends, and its waiters learn how.

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -83,6 +84,33 @@ async def test_what_nobody_waits_for_is_kept_too(tmp_path: Path) -> None:
         assert [id_ for id_, _ in await outbox.pending("t", 10)] == [first, second, last]
 
 
+async def test_none_is_lost_because_the_disk_is_slow(tmp_path: Path) -> None:
+    """More than one commit holds can come while the disk is at work: all of it is kept."""
+    async with Outbox(tmp_path / "o.db") as outbox:
+        ids = [outbox.keep("t", b"paid") for _ in range(2 * module._BATCH_MAX)]
+        assert [id_ for id_, _ in await outbox.pending("t", 10_000)] == ids
+
+
+async def test_who_is_cancelled_may_still_keep_something(tmp_path: Path) -> None:
+    """What runs inside it puts its work on record also while it is being ended from outside."""
+    path, kept = tmp_path / "o.db", []
+
+    async def work() -> None:
+        async with Outbox(path) as outbox:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                with anyio.move_on_after(5, shield=True):
+                    kept.append(await outbox.append("t", b"done", flushed=False))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work)
+        await anyio.sleep(0.05)
+        tasks.cancel_scope.cancel()
+    async with Outbox(path) as outbox:
+        assert [id_ for id_, _ in await outbox.pending("t", 10)] == kept != []
+
+
 async def test_the_disk_is_flushed_soon_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +165,20 @@ async def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         async with Outbox(tmp_path / "o.db"):
             pass
     assert (tmp_path / "o.db").read_bytes().startswith(b"not a database")
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_one_that_does_not_open_leaves_no_thread(tmp_path: Path) -> None:
+    """Its thread ends too, however often it is tried."""
+    (tmp_path / "o.db").write_bytes(b"not a database, surely" * 100)
+    before = threading.active_count()
+    for _ in range(3):
+        with pytest.raises(StoreFailed):
+            async with Outbox(tmp_path / "o.db"):
+                pass
+    with anyio.fail_after(5):
+        while threading.active_count() > before:
+            await anyio.sleep(0.001)
 
 
 async def test_no_more_room(tmp_path: Path) -> None:
