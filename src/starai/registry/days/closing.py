@@ -137,12 +137,15 @@ class Days:
             except StoreFailed:
                 raise
             except StarAIError as error:  # the day waits; a later look goes on with it
-                patience.stopped()
                 event(_LOG, "day_not_closed", logging.ERROR, code=error.code, why=error.message)
             await anyio.sleep(LOOK_EVERY_S)
 
     async def _close_patiently(self, patience: Patience) -> None:
-        closing = await self.close()
+        try:
+            closing = await self.close()
+        except StarAIError:
+            patience.stopped()
+            raise
         if closing.stopped:
             patience.stopped()
             event(_LOG, "day_stopped", logging.ERROR, why=closing.stopped)

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import anyio
 import msgspec
 import pytest
 
 from starai.core.errors import ConfigurationRefused, Conflict, InternalFault
 from starai.ledger.events import Corrected, Refunded, event_id
 from starai.protocol.identity import verify
+from starai.registry.days import closing
 from starai.registry.days.building import build, keep
 from starai.registry.days.closing import (
     CHECK_DEADLINE_ROW_S,
@@ -489,6 +491,27 @@ def test_a_day_that_stopped_rests_longer_each_time() -> None:
     patience.stopped()
     clock.ms += int(LOOK_EVERY_S * 1000)
     assert patience.is_due()
+
+
+@pytest.mark.anyio
+async def test_a_clock_that_was_wrong_for_long_delays_no_day(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While time is not believed no day is tried, so none has to rest once it is."""
+    monkeypatch.setattr(closing, "LOOK_EVERY_S", 0.001)
+    await world.work_at(FIRST_DAY_MS + DAY_MS - HOUR_MS)
+    world.clock.ahead_ms = 3 * DAY_MS
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(world.days.run)
+        with anyio.fail_after(10):
+            while len(caplog.records) < 30:
+                await anyio.sleep(0.001)
+        world.clock.ahead_ms = 0
+        world.clock.ms += HOUR_MS
+        with anyio.fail_after(10):
+            while not await world.epochs():
+                await anyio.sleep(0.001)
+        tasks.cancel_scope.cancel()
 
 
 @pytest.mark.anyio
