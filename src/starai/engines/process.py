@@ -128,7 +128,7 @@ class _Link:
         self._bell.ring()
 
     async def write(self) -> None:
-        """Write what is sent, until cancelled or until the worker takes no more."""
+        """Write what is sent, until cancelled; a worker that takes no more is told to end."""
         try:
             while not self._ended:
                 await self._bell.wait()
@@ -139,9 +139,9 @@ class _Link:
                 self._unsent_bytes -= len(data)
         except TimeoutError:
             self._ended = _NO_MORE
-            await self._send.aclose()
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             self._ended = EngineDied().message
+        await self._send.aclose()  # which ends it: nobody can ask it for anything
 
     async def receive(self) -> Report:
         while not self._reports:

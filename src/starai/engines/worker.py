@@ -97,14 +97,14 @@ def serve(engine: Engine, commands: Commands, reports: BinaryIO) -> None:
     """The worker's loop: take what was commanded, step, report; until ``commands`` yields None."""
     pacing, entrance = _Pacing(), Entrance(engine)
     news: list[Emitted] = []
-    since_s = 0.0
+    since_s: float | None = None  # when the first step began that is not reported
     while True:
         pause_s = 0.0 if engine.has_work else _LOOK_S if len(entrance) else _PULSE_S
         refused, ended = _drain(entrance, commands, pacing, pause_s)
         if ended:
             return
         began_s = time.monotonic()
-        if not news:
+        if since_s is None:
             since_s = began_s
         news += refused
         if engine.has_work:
@@ -113,6 +113,7 @@ def serve(engine: Engine, commands: Commands, reports: BinaryIO) -> None:
         if ended_s - since_s >= _GATHER_S or not engine.has_work:
             _write(reports, Stepped(gathered(news)))
             news.clear()
+            since_s = None
         pacing.rest_after(ended_s - began_s)
 
 

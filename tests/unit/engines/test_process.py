@@ -132,6 +132,23 @@ async def test_a_killed_worker_is_noticed_at_once():
 
 
 @pytest.mark.anyio
+async def test_a_worker_that_takes_too_little_is_ended():
+    """When too much waits for its pipe it is asked for nothing more, and another can be started."""
+    async with engine_process(MOCK) as worker:
+        os.kill(worker.pid, signal.SIGSTOP)
+
+        def ask_for_much() -> None:
+            for number in range(1000):
+                worker.admit(b"%d" % number, generation(prompt=bytes(1 << 20)))
+
+        with pytest.raises(EngineDied, match="takes no requests"):
+            ask_for_much()
+        os.kill(worker.pid, signal.SIGCONT)
+        with anyio.fail_after(8), pytest.raises(EngineDied):
+            await forever(worker.events)
+
+
+@pytest.mark.anyio
 async def test_leaving_the_context_ends_the_child():
     """No worker outlives its context, even in the middle of a long step."""
     spec = EngineSpec("mock", "mock", options={"step_delay_ms": 60_000})
