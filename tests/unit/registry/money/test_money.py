@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.stateful import run_state_machine_as_test
 from tests.unit.ledger.books_machine import BooksMachine
 
@@ -26,6 +26,7 @@ from starai.registry.money.books import (
 )
 from starai.registry.money.shelf import StoredShelf
 from starai.registry.storage.sqlite import SqliteSession, connect, migrate
+from starai.testing.money import CUSTOMER as INSURER, insure
 
 NODE = b"n" * 32
 CUSTOMER = 5
@@ -220,6 +221,84 @@ def test_a_free_network_moves_nothing(connection: SqliteSession) -> None:
     assert (paid.node_nano, paid.uncovered, paid.overcharged) == (0, (), ())
     assert books_hash(connection) == before == state.state_hash(0)
     assert verify_books(connection).problems == ()
+
+
+_BILLS = st.lists(
+    st.tuples(
+        st.integers(1, 4),  # the payer; nobody let 4 in
+        st.sampled_from([PRICE, NIGHT_PRICE]),
+        st.integers(0, 100),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def _moved(session: SqliteSession, lots: Sequence[Sequence[Invoice]]) -> tuple[object, ...]:
+    """What is there and what was told once these lots were paid, which is then undone."""
+    session.execute("SAVEPOINT paying")
+    told = [capture(session, lot) for lot in lots]
+    problems = verify_books(session).problems
+    there = [
+        sorted(session.execute(f"SELECT {columns} FROM {table}"))
+        for table, columns in (
+            ("transfer", "*"),
+            ("account", "*"),
+            ("hold", "hold_id, remaining, closed_ms IS NULL"),
+            ("key", "customer, spent_nano"),
+            ("books", "state, debits"),
+        )
+    ]
+    marked = list(session.execute("SELECT seq, event_id FROM task ORDER BY seq"))
+    session.execute("ROLLBACK TO paying")
+    session.execute("RELEASE paying")
+    sums = sum(one.node_nano for one in told), sum(one.fee_nano for one in told)
+    overcharged = sorted(seq for one in told for seq in one.overcharged)
+    uncovered = sorted(lack for one in told for lack in one.uncovered)
+    return problems, there, marked, sums, overcharged, uncovered
+
+
+@given(
+    st.lists(_BILLS, min_size=1, max_size=5),
+    st.lists(st.tuples(st.integers(1, 3), st.integers(1, 150)), max_size=4),
+    st.integers(0, 300),
+    st.integers(0, 200),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_many_invoices_move_what_they_move_one_by_one(
+    connection: SqliteSession,
+    bills: list[list[tuple[int, int, int]]],
+    holds: list[tuple[int, int]],
+    left: int,
+    insured: int,
+) -> None:
+    """Holds, balance and insurance that suffice for some only go to the same in the same order."""
+    connection.execute("SAVEPOINT given")
+    for customer in sorted(set(PAYERS.values())):
+        deposit(connection, left + 1 + sum(n for p, n in holds if PAYERS[p] == customer), customer)
+    if insured:
+        deposit(connection, insured, INSURER)
+        insure(connection, insured)
+    for number, (payer, amount) in enumerate(holds, 1):
+        hold(connection, number, amount, payer)
+    seqs = iter(range(1, 101))
+    invoices = [
+        Invoice(
+            NODE,
+            [
+                owed(next(seqs), payer=payer, price_id=price, charge=charge)
+                for payer, price, charge in records
+            ],
+            10 + number,
+        )
+        for number, records in enumerate(bills)
+    ]
+    together = _moved(connection, [invoices])
+    one_by_one = _moved(connection, [[invoice] for invoice in invoices])
+    connection.execute("ROLLBACK TO given")
+    connection.execute("RELEASE given")
+    assert together == one_by_one
+    assert together[0] == ()
 
 
 def test_what_nobody_can_pay_is_told(connection: SqliteSession) -> None:
