@@ -9,14 +9,19 @@ from __future__ import annotations
 import asyncio  # noqa: TID251 - what the road waits on
 import queue
 import threading
+import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import anyio
 import anyio.to_thread
 
 T = TypeVar("T")
 
+#: Results of jobs that wait behind each other share a wake-up of the loop, if they take no longer.
+SHARE_S: Final = 0.001
+
+_Result = tuple[Any, BaseException | None]
 _Job = tuple[Callable[[], Any], asyncio.AbstractEventLoop, "asyncio.Future[Any]"]
 
 
@@ -48,24 +53,34 @@ class WorkThread:
         self._jobs.put(None)
 
     def _work(self) -> None:
-        while (given := self._jobs.get()) is not None:
-            job, loop, done = given
-            result: Any = None
-            failure: BaseException | None = None
+        given = self._jobs.get()
+        while given is not None:
+            loop, results = given[1], []
+            until_s = time.monotonic() + SHARE_S
+            while given is not None:
+                results.append((given[2], *_do(given[0])))
+                if self._jobs.empty() or time.monotonic() > until_s:
+                    break
+                given = self._jobs.get()
             try:
-                result = job()
-            except BaseException as error:  # noqa: BLE001 - it belongs to whoever gave the job
-                failure = error
-            try:
-                loop.call_soon_threadsafe(_end, done, result, failure)
+                loop.call_soon_threadsafe(_end, results)
             except RuntimeError:
                 return  # the loop was closed: nobody waits any more
+            given = given and self._jobs.get()
 
 
-def _end(done: asyncio.Future[Any], result: object, failure: BaseException | None) -> None:
-    if done.done():
-        return  # cancelled
-    if failure is None:
-        done.set_result(result)
-    else:
-        done.set_exception(failure)
+def _do(job: Callable[[], Any]) -> _Result:
+    try:
+        return job(), None
+    except BaseException as error:  # noqa: BLE001 - it belongs to whoever gave the job
+        return None, error
+
+
+def _end(results: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
+    for done, result, failure in results:
+        if done.done():
+            continue  # cancelled
+        if failure is None:
+            done.set_result(result)
+        else:
+            done.set_exception(failure)

@@ -48,6 +48,25 @@ async def test_a_fault_belongs_to_its_job() -> None:
     thread.close()
 
 
+async def test_a_result_does_not_wait_for_a_long_line() -> None:
+    """Who was first has its result while others' jobs are still being done."""
+    thread, done, seen = WorkThread(), [], []
+
+    def job() -> None:
+        time.sleep(0.002)
+        done.append(None)
+
+    async def give() -> None:
+        await thread.run(job)
+        seen.append(len(done))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(40):
+            tasks.start_soon(give)
+    assert seen[0] < 20
+    thread.close()
+
+
 async def test_who_is_cancelled_leaves_the_others_alone() -> None:
     """A job whose giver is gone is done all the same, and the thread goes on."""
     thread, done = WorkThread(), []

@@ -121,7 +121,11 @@ class Confirmations:
         if confirm.signer != sender:
             raise PartyRefused("a confirmation is sent by its signer")
         self._parties.require(sender, _ROLE_OF[confirm.side])
-        checked = check_confirm(confirm, self._network, self._block_ms)
+        # Beside the loop and the writer: a thousand records take long, and most of a signature's
+        # check is arithmetic that leaves Python's lock to others.
+        checked = await self._store.beside(
+            lambda: check_confirm(confirm, self._network, self._block_ms)
+        )
         unknown = bool(checked) and not self._is_known(confirm)
         said = Said(confirm, checked, self._clock.now_ms(), unknown)
         outcome = await self._store.write_each(apply, said)

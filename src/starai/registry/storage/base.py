@@ -22,6 +22,7 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from starai.core.errors import InternalFault, Overloaded, StarAIError, StoreFailed
+from starai.core.threads import WorkThread
 from starai.core.waking import Bell, call_soon
 
 Item = TypeVar("Item")
@@ -121,6 +122,7 @@ class Store:
         self._closed = False
         self._token = anyio.lowlevel.current_token()
         self._thread = threading.Thread(target=self._write_until_closed, name="registry-store")
+        self._beside = WorkThread()
         self.num_commits = 0
         if not self._inline:
             self._thread.start()
@@ -175,6 +177,13 @@ class Store:
             return self._read(self._writer, work)
         return await anyio.to_thread.run_sync(self._read_apart, work, limiter=self._reading)
 
+    async def beside(self, job: Callable[[], T]) -> T:
+        """Have a job that needs no database done off the event loop, in the order of asking.
+
+        Where everything runs on the caller's thread, this does too.
+        """
+        return job() if self._inline else await self._beside.run(job)
+
     def _read_apart(self, work: Work[T]) -> T:
         session = self._readers.pop()  # there is one: the limiter counts them
         try:
@@ -213,6 +222,7 @@ class Store:
             with anyio.CancelScope(shield=True):
                 self._queue.put(None)
                 await anyio.to_thread.run_sync(self._thread.join)
+        self._beside.close()
 
     # From here on: the writer's thread.
 
