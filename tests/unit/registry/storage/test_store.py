@@ -95,9 +95,12 @@ def _insert_each(connection: Connection, names: Sequence[str]) -> list[str | Sta
     return found
 
 
+@pytest.mark.parametrize(("names", "shared"), [("a refused b", 3), ("a refused there b", 1)])
 @pytest.mark.anyio
-async def test_what_waits_for_one_work_shares_it(database: Path | str) -> None:
-    """Items that wait at the same time are written together, and one that is refused alone is."""
+async def test_what_waits_for_one_work_shares_it(
+    database: Path | str, names: str, shared: int
+) -> None:
+    """Items that wait at the same time are written together, or each alone if that fails."""
     found = {}
 
     async def write(store: Store, name: str) -> None:
@@ -107,6 +110,7 @@ async def test_what_waits_for_one_work_shares_it(database: Path | str) -> None:
             found[name] = type(error)
 
     async with open_store(database) as store:
+        await store.write(_insert("there"))
         held, release = threading.Event(), threading.Event()
 
         def hold(_: Connection) -> None:
@@ -116,12 +120,13 @@ async def test_what_waits_for_one_work_shares_it(database: Path | str) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(store.write, hold)
             await anyio.to_thread.run_sync(held.wait)
-            for name in ("a", "refused", "b"):
+            for name in names.split():
                 tasks.start_soon(write, store, name)
             await anyio.wait_all_tasks_blocked()
             release.set()
-        assert found == {"a": "a of 3", "refused": InvalidRequest, "b": "b of 3"}
-        assert await store.read(_names) == {"a", "b"}
+        assert found.pop("there", InternalFault) is InternalFault
+        assert found == {"a": f"a of {shared}", "refused": InvalidRequest, "b": f"b of {shared}"}
+        assert await store.read(_names) == {"there", "a", "b"}
 
 
 @pytest.mark.anyio
