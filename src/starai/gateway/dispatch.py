@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Final, Self
 
 from starai.core.concurrency import task_group
+from starai.core.errors import ModelNotFound, Unavailable
 from starai.exchange.carrying import Carried, Carrier, Journey
 from starai.exchange.member import Member
 from starai.exchange.offering import Offering
@@ -143,6 +144,12 @@ class Submitted:
     async def __anext__(self) -> Part:
         if self._finished:
             raise StopAsyncIteration
-        part = await self._answer.receive()
+        try:
+            part = await self._answer.receive()
+        except ModelNotFound as error:
+            # All that announced it have no node for it any more: one may come back.
+            raise Unavailable(
+                "nobody serves that model now; try again shortly", retry_after_s=2.0
+            ) from error
         self._finished = part.finish is not None
         return part

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from starai.core.errors import ContextTooLong, DeadlinePassed, Overloaded, StarAIError, Unavailable
-from starai.core.limits import BEAT_LEASE_S
+from starai.core.limits import ATTEMPTS_MAX, BEAT_LEASE_S
 from starai.distributor import service as module
 from starai.distributor.service import Distributor
 from starai.exchange.confirming import Confirmer
@@ -268,6 +268,20 @@ async def test_busy_at_one_distributor_is_answered_by_the_next() -> None:
                 *range(LENGTH)
             ]
         assert num_refused
+
+
+async def test_when_all_have_lost_their_nodes_the_client_may_come_again() -> None:
+    """However many distributors say so one after the other, it is no wrong name of a model."""
+
+    async def without_nodes(task: ServedTask) -> None:
+        raise Refused(RefusalCode.UNKNOWN_MODEL)
+
+    async with scene() as made:
+        for _ in range(ATTEMPTS_MAX + 1):
+            await made.add_node(without_nodes, Role.DISTRIBUTOR, by=Role.GATEWAY)
+        with pytest.raises(Unavailable) as failed:
+            await made.read()
+        assert failed.value.retry_after_s
 
 
 async def test_past_its_deadline_a_request_ends() -> None:
