@@ -181,7 +181,11 @@ class Store:
         """Have a job that needs no database done off the event loop, in the order of asking.
 
         Where everything runs on the caller's thread, this does too.
+
+        Raises:
+            StoreFailed: it is closed, or the disk failed before; and what ``job`` raises.
         """
+        self._check_open()
         return job() if self._inline else await self._beside.run(job)
 
     def _read_apart(self, work: Work[T]) -> T:

@@ -249,6 +249,8 @@ async def test_closing_commits_what_was_accepted(database: Path | str) -> None:
         tasks.cancel_scope.cancel()
     with pytest.raises(StoreFailed):
         await store.write(_insert("b"))
+    with pytest.raises(StoreFailed), anyio.fail_after(5):
+        await store.beside(int)  # whose thread has ended
     async with open_store(database) as store:
         assert await store.read(_names) == {"a"}
 
