@@ -17,7 +17,7 @@ class Cut:
     """Ends the work inside it from outside: a cancel scope for where there is one a request.
 
     Entered once, by the task whose work it is, and made by others only. Shielded scopes inside it
-    are no shield against it.
+    are no shield against it: what blocks is done by `starai.core.threads.in_thread` there.
     """
 
     __slots__ = ("_scope", "_task", "made")

@@ -1,7 +1,8 @@
-"""A thread of its own for what blocks: jobs in order, one at a time, for one event loop.
+"""Threads for what blocks: one of its own that does jobs in order, or one of a few for any job.
 
-A round trip costs a quarter of `anyio.to_thread.run_sync`'s, which keeps a pool, copies contexts
-and wakes a task more on the way back. Elsewhere than on asyncio (trio, virtual time) it is that.
+A round trip to one of its own costs a quarter of `anyio.to_thread.run_sync`'s, which keeps a pool,
+copies contexts and wakes a task more on the way back. Elsewhere than on asyncio (trio, virtual
+time) both are that.
 """
 
 from __future__ import annotations
@@ -84,3 +85,20 @@ def _end(results: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -
             done.set_result(result)
         else:
             done.set_exception(failure)
+
+
+async def in_thread(job: Callable[[], T]) -> T:
+    """Have ``job`` done in one of a few threads; what it returns or raises.
+
+    Its place is taken until it has ended, even if whoever waits for it is cancelled: clients that
+    hang up (see `starai.core.cutting.Cut`) cannot have more jobs done at once than stay.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return await anyio.to_thread.run_sync(job)
+    limiter, place = anyio.to_thread.current_default_thread_limiter(), object()
+    await limiter.acquire_on_behalf_of(place)
+    done = loop.run_in_executor(None, job)
+    done.add_done_callback(lambda _: limiter.release_on_behalf_of(place))
+    return await asyncio.shield(done)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
-from anyio import to_thread
 
 from starai.core.clock import Clock
 from starai.core.errors import ContextTooLong, InvalidRequest
 from starai.core.randomness import Randomness, uuid7
+from starai.core.threads import in_thread
 from starai.gateway.asks import Ask
 from starai.gateway.catalogue import TextModel
 from starai.gateway.keys import Account
@@ -247,7 +248,7 @@ async def _tokenise(ask: Ask, model: TextModel) -> list[list[int]]:
         texts = [prompt for prompt in ask.prompts if isinstance(prompt, str)]
     try:
         if sum(map(len, texts)) > _INLINE_CHARACTERS_MAX:
-            prompts = await to_thread.run_sync(_encode, ask, model)
+            prompts = await in_thread(partial(_encode, ask, model))
         else:
             prompts = _encode(ask, model)
     except InvalidRequest as error:

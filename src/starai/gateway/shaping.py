@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
-from anyio import to_thread
 
 from starai.core.errors import ConfigurationRefused, InvalidRequest
 from starai.core.limits import GRAMMAR_CHARACTERS_MAX
+from starai.core.threads import in_thread
 from starai.engines.decoding.grammars import WHITE_SPACE, check_grammar
 from starai.gateway.asks import Ask, ToolUse
 from starai.gateway.refusals import unsupported, wrong_value
@@ -114,7 +115,7 @@ class Checker:
             self._known.move_to_end(grammar)
             return
         try:
-            await to_thread.run_sync(_check, grammar, ask)
+            await in_thread(partial(_check, grammar, ask))
         except ConfigurationRefused:
             return  # this gateway has no compiler: the nodes find out
         self._known[grammar] = None

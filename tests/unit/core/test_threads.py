@@ -8,7 +8,8 @@ import time
 import anyio
 import pytest
 
-from starai.core.threads import WorkThread
+from starai.core.cutting import Cut
+from starai.core.threads import WorkThread, in_thread
 
 pytestmark = pytest.mark.anyio
 
@@ -80,3 +81,40 @@ async def test_who_is_cancelled_leaves_the_others_alone() -> None:
     assert await thread.run(lambda: "next") == "next"
     assert done == ["slow"]
     thread.close()
+
+
+async def test_a_job_in_any_thread_tells_how_it_ended() -> None:
+    """What it returns, and what it raises, comes out where it was given."""
+    assert await in_thread(threading.current_thread) is not threading.current_thread()
+    with pytest.raises(ZeroDivisionError):
+        await in_thread(lambda: 1 // 0)
+
+
+async def test_who_hangs_up_makes_no_room_for_more_jobs_at_once() -> None:
+    """As many run as ever may, however many of those who gave them are cut off at once."""
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    limiter.total_tokens = 2
+    running, most = 0, 0
+
+    def job() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.05)
+        running -= 1
+
+    async def work(cut: Cut) -> None:
+        with cut:
+            await in_thread(job)
+
+    for _ in range(8):
+        cut = Cut()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(work, cut)
+            await anyio.sleep(0.01)
+            cut.make()
+    await in_thread(lambda: None)
+    assert 0 < most <= 2
+    with anyio.fail_after(5):
+        while limiter.borrowed_tokens:
+            await anyio.sleep(0.01)
