@@ -139,9 +139,9 @@ def test_two_devices_behind_nat_join_and_serve(apart: Apart) -> None:
     apart.net.block(2, TLS_PORT)
     first, second = apart.join(1, token), apart.join(2, token)
     for lines in (first, second):
-        assert [line.split()[2] for line in lines] == [
-            *("connecting", "admitted", "measuring", "loading", "serving")
-        ]
+        stages = [line.split()[2] for line in lines]  # measuring goes on beside the network's part
+        assert sorted(stages) == ["admitted", "connecting", "loading", "measuring", "serving"]
+        assert stages[-1] == "serving"
     keys = [apart.key(number) for number in (1, 2)]
     for mine, other in (keys, keys[::-1]):
         apart.hub("node", "drain", other)
