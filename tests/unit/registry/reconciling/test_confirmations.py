@@ -18,7 +18,7 @@ from starai.core.errors import (
     PartyRefused,
     SealBroken,
 )
-from starai.core.limits import CONFIRM_RECORDS_MAX
+from starai.core.limits import ATTEMPT_RECORDS_MAX, CONFIRM_RECORDS_MAX
 from starai.ledger.accounts import available, pending
 from starai.ledger.reconciling import Standing
 from starai.protocol.frames import decode, encode
@@ -324,6 +324,35 @@ def test_honest_sides_always_match(numbers: list[int], data, roots_first: bool) 
     charges = [priced(record(number)).charge_nano_usd for number in numbers]
     assert accounts[pending(NODES[0].raw)] == sum(one * NODE_BPS // 10_000 for one in charges)
     assert accounts[available(CUSTOMER)] == DEPOSIT - sum(charges)
+
+
+def test_what_is_refused_among_others_leaves_nothing_but_them() -> None:
+    """Heard together or one by one: who contradicts itself too often, a part, a count."""
+    records = [priced(record(number)) for number in range(10, 10 + ATTEMPT_RECORDS_MAX + 2)]
+    words = [
+        confirm(Side.DISTRIBUTOR, [priced(record(1, answer_tokens=one.answer_tokens)), one])
+        for one in records
+    ]
+    words += [confirm(Side.DISTRIBUTOR, [priced(record(number))], part=7) for number in (2, 3)]
+    words += [confirm(Side.NODE, [priced(record(2))], by_root=True, part=7, **changes)
+              for changes in ({"count": 2}, {})]  # fmt: skip
+    ends = []
+    for at_once in (1, len(words)):
+        connection = connect(":memory:")
+        migrate(connection)
+        open_books(connection)
+        said = [Said(one, check_confirm(one, NETWORK, BLOCK_MS), START_MS) for one in words]
+        answers: list[object] = []
+        for start in range(0, len(words), at_once):
+            answers += apply(connection, said[start : start + at_once])
+        assert [type(one) for one in answers[-6:]] == [
+            *[Conflict] * 2, Outcome, Conflict, MalformedFrame, Outcome
+        ]  # fmt: skip
+        done = {one.root: a for one, a in zip(words, answers, strict=True) if type(a) is Outcome}
+        assert {root for (root,) in connection.execute("SELECT root FROM confirm")} == set(done)
+        ends.append((done, _states(connection), balances(connection)))
+        connection.close()
+    assert ends[0] == ends[1]
 
 
 def test_when_a_distributor_was_last_heard_is_read_from_an_index() -> None:
