@@ -19,13 +19,17 @@ class Buffer:
         self._commands: list[bytes] = []
         self._num_bytes = 0
 
+    def fits(self, command: bytes) -> bool:
+        """Whether there is room for ``command``."""
+        return self._num_bytes + len(command) <= BUFFER_BYTES_MAX
+
     def keep(self, command: bytes) -> None:
         """Keep ``command`` for later.
 
         Raises:
             Unavailable: there is no more room.
         """
-        if self._num_bytes + len(command) > BUFFER_BYTES_MAX:
+        if not self.fits(command):
             raise Unavailable("the connection is down and its buffer is full; try again shortly")
         self._commands.append(command)
         self._num_bytes += len(command)

@@ -162,9 +162,13 @@ class NatsWire:
         """Send from a place that cannot wait; see `starai.protocol.ports.Wire.publish_soon`."""
         command = self._command(subject, payload, "")
         link = self._link
-        if self._switching:
+        if self._switching and self._buffer.fits(command):
             self._buffer.keep(command)
-        elif link is None or (link.congested and link.backlog_bytes > BACKLOG_BYTES_MAX):
+        elif (
+            self._switching
+            or link is None
+            or (link.congested and link.backlog_bytes > BACKLOG_BYTES_MAX)
+        ):
             event(_LOG, "wire.dropped", logging.DEBUG, party=self.party, subject=subject)
         else:
             link.send(command)

@@ -246,6 +246,27 @@ async def test_the_buffer_is_bounded(
         await wire.publish(subject, bytes(1000))
 
 
+async def test_who_cannot_wait_is_never_told_that_there_is_no_room(
+    nats: NatsServer, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while one connection takes over from another, what is too much is dropped."""
+    monkeypatch.setattr(buffer, "BUFFER_BYTES_MAX", 10_000)
+    async with connect_nats(settings(nats, someone(), Role.NODE)) as wire:
+        subject, renewed = subjects.beat(Role.NODE, wire.party), anyio.Event()
+
+        async def speak() -> None:
+            while not renewed.is_set():
+                for _ in range(20):
+                    wire.publish_soon(subject, bytes(1000))
+                await anyio.sleep(0)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(speak)
+            await wire.renew()
+            renewed.set()
+        assert wire.connected
+
+
 async def test_nobody_there(settings: Settings, nats: NatsServer) -> None:
     """With no server to be found, connecting gives up in time and says where it looked."""
     nowhere = replace(
