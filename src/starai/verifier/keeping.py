@@ -55,13 +55,15 @@ def read_kept(path: Path) -> Kept | None:
     """What an earlier check kept; None if nothing is there, or of another version.
 
     Raises:
-        KeptRefused: it is damaged, too large, or no such file.
+        KeptRefused: it is damaged, too large, no such file, or could not be there.
     """
     try:
         with path.open("rb") as file:
             data = file.read(KEPT_BYTES_MAX + 1)
     except FileNotFoundError:
-        return None
+        if path.parent.is_dir():
+            return None
+        raise KeptRefused(f"{path.parent} is no folder: make it, or name another file") from None
     except OSError as error:
         raise KeptRefused(f"{path} cannot be read: {error.strerror}") from error
     head, _, body = data.partition(b"\n")

@@ -319,6 +319,12 @@ def test_a_damaged_file_is_refused(exports: list[Path], kept: list[Path], tmp_pa
         verify(exports[2], kept_at=file)
 
 
+def test_a_file_in_no_folder_is_refused_before_the_check(tmp_path: Path) -> None:
+    """Nobody waits for a check of everything to hear that its file has no place."""
+    with pytest.raises(KeptRefused, match="no folder"):
+        verify(tmp_path / "no export", kept_at=tmp_path / "nowhere" / "kept")
+
+
 def test_a_file_of_another_network_is_refused(exports: list[Path], tmp_path: Path) -> None:
     """What was kept of one network is neither used for another nor replaced."""
     file = tmp_path / "kept"
