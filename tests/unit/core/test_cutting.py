@@ -94,3 +94,25 @@ async def test_scopes_inside_a_cut_work_as_ever():
         await anyio.sleep(0.05)
         cut.make()
     assert ended == ["child", "work"]
+
+
+@pytest.mark.parametrize("cut_first", [True, False])
+async def test_a_scope_that_ends_at_the_same_moment_does_not_swallow_the_cut(*, cut_first: bool):
+    """A deadline inside it may pass just as the work is cut off: the work ends all the same."""
+    cut, inner, seen = Cut(), anyio.CancelScope(), []
+
+    async def work():
+        with cut:
+            with inner:
+                await anyio.sleep_forever()
+            await anyio.sleep(60)
+            seen.append("went on")
+        seen.append("after")
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(work)
+            await anyio.sleep(0.01)
+            for end in (cut.make, inner.cancel) if cut_first else (inner.cancel, cut.make):
+                end()
+    assert seen == ["after"]
