@@ -430,7 +430,7 @@ class LeastPerSlot(LeastOutstanding):
 
 
 class Ours(Distributor):
-    """The kernel as `starai.exchange.roster` and `routing` use it."""
+    """The kernel as `starai.exchange.routes.roster` and `routing` use it."""
 
     queues_on_nodes = False
     uses_prefixes = True

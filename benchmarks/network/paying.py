@@ -32,10 +32,10 @@ from starai.core.clock import SystemClock
 from starai.core.randomness import SeededRandomness
 from starai.gateway.app import GatewayApp
 from starai.gateway.following import follow_keys, follow_prices
-from starai.gateway.funding import Funding
-from starai.gateway.incoming import Incoming
-from starai.gateway.keys import KeyRing
-from starai.gateway.pricing import PriceBook
+from starai.gateway.paying.funding import Funding
+from starai.gateway.paying.keys import KeyRing
+from starai.gateway.paying.pricing import PriceBook
+from starai.gateway.web.incoming import Incoming
 from starai.protocol.api_keys import hash_api_key
 from starai.protocol.subjects import Role
 from starai.testing.gateways import MOCK_GATEWAY

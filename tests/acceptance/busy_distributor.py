@@ -14,9 +14,9 @@ import anyio
 
 from starai.core.clock import SystemClock
 from starai.core.randomness import SystemRandomness
-from starai.exchange.pinging import answering_pings
-from starai.exchange.presence import keep_beating
-from starai.exchange.serving import Refused, ServedTask, Serving
+from starai.exchange.callee.serving import Refused, ServedTask, Serving
+from starai.exchange.standing.pinging import answering_pings
+from starai.exchange.standing.presence import keep_beating
 from starai.local.home import Home
 from starai.local.joining import join
 from starai.local.membership import membership

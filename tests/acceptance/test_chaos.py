@@ -19,11 +19,11 @@ import pytest
 from starai.core.randomness import SeededRandomness
 from starai.distributor.service import Distributor
 from starai.exchange.base import Settled, task_record
-from starai.exchange.confirming import Confirmer
+from starai.exchange.callee.serving import ServedTask, Serving
 from starai.exchange.mailboxes import Bell
 from starai.exchange.member import Member
-from starai.exchange.presence import Presence, keep_beating
-from starai.exchange.serving import ServedTask, Serving
+from starai.exchange.recording.confirming import Confirmer
+from starai.exchange.standing.presence import Presence, keep_beating
 from starai.gateway.dispatch import Dispatch
 from starai.protocol import tokens
 from starai.protocol.frames import encode

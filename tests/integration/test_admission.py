@@ -11,8 +11,8 @@ import pytest
 from starai.core.clock import SystemClock
 from starai.distributor import admission
 from starai.distributor.service import Distributor
-from starai.exchange.confirming import Confirmer
 from starai.exchange.member import Member
+from starai.exchange.recording.confirming import Confirmer
 from starai.fitting import Prediction
 from starai.local.services import NodeOptions, engine_spec
 from starai.matching import Candidate

@@ -14,7 +14,7 @@ from starai.cli.main import cli
 from starai.core.clock import SystemClock
 from starai.core.errors import PartyRefused, Unavailable
 from starai.core.randomness import SystemRandomness
-from starai.exchange.confirming import Confirmer
+from starai.exchange.recording.confirming import Confirmer
 from starai.local.asking import OPERATOR, Operator, operator
 from starai.local.home import Home, NetworkFile
 from starai.local.joining import join

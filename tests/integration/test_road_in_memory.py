@@ -16,8 +16,8 @@ from starai.core.clock import SystemClock
 from starai.core.errors import ContextTooLong, DeadlinePassed, Unavailable
 from starai.distributor.service import Distributor
 from starai.engines.base import EngineSpec
-from starai.exchange.confirming import Confirmer
 from starai.exchange.member import Member
+from starai.exchange.recording.confirming import Confirmer
 from starai.gateway.dispatch import Dispatch
 from starai.local.services import NodeOptions, engine_spec
 from starai.matching import placement

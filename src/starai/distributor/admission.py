@@ -20,10 +20,10 @@ from starai.core.errors import StarAIError
 from starai.core.logging import event
 from starai.core.randomness import uuid7
 from starai.exchange.base import short
-from starai.exchange.ladder import Fault
+from starai.exchange.caller.offering import Ask, Offering
 from starai.exchange.member import Member
-from starai.exchange.offering import Ask, Offering
-from starai.exchange.routing import Routing
+from starai.exchange.routes.routing import Routing
+from starai.exchange.standing.ladder import Fault
 from starai.fitting.admission import (
     ANSWER_TOKENS,
     PROMPT_TOKENS,

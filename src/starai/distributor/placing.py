@@ -20,8 +20,8 @@ from starai.core.concurrency import task_group
 from starai.core.logging import event
 from starai.exchange.base import short
 from starai.exchange.member import Member
-from starai.exchange.presence import Presence
-from starai.exchange.routing import Routing
+from starai.exchange.routes.routing import Routing
+from starai.exchange.standing.presence import Presence
 from starai.matching import Move, Placement, Server
 from starai.protocol.frames import encode
 from starai.protocol.identity import PartyId

@@ -25,20 +25,20 @@ from starai.core.logging import event
 from starai.distributor.admission import Admission
 from starai.distributor.placing import Placing
 from starai.exchange.base import SIGN_OF_LIFE_S, Settled, short, task_record
-from starai.exchange.carrying import Carried, Carrier, Journey, attempts_within
-from starai.exchange.confirming import Confirmer
-from starai.exchange.hedging import Hedging
-from starai.exchange.ladder import Fault
-from starai.exchange.leaving import STOPPED, leave
+from starai.exchange.callee.leaving import STOPPED, leave
+from starai.exchange.callee.serving import Refused, ServedTask, Serving
+from starai.exchange.caller.carrying import Carried, Carrier, Journey, attempts_within
+from starai.exchange.caller.hedging import Hedging
+from starai.exchange.caller.offering import Offering
+from starai.exchange.caller.pacing import Paces
 from starai.exchange.mailboxes import Bell
 from starai.exchange.member import Member
-from starai.exchange.offering import Offering
-from starai.exchange.pacing import Paces
-from starai.exchange.pinging import answering_pings
-from starai.exchange.pleading import Hearing
-from starai.exchange.presence import Presence, keep_beating
-from starai.exchange.routing import WAITING_MAX, Routing
-from starai.exchange.serving import Refused, ServedTask, Serving
+from starai.exchange.recording.confirming import Confirmer
+from starai.exchange.routes.routing import WAITING_MAX, Routing
+from starai.exchange.standing.ladder import Fault
+from starai.exchange.standing.pinging import answering_pings
+from starai.exchange.standing.pleading import Hearing
+from starai.exchange.standing.presence import Presence, keep_beating
 from starai.protocol.identity import KeyKind, PartyId, public_nkey, raw_public
 from starai.protocol.presence import SLOTS_MAX, Beat, ServedModel
 from starai.protocol.subjects import Role, offer

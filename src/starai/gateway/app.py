@@ -28,25 +28,25 @@ from starai.core.errors import (
 )
 from starai.core.logging import event
 from starai.core.randomness import Randomness, uuid7
-from starai.gateway.answering import answer_stream, answer_whole
-from starai.gateway.attending import Attendance, Ending
+from starai.gateway.answering.chat import CHAT
+from starai.gateway.answering.completions import COMPLETIONS
+from starai.gateway.answering.embeddings import EMBEDDINGS
+from starai.gateway.answering.endpoints import Endpoint
+from starai.gateway.answering.writing import answer_stream, answer_whole
 from starai.gateway.catalogue import Catalogue
-from starai.gateway.chat import CHAT
-from starai.gateway.completions import COMPLETIONS
 from starai.gateway.config import GatewayConfig
-from starai.gateway.cors import Cors
-from starai.gateway.embeddings import EMBEDDINGS
-from starai.gateway.endpoints import Endpoint
 from starai.gateway.errors import RequestRefused, body_of, headers_of, status_of
-from starai.gateway.funding import Funding
-from starai.gateway.idempotency import KEY_BYTES_MAX, Name, Recording, Recordings
-from starai.gateway.incoming import Audience, ClientGone, Head, Incoming
 from starai.gateway.jobs import Job, JobMaker
-from starai.gateway.keys import ANYONE, Account, KeyRing
 from starai.gateway.metrics import GatewayMetrics
+from starai.gateway.paying.funding import Funding
+from starai.gateway.paying.keys import ANYONE, Account, KeyRing
+from starai.gateway.paying.pricing import PriceBook
 from starai.gateway.plain import PlainRoutes
-from starai.gateway.pricing import PriceBook
-from starai.gateway.replies import Outlet, Reply
+from starai.gateway.web.attending import Attendance, Ending
+from starai.gateway.web.cors import Cors
+from starai.gateway.web.idempotency import KEY_BYTES_MAX, Name, Recording, Recordings
+from starai.gateway.web.incoming import Audience, ClientGone, Head, Incoming
+from starai.gateway.web.replies import Outlet, Reply
 from starai.protocol.ports import TaskPort
 
 _LOG: Final = logging.getLogger(__name__)

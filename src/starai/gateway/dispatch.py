@@ -11,13 +11,13 @@ from typing import Final, Self
 
 from starai.core.concurrency import task_group
 from starai.core.errors import ModelNotFound, Unavailable
-from starai.exchange.carrying import Carried, Carrier, Journey
+from starai.exchange.caller.carrying import Carried, Carrier, Journey
+from starai.exchange.caller.offering import Offering
 from starai.exchange.member import Member
-from starai.exchange.offering import Offering
-from starai.exchange.pinging import Pinger, answering_pings
-from starai.exchange.presence import keep_beating
-from starai.exchange.routing import Routing
-from starai.exchange.wanting import Wanted
+from starai.exchange.routes.routing import Routing
+from starai.exchange.routes.wanting import Wanted
+from starai.exchange.standing.pinging import Pinger, answering_pings
+from starai.exchange.standing.presence import keep_beating
 from starai.protocol.generation import Part
 from starai.protocol.ports import Submission
 from starai.protocol.presence import Beat, ServedModel

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 
 from starai.exchange import following
 from starai.exchange.member import Member
-from starai.gateway.keys import KeyRing
-from starai.gateway.pricing import PriceBook
+from starai.gateway.paying.keys import KeyRing
+from starai.gateway.paying.pricing import PriceBook
 from starai.protocol.frames import decode, encode
 from starai.protocol.registry import KeyTable, KeyTableRequest
 from starai.protocol.subjects import KEYS_CHANGED

@@ -13,12 +13,12 @@ from starai.core.clock import Clock
 from starai.core.errors import ContextTooLong, InvalidRequest
 from starai.core.randomness import Randomness, uuid7
 from starai.core.threads import in_thread
-from starai.gateway.asks import Ask
+from starai.gateway.asking.asks import Ask
+from starai.gateway.asking.refusals import check_range
+from starai.gateway.asking.shaping import Checker, grammar_of
 from starai.gateway.catalogue import TextModel
-from starai.gateway.keys import Account
-from starai.gateway.pricing import PriceBook
-from starai.gateway.refusals import check_range
-from starai.gateway.shaping import Checker, grammar_of
+from starai.gateway.paying.keys import Account
+from starai.gateway.paying.pricing import PriceBook
 from starai.models.manifest import SamplingDefaults
 from starai.protocol.generation import Generation, Sampling, sample_key
 from starai.protocol.ports import Submission

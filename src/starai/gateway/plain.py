@@ -9,11 +9,11 @@ import msgspec
 
 from starai.gateway.catalogue import Catalogue, ModelCard, TextModel
 from starai.gateway.errors import RequestRefused
-from starai.gateway.incoming import Head
-from starai.gateway.keys import Account, KeyRing
 from starai.gateway.metrics import GatewayMetrics
-from starai.gateway.pricing import PriceBook
-from starai.gateway.replies import Reply
+from starai.gateway.paying.keys import Account, KeyRing
+from starai.gateway.paying.pricing import PriceBook
+from starai.gateway.web.incoming import Head
+from starai.gateway.web.replies import Reply
 
 _ENCODE: Final = msgspec.json.Encoder().encode
 _MODELS: Final = "/v1/models"

@@ -19,9 +19,9 @@ from starai.core.logging import event
 from starai.core.randomness import Randomness
 from starai.gateway.app import GatewayApp
 from starai.gateway.config import GatewayConfig
-from starai.gateway.connections import Connections
-from starai.gateway.funding import Funding
-from starai.gateway.keys import KeyRing
+from starai.gateway.paying.funding import Funding
+from starai.gateway.paying.keys import KeyRing
+from starai.gateway.web.connections import Connections
 from starai.protocol.ports import TaskPort
 
 _LOG: Final = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import msgspec
 from starai.core.errors import DeadlinePassed, InvalidRequest, MalformedFrame, NotFound
 from starai.core.limits import BEAT_INTERVAL_S
 from starai.exchange.member import Member
-from starai.exchange.presence import PARTIES_MAX, Sighting
+from starai.exchange.standing.presence import PARTIES_MAX, Sighting
 from starai.local.home import Home
 from starai.local.membership import membership
 from starai.protocol.api_keys import hash_api_key, new_api_key

@@ -31,15 +31,15 @@ from starai.core.concurrency import task_group
 from starai.core.errors import Unavailable
 from starai.core.randomness import Randomness, SystemRandomness
 from starai.distributor.service import Distributor
-from starai.exchange.confirming import Confirmer
-from starai.exchange.cosigning import cosigning
 from starai.exchange.member import Member
+from starai.exchange.recording.confirming import Confirmer
+from starai.exchange.recording.cosigning import cosigning
 from starai.gateway.config import GatewayConfig
 from starai.gateway.dispatch import Dispatch
 from starai.gateway.following import follow_keys, follow_prices
-from starai.gateway.funding import Funding
-from starai.gateway.keys import KeyRing
-from starai.gateway.pricing import PriceBook
+from starai.gateway.paying.funding import Funding
+from starai.gateway.paying.keys import KeyRing
+from starai.gateway.paying.pricing import PriceBook
 from starai.gateway.service import serve
 from starai.local.home import Home
 from starai.local.membership import CREDENTIAL_LIFETIME_MS

@@ -18,10 +18,10 @@ from starai.core.concurrency import stopped_gently
 from starai.core.errors import ConfigurationRefused
 from starai.core.randomness import SystemRandomness
 from starai.engines.base import EngineSpec
-from starai.exchange.confirming import Confirmer
-from starai.exchange.cosigning import cosigning
-from starai.exchange.leaving import STOPPED
+from starai.exchange.callee.leaving import STOPPED
 from starai.exchange.member import Member
+from starai.exchange.recording.confirming import Confirmer
+from starai.exchange.recording.cosigning import cosigning
 from starai.local.asking import OPERATOR
 from starai.local.home import Home
 from starai.local.membership import CREDENTIAL_LIFETIME_MS, membership
@@ -145,9 +145,9 @@ async def serve_gateway(
     from starai.gateway.config import GatewayConfig  # noqa: PLC0415 - see above
     from starai.gateway.dispatch import Dispatch  # noqa: PLC0415 - see above
     from starai.gateway.following import follow_keys, follow_prices  # noqa: PLC0415 - see above
-    from starai.gateway.funding import Funding  # noqa: PLC0415 - see above
-    from starai.gateway.keys import KeyRing  # noqa: PLC0415 - see above
-    from starai.gateway.pricing import PriceBook  # noqa: PLC0415 - see above
+    from starai.gateway.paying.funding import Funding  # noqa: PLC0415 - see above
+    from starai.gateway.paying.keys import KeyRing  # noqa: PLC0415 - see above
+    from starai.gateway.paying.pricing import PriceBook  # noqa: PLC0415 - see above
     from starai.gateway.service import serve  # noqa: PLC0415 - see above
 
     network = home.network()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from starai.core.errors import Unavailable
-from starai.exchange.pleading import plead
+from starai.exchange.standing.pleading import plead
 from starai.local.asking import OPERATOR, find_node
 from starai.local.home import Home
 from starai.local.membership import membership

@@ -18,9 +18,9 @@ from starai.core.concurrency import stopped_gently, task_group
 from starai.core.errors import ConfigurationRefused, PartyRefused, StarAIError, Unavailable
 from starai.core.randomness import SystemRandomness
 from starai.engines.base import EngineSpec
-from starai.exchange.cosigning import cosigning
-from starai.exchange.leaving import STOPPED
+from starai.exchange.callee.leaving import STOPPED
 from starai.exchange.member import Member
+from starai.exchange.recording.cosigning import cosigning
 from starai.local.fitness import fitness_of_node
 from starai.local.home import Home
 from starai.local.joining import applicant_of, expired_credential, is_admitted, join

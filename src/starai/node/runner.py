@@ -27,8 +27,8 @@ from starai.core.errors import (
 from starai.core.logging import event
 from starai.engines.base import Emitted, EngineInfo, EngineSpec
 from starai.engines.process import EngineWorker, engine_process
+from starai.exchange.callee.serving import Refused, ServedTask
 from starai.exchange.mailboxes import Mailbox, MailboxOverflow
-from starai.exchange.serving import Refused, ServedTask
 from starai.fitting import Prediction
 from starai.fitting.correcting import corrected
 from starai.protocol import tokens

@@ -11,13 +11,13 @@ from starai.core.concurrency import task_group
 from starai.core.errors import MalformedFrame
 from starai.core.logging import event
 from starai.exchange.base import Settled, short, task_record
-from starai.exchange.confirming import Confirmer
-from starai.exchange.leaving import ORDERED, Patience, leave
+from starai.exchange.callee.leaving import ORDERED, Patience, leave
+from starai.exchange.callee.serving import Refused, ServedTask, Serving
 from starai.exchange.mailboxes import Bell
 from starai.exchange.member import Member
-from starai.exchange.pinging import Pinger
-from starai.exchange.presence import Presence, keep_beating
-from starai.exchange.serving import Refused, ServedTask, Serving
+from starai.exchange.recording.confirming import Confirmer
+from starai.exchange.standing.pinging import Pinger
+from starai.exchange.standing.presence import Presence, keep_beating
 from starai.node.moving import Moving
 from starai.node.pricing import LeastPrices
 from starai.node.readiness import Readiness

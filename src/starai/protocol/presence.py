@@ -97,6 +97,6 @@ class Control(Message, frozen=True):
 
 @travels(14)
 class Ping(Message, frozen=True):
-    """Asks whoever hears it to send it back at once: `starai.exchange.pinging`."""
+    """Asks whoever hears it to send it back at once: `starai.exchange.standing.pinging`."""
 
     number: Count

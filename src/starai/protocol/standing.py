@@ -34,7 +34,7 @@ class FaultCount(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_
 
 
 class Standing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
-    """Where a node stands: see `starai.exchange.ladder`.
+    """Where a node stands: see `starai.exchange.standing.ladder`.
 
     ``failures`` is what counts against it now, ``rests_s`` for how many seconds it gets nothing,
     ``faults`` how often each kind of fault was seen, ``notes`` its steps, the oldest first.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +23,7 @@ from starai.core.concurrency import task_group
 from starai.core.errors import Overloaded, StarAIError, StoreFailed
 from starai.core.logging import event
 from starai.core.randomness import Randomness
-from starai.exchange.presence import keep_beating
+from starai.exchange.standing.presence import keep_beating
 from starai.protocol.frames import Message, decode, encode
 from starai.protocol.identity import Identity, PartyId
 from starai.protocol.log import Witnessing
@@ -205,17 +206,18 @@ class Registry:
         """
         await self.open()
         await self.admission.repeat_revocations()
-        async with task_group() as tasks:
-            for name, verb in self._verbs().items():
-                await tasks.start(self._serve, name, verb)
-            tasks.start_soon(self.blocks.run)
-            tasks.start_soon(self.disputes.run)
-            tasks.start_soon(self.allotments.run)
-            if self.days is not None:
-                tasks.start_soon(self.days.run)
-            tasks.start_soon(keep_beating, self._wire, Role.REGISTRY, self._beat)
-            event(_LOG, "registry_ready", network=self._config.network)
-            task_status.started()
+        with closing(self.confirmations):
+            async with task_group() as tasks:
+                for name, verb in self._verbs().items():
+                    await tasks.start(self._serve, name, verb)
+                tasks.start_soon(self.blocks.run)
+                tasks.start_soon(self.disputes.run)
+                tasks.start_soon(self.allotments.run)
+                if self.days is not None:
+                    tasks.start_soon(self.days.run)
+                tasks.start_soon(keep_beating, self._wire, Role.REGISTRY, self._beat)
+                event(_LOG, "registry_ready", network=self._config.network)
+                task_status.started()
 
     def _verbs(self) -> dict[str, _Verb]:
         return {

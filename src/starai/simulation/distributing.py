@@ -2,7 +2,7 @@
 
 Who gets a task, who waits and who is trusted is decided by the real kernels (the roster with its
 pools, the fair queue, the prefix index, the ladder, the hedges). The rules of
-`starai.exchange.carrying` and `routing` around them are followed event by event, with their
+`starai.exchange.caller.carrying` and `routing` around them are followed event by event, with their
 constants; what they do in hundreds of messages is one event here.
 """
 
@@ -12,12 +12,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from starai.core.limits import ATTEMPT_NUMBERS, ATTEMPTS_MAX
-from starai.exchange.attempt import LOOK_AGAIN_S, Target
 from starai.exchange.base import SIGN_OF_LIFE_S, SILENCE_S, AttemptFailed, FailureKind
-from starai.exchange.hedging import Hedging
-from starai.exchange.ladder import Ladder
-from starai.exchange.pacing import FIRST_S, STALL_FACTOR, TOKEN_S
-from starai.exchange.routing import (
+from starai.exchange.caller.attempt import LOOK_AGAIN_S, Target
+from starai.exchange.caller.hedging import Hedging
+from starai.exchange.caller.pacing import FIRST_S, STALL_FACTOR, TOKEN_S
+from starai.exchange.routes.routing import (
     LAST_RESORT_S,
     LOOK_AHEAD,
     SAME_AGAIN_S,
@@ -25,6 +24,7 @@ from starai.exchange.routing import (
     WAIT_FOR_SLOT_S,
     WAITING_MAX,
 )
+from starai.exchange.standing.ladder import Ladder
 from starai.matching import FairQueue, PrefixIndex, Ticket
 from starai.matching.finish_time import SLOW_START_S
 from starai.matching.prefixes import BLOCK_TOKENS, BLOCKS_MAX, ENTRIES_MAX

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from starai.core.limits import ATTEMPTS_MAX, BEAT_INTERVAL_S, BEAT_LEASE_S, REQUEST_DEADLINE_S
 from starai.core.randomness import SeededRandomness
 from starai.exchange.base import AttemptFailed, FailureKind
-from starai.exchange.ladder import Ladder
-from starai.exchange.routing import WAITING_MAX
+from starai.exchange.routes.routing import WAITING_MAX
+from starai.exchange.standing.ladder import Ladder
 from starai.protocol.identity import PartyId
 from starai.protocol.presence import Beat, ServedModel
 from starai.protocol.subjects import Role

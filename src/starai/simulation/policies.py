@@ -1,9 +1,9 @@
 """Policies side by side: the network's own, and three that others use, for comparison.
 
-The own one is `starai.exchange.roster.Roster` with `starai.matching` in it, as every distributor
-has them. The others know which nodes are there and whether a prompt fits, as common routers do;
-tasks beyond a node's slots wait on the node. All get the same fail-over: it is the choice alone
-that is compared.
+The own one is `starai.exchange.routes.roster.Roster` with `starai.matching` in it, as every
+distributor has them. The others know which nodes are there and whether a prompt fits, as common
+routers do; tasks beyond a node's slots wait on the node. All get the same fail-over: it is the
+choice alone that is compared.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 from starai.core.clock import Clock
 from starai.core.errors import ConfigurationRefused
 from starai.core.randomness import Randomness
-from starai.exchange.attempt import Target
-from starai.exchange.ladder import Ladder
-from starai.exchange.roster import Roster
+from starai.exchange.caller.attempt import Target
+from starai.exchange.routes.roster import Roster
+from starai.exchange.standing.ladder import Ladder
 from starai.matching import Demand
 from starai.protocol.identity import PartyId
 from starai.protocol.presence import Beat
@@ -103,7 +103,7 @@ class Ours:
         *,
         even_resting: bool = False,
     ) -> Target | None:
-        """See `starai.exchange.roster.Roster.hold`."""
+        """See `starai.exchange.routes.roster.Roster.hold`."""
         return self.roster.hold(ROOT, demand, cached, excluded, even_resting=even_resting)
 
     def best_context(self, now_s: float) -> int:

@@ -26,9 +26,9 @@ from starai.core.limits import REQUEST_DEADLINE_S
 from starai.core.randomness import SeededRandomness
 from starai.distributor.service import Distributor
 from starai.engines.base import EngineInfo, EngineSpec
-from starai.exchange.confirming import Confirmer
+from starai.exchange.callee.serving import Refused, ServedTask
 from starai.exchange.member import Member
-from starai.exchange.serving import Refused, ServedTask
+from starai.exchange.recording.confirming import Confirmer
 from starai.gateway.dispatch import Dispatch
 from starai.node.runner import Runner
 from starai.node.service import Node

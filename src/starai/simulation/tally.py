@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Final
 
 from starai.exchange.base import AttemptFailed
-from starai.exchange.ladder import Rung
+from starai.exchange.standing.ladder import Rung
 from starai.protocol.identity import PartyId
 
 MINUTE_S: Final = 60.0

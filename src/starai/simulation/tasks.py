@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from starai.exchange.attempt import Target
+from starai.exchange.caller.attempt import Target
 from starai.matching import Demand
 from starai.protocol.identity import PartyId
 from starai.simulation.world import MAX_TOKENS, Arrival

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from starai.core.errors import ConfigurationRefused
-from starai.exchange.presence import PARTIES_MAX
+from starai.exchange.standing.presence import PARTIES_MAX
 from starai.simulation.scenario import Scenario
 from starai.simulation.sources import Floats, Request, Sources, Speed
 

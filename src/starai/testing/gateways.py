@@ -10,7 +10,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from starai.core.clock import Clock, SystemClock
 from starai.core.randomness import SystemRandomness
 from starai.gateway.config import GatewayConfig
-from starai.gateway.keys import KeyRing
+from starai.gateway.paying.keys import KeyRing
 from starai.gateway.service import serve
 from starai.models.catalog import MOCK_NAME, open_model
 from starai.protocol.ports import TaskPort

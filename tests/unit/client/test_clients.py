@@ -14,7 +14,7 @@ from starai.core.errors import (
     Unavailable,
     UnsupportedField,
 )
-from starai.gateway.keys import KeyRing
+from starai.gateway.paying.keys import KeyRing
 from starai.protocol.registry import KeyEntry, KeyTable
 from starai.testing.gateways import gateway_in_thread
 from starai.testing.tasks import Script, ScriptedTasks, says

@@ -11,12 +11,12 @@ import pytest
 from starai.core.randomness import SeededRandomness
 from starai.distributor.admission import AGAIN_S, IDLE_S, Admission
 from starai.exchange.base import Settled
-from starai.exchange.ladder import Fault
+from starai.exchange.callee.serving import Refused, ServedTask, Serving
+from starai.exchange.caller.offering import Offering
 from starai.exchange.member import Member
-from starai.exchange.offering import Offering
-from starai.exchange.presence import keep_beating
-from starai.exchange.routing import Routing
-from starai.exchange.serving import Refused, ServedTask, Serving
+from starai.exchange.routes.routing import Routing
+from starai.exchange.standing.ladder import Fault
+from starai.exchange.standing.presence import keep_beating
 from starai.protocol import tokens
 from starai.protocol.generation import Finish
 from starai.protocol.identity import PartyId

@@ -13,11 +13,11 @@ from starai.core.errors import ContextTooLong, DeadlinePassed, Overloaded, StarA
 from starai.core.limits import ATTEMPTS_MAX, BEAT_LEASE_S
 from starai.distributor import service as module
 from starai.distributor.service import Distributor
-from starai.exchange.confirming import Confirmer
+from starai.exchange.callee.serving import Refused, ServedTask, Serving
 from starai.exchange.member import Member
-from starai.exchange.pleading import plead
-from starai.exchange.presence import keep_beating
-from starai.exchange.serving import Refused, ServedTask, Serving
+from starai.exchange.recording.confirming import Confirmer
+from starai.exchange.standing.pleading import plead
+from starai.exchange.standing.presence import keep_beating
 from starai.gateway.dispatch import Dispatch
 from starai.protocol import tokens
 from starai.protocol.frames import encode

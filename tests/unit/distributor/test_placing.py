@@ -12,9 +12,9 @@ import pytest
 from starai.core.limits import BEAT_INTERVAL_S
 from starai.distributor.placing import Placing
 from starai.exchange.member import Member
-from starai.exchange.presence import Presence, keep_beating
-from starai.exchange.routing import Routing
-from starai.exchange.wanting import WANTED_FOR_S, WANTED_MAX, Wanted
+from starai.exchange.routes.routing import Routing
+from starai.exchange.routes.wanting import WANTED_FOR_S, WANTED_MAX, Wanted
+from starai.exchange.standing.presence import Presence, keep_beating
 from starai.matching.placement import WANTED_S
 from starai.protocol.frames import decode
 from starai.protocol.ports import Delivery

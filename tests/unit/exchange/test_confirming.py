@@ -14,7 +14,7 @@ from starai.core.clock import AnyioClock
 from starai.core.errors import StoreFailed
 from starai.core.limits import CONFIRM_RECORDS_MAX
 from starai.core.randomness import SeededRandomness
-from starai.exchange.confirming import Confirmer
+from starai.exchange.recording.confirming import Confirmer
 from starai.protocol.frames import decode, encode
 from starai.protocol.identity import Identity, KeyKind
 from starai.protocol.ports import Delivery

@@ -12,8 +12,8 @@ import pytest
 from starai.core.clock import AnyioClock
 from starai.core.errors import ConfigurationRefused, StoreFailed
 from starai.core.randomness import SeededRandomness
-from starai.exchange.cosigning import RETRY_S, Witness, WitnessFile, cosigning
 from starai.exchange.member import Member
+from starai.exchange.recording.cosigning import RETRY_S, Witness, WitnessFile, cosigning
 from starai.ledger.checkpoints import Checkpoint, Note, sign_checkpoint, verify_cosignature
 from starai.ledger.merkle_log import MemoryTiles, MerkleLog
 from starai.ledger.witnessing import Seen

@@ -14,11 +14,11 @@ import trio.testing
 from starai.core.errors import Overloaded, Unavailable
 from starai.core.limits import ATTEMPTS_MAX
 from starai.core.randomness import SeededRandomness
-from starai.exchange.attempt import Target
 from starai.exchange.base import AttemptFailed, FailureKind, Settled, task_record
-from starai.exchange.carrying import Carrier, Journey
-from starai.exchange.offering import Ask, Offering
-from starai.exchange.serving import Refused, ServedTask, Serving
+from starai.exchange.callee.serving import Refused, ServedTask, Serving
+from starai.exchange.caller.attempt import Target
+from starai.exchange.caller.carrying import Carrier, Journey
+from starai.exchange.caller.offering import Ask, Offering
 from starai.protocol import tokens
 from starai.protocol.frames import peek
 from starai.protocol.generation import Finish, Generation, Sampling

@@ -10,15 +10,15 @@ import msgspec
 import pytest
 
 from starai.core.errors import Conflict, InvalidRequest, Overloaded
-from starai.exchange import serving as serving_module
-from starai.exchange.attempt import Target
 from starai.exchange.base import SILENCE_S, AttemptFailed, FailureKind, Settled, task_record
-from starai.exchange.carrying import Carrier, Journey, attempts_within
+from starai.exchange.callee import serving as serving_module
+from starai.exchange.callee.replays import SeenOffers
+from starai.exchange.callee.serving import Refused, ServedTask, Serving
+from starai.exchange.caller.attempt import Target
+from starai.exchange.caller.carrying import Carrier, Journey, attempts_within
+from starai.exchange.caller.offering import Ask, Offering
+from starai.exchange.caller.reading import EARLY_MAX, AnswerStream
 from starai.exchange.mailboxes import Mailbox, MailboxOverflow
-from starai.exchange.offering import Ask, Offering
-from starai.exchange.reading import EARLY_MAX, AnswerStream
-from starai.exchange.replays import SeenOffers
-from starai.exchange.serving import Refused, ServedTask, Serving
 from starai.protocol import tokens
 from starai.protocol.frames import encode, peek
 from starai.protocol.generation import Finish, Generation, Sampling

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, strategies as st
 
 from starai.core.randomness import SeededRandomness
-from starai.exchange import ladder as module
 from starai.exchange.base import AttemptFailed, FailureKind
-from starai.exchange.guarding import BUCKETS_MAX, SHUT_S, Guard
-from starai.exchange.hedging import SAMPLES_MIN, SHARE, Hedging
-from starai.exchange.ladder import Fault, Ladder, Rung, fault_of
-from starai.exchange.pacing import FIRST_S, FIRST_UNKNOWN_S, TOKEN_S, TOKEN_UNKNOWN_S, Paces
+from starai.exchange.caller.hedging import SAMPLES_MIN, SHARE, Hedging
+from starai.exchange.caller.pacing import FIRST_S, FIRST_UNKNOWN_S, TOKEN_S, TOKEN_UNKNOWN_S, Paces
+from starai.exchange.standing import ladder as module
+from starai.exchange.standing.guarding import BUCKETS_MAX, SHUT_S, Guard
+from starai.exchange.standing.ladder import Fault, Ladder, Rung, fault_of
 from starai.protocol.identity import Identity, PartyId
 from starai.protocol.standing import NOTES_MAX
 from starai.protocol.tasks import RefusalCode

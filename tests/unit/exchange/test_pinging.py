@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from starai.exchange.member import Member
-from starai.exchange.pinging import (
+from starai.exchange.standing.pinging import (
     ANSWERERS_MAX,
     ASK_AGAIN_S,
     FIRST_INTERVAL_S,

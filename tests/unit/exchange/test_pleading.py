@@ -9,10 +9,10 @@ import anyio
 import pytest
 
 from starai.core.errors import PartyRefused
-from starai.exchange import pleading
-from starai.exchange.ladder import Fault, Ladder
 from starai.exchange.member import Member
-from starai.exchange.pleading import Hearing, plead
+from starai.exchange.standing import pleading
+from starai.exchange.standing.ladder import Fault, Ladder
+from starai.exchange.standing.pleading import Hearing, plead
 from starai.protocol.frames import encode
 from starai.protocol.identity import PartyId
 from starai.protocol.standing import STANDINGS_MAX, Plea, Standings

@@ -9,12 +9,12 @@ import anyio
 import pytest
 
 from starai.core.limits import BEAT_INTERVAL_S, BEAT_LEASE_S
-from starai.exchange import presence as module
-from starai.exchange.guarding import SHUT_S
-from starai.exchange.ladder import Fault
 from starai.exchange.mailboxes import Bell
 from starai.exchange.member import Member
-from starai.exchange.presence import HURRY_S, Presence, keep_beating
+from starai.exchange.standing import presence as module
+from starai.exchange.standing.guarding import SHUT_S
+from starai.exchange.standing.ladder import Fault
+from starai.exchange.standing.presence import HURRY_S, Presence, keep_beating
 from starai.protocol.frames import encode
 from starai.protocol.identity import PartyId
 from starai.protocol.ports import Delivery

@@ -18,13 +18,14 @@ from starai.core.errors import (
     Unavailable,
 )
 from starai.core.limits import BEAT_INTERVAL_S, BEAT_LEASE_S
-from starai.exchange import ladder, routing
-from starai.exchange.attempt import Target
 from starai.exchange.base import AttemptFailed, FailureKind
-from starai.exchange.carrying import Journey
+from starai.exchange.caller.attempt import Target
+from starai.exchange.caller.carrying import Journey
 from starai.exchange.member import Member
-from starai.exchange.presence import keep_beating
-from starai.exchange.routing import Routing
+from starai.exchange.routes import routing
+from starai.exchange.routes.routing import Routing
+from starai.exchange.standing import ladder
+from starai.exchange.standing.presence import keep_beating
 from starai.protocol import tokens
 from starai.protocol.generation import Generation, Sampling
 from starai.protocol.identity import PartyId

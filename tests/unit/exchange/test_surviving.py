@@ -9,15 +9,15 @@ import anyio
 import msgspec
 import pytest
 
-from starai.exchange import offering as offering_module
-from starai.exchange.attempt import Target
 from starai.exchange.base import AttemptFailed, FailureKind, Settled, task_record
-from starai.exchange.carrying import Carrier, Journey
-from starai.exchange.hedging import SAMPLES_MIN, Hedging
-from starai.exchange.ladder import Fault
-from starai.exchange.offering import Offering
-from starai.exchange.pacing import Paces
-from starai.exchange.serving import Refused, ServedTask, Serving
+from starai.exchange.callee.serving import Refused, ServedTask, Serving
+from starai.exchange.caller import offering as offering_module
+from starai.exchange.caller.attempt import Target
+from starai.exchange.caller.carrying import Carrier, Journey
+from starai.exchange.caller.hedging import SAMPLES_MIN, Hedging
+from starai.exchange.caller.offering import Offering
+from starai.exchange.caller.pacing import Paces
+from starai.exchange.standing.ladder import Fault
 from starai.protocol import tokens
 from starai.protocol.frames import encode, peek
 from starai.protocol.generation import Finish, Generation, Sampling

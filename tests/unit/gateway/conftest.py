@@ -9,7 +9,7 @@ import httpx
 import pytest
 import trio.testing
 
-from starai.gateway.keys import KeyRing
+from starai.gateway.paying.keys import KeyRing
 from starai.protocol.registry import KeyEntry, KeyTable
 from starai.testing.gateways import gateway_in_thread
 from starai.testing.tasks import ScriptedTasks, says

@@ -5,7 +5,7 @@ import json
 import pytest
 from hypothesis import given, strategies as st
 
-from starai.gateway.calling import Call, CallReader
+from starai.gateway.answering.calling import Call, CallReader
 
 F = '<tool_call>\n{"name": "f", "arguments": {"a": "</b>"}}\n</tool_call>'
 G = '<tool_call>{"name":"g","arguments":{}}</tool_call>'

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from starai.core.errors import ConfigurationRefused
-from starai.gateway import connections
+from starai.gateway.web import connections
 from starai.testing.gateways import MOCK_GATEWAY, gateway_in_thread
 from starai.testing.tasks import ScriptedTasks, says
 

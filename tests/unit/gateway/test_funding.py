@@ -9,9 +9,9 @@ from starai.core.errors import PartyRefused, Unavailable
 from starai.core.randomness import SeededRandomness
 from starai.gateway.errors import FundsMissing
 from starai.gateway.following import follow_keys, follow_prices
-from starai.gateway.funding import QUIET_S, Funding
-from starai.gateway.keys import KeyRing
-from starai.gateway.pricing import PriceBook
+from starai.gateway.paying.funding import QUIET_S, Funding
+from starai.gateway.paying.keys import KeyRing
+from starai.gateway.paying.pricing import PriceBook
 from starai.ledger.accounts import available, held
 from starai.protocol.api_keys import hash_api_key
 from starai.protocol.frames import decode, encode

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from starai.core.errors import Unavailable
-from starai.gateway import connections
+from starai.gateway.web import connections
 from starai.testing.gateways import MOCK_GATEWAY, gateway_in_thread
 from starai.testing.tasks import ScriptedTasks, says
 

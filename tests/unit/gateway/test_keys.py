@@ -4,7 +4,7 @@ import pytest
 
 from starai.core.errors import AuthenticationFailed, Unavailable
 from starai.gateway.errors import LimitReached
-from starai.gateway.keys import KeyRing
+from starai.gateway.paying.keys import KeyRing
 from starai.protocol.registry import KeyTable
 
 BEARER = b"Bearer sk-starai-one"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from starai.gateway.errors import LimitReached
-from starai.gateway.limits import Bucket, KeyLimits, duration
+from starai.gateway.paying.limits import Bucket, KeyLimits, duration
 
 
 @given(

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from starai.core.errors import InvalidRequest, UnsupportedField
-from starai.gateway.parsing import parse_chat, parse_completion
-from starai.gateway.schema import ChatRequest
+from starai.gateway.asking.parsing import parse_chat, parse_completion
+from starai.gateway.asking.schema import ChatRequest
 
 HELLO = [{"role": "user", "content": "Hello"}]
 JSON = st.recursive(

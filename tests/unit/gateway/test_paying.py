@@ -11,11 +11,11 @@ from starai.core.errors import Unavailable
 from starai.core.randomness import SeededRandomness
 from starai.gateway.app import GatewayApp
 from starai.gateway.following import follow_keys, follow_prices
-from starai.gateway.funding import Funding
-from starai.gateway.incoming import Incoming
 from starai.gateway.jobs import _UNSEEN_TOKENS_MAX
-from starai.gateway.keys import KeyRing
-from starai.gateway.pricing import PriceBook
+from starai.gateway.paying.funding import Funding
+from starai.gateway.paying.keys import KeyRing
+from starai.gateway.paying.pricing import PriceBook
+from starai.gateway.web.incoming import Incoming
 from starai.ledger.accounts import available, held
 from starai.protocol.api_keys import hash_api_key
 from starai.protocol.subjects import Role

@@ -2,7 +2,7 @@
 
 import pytest
 
-from starai.gateway.pricing import PriceBook
+from starai.gateway.paying.pricing import PriceBook
 from starai.protocol.registry import PriceEntry, Prices
 from starai.protocol.tasks import FREE, TokenPrice
 

@@ -2,7 +2,7 @@
 
 from hypothesis import given, strategies as st
 
-from starai.gateway.purses import Purse
+from starai.gateway.paying.purses import Purse
 from starai.protocol.registry import Allotment, Shortage
 
 

@@ -2,9 +2,9 @@
 
 from hypothesis import given, strategies as st
 
-from starai.gateway.asks import Ask
+from starai.gateway.answering.reading import AnswerReader
+from starai.gateway.asking.asks import Ask
 from starai.gateway.catalogue import TextModel
-from starai.gateway.reading import AnswerReader
 from starai.models.catalog import open_model
 from starai.models.codec import open_codec
 from starai.protocol.generation import Finish, Part, TokenLogprobs

@@ -7,8 +7,8 @@ import pytest
 
 from starai.core.errors import InvalidRequest, UnsupportedField
 from starai.engines.decoding.constraint import Grammars
-from starai.gateway.asks import Ask, ToolUse
-from starai.gateway.shaping import Checker, grammar_of
+from starai.gateway.asking.asks import Ask, ToolUse
+from starai.gateway.asking.shaping import Checker, grammar_of
 from starai.models.catalog import open_model
 from starai.models.codec import open_codec
 from starai.protocol.generation import Grammar

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from starai.core.errors import InvalidRequest
-from starai.gateway.parsing import parse_chat, parse_completion, parse_embeddings
+from starai.gateway.asking.parsing import parse_chat, parse_completion, parse_embeddings
 from starai.protocol.generation import Grammar
 
 HELLO = [{"role": "user", "content": "Hello"}]

@@ -12,8 +12,8 @@ from starai.core.clock import AnyioClock
 from starai.core.errors import Unavailable
 from starai.core.randomness import SeededRandomness
 from starai.gateway.app import GatewayApp
-from starai.gateway.incoming import Incoming
-from starai.gateway.keys import KeyRing
+from starai.gateway.paying.keys import KeyRing
+from starai.gateway.web.incoming import Incoming
 from starai.testing.gateways import MOCK_GATEWAY
 from starai.testing.tasks import Script, ScriptedTasks, says
 

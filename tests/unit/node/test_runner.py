@@ -16,7 +16,7 @@ from starai.core.clock import SystemClock
 from starai.core.errors import ModelNotFound
 from starai.core.limits import CHUNK_BYTES_MAX
 from starai.engines.base import Emitted, EngineSpec
-from starai.exchange.serving import Refused, ServedTask
+from starai.exchange.callee.serving import Refused, ServedTask
 from starai.models.catalog import open_model
 from starai.node import runner as module
 from starai.node.runner import Runner, Speed

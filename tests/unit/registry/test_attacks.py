@@ -29,7 +29,8 @@ from starai.protocol.subjects import Role
 from starai.registry.integrity import check_integrity
 from starai.registry.money.books import verify_books
 from starai.registry.parties import Parties
-from starai.registry.reconciling.confirmations import Confirmations, check_confirm
+from starai.registry.reconciling.checking import check_confirm
+from starai.registry.reconciling.confirmations import Confirmations
 from starai.registry.storage import Store, open_store
 from starai.testing.money import CUSTOMER, DEPOSIT, NODE_BPS, balances, open_books, priced
 from starai.testing.records import (

@@ -12,7 +12,7 @@ from starai.ledger.reconciling import Standing
 from starai.protocol.records import leaf_hash
 from starai.protocol.registry import Side
 from starai.registry.integrity import PROBLEMS_MAX, check_integrity
-from starai.registry.reconciling.confirmations import check_confirm
+from starai.registry.reconciling.checking import check_confirm
 from starai.registry.reconciling.disputes import rejudge_old
 from starai.registry.reconciling.tasks import apply
 from starai.registry.reconciling.words import Said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from starai.exchange.attempt import Target
+from starai.exchange.caller.attempt import Target
 from starai.protocol.identity import PartyId
 from starai.protocol.subjects import Role
 from starai.simulation.devices import Node

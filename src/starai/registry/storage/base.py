@@ -31,8 +31,10 @@ Row = tuple[Any, ...]
 
 #: Writes that wait for the writer; beyond it callers are told to come back.
 WAITING_WRITES_MAX: Final = 4096
-#: Writes in one commit: bounds how long the first of them waits for the last.
+#: Writes in one commit, and what they count for together: both bound how long the first of them
+#: waits for the last. A thousand records by one write take as long as a hundred writes of one.
 COMMIT_WRITES_MAX: Final = 512
+COMMIT_SIZE_MAX: Final = 4096
 #: Reads at once: a long integrity check leaves room for short questions.
 READERS: Final = 3
 
@@ -97,11 +99,12 @@ WorkOnEach = Callable[[Connection, Sequence[Item]], Sequence[T | StarAIError]]
 class _Job:
     """One write: what to do, and what came of it."""
 
-    __slots__ = ("done", "error", "item", "result", "work")
+    __slots__ = ("done", "error", "item", "result", "size", "work")
 
-    def __init__(self, work: WorkOnEach[Any, Any], item: object = None) -> None:
+    def __init__(self, work: WorkOnEach[Any, Any], item: object = None, size: int = 1) -> None:
         self.work = work
         self.item = item
+        self.size = size
         self.done = Bell()
         self.error: BaseException | None = None
         self.result: Any = None
@@ -140,16 +143,17 @@ class Store:
         """
         return await self._write(_Job(lambda connection, _: [work(connection)]))  # type: ignore[no-any-return]
 
-    async def write_each(self, work: WorkOnEach[Item, T], item: Item) -> T:
+    async def write_each(self, work: WorkOnEach[Item, T], item: Item, *, size: int = 1) -> T:
         """Like `write`, for ``work`` that many ask for: who waits at the same time shares it.
 
         ``work`` gets the items of all that wait for it, and returns of each a result or an error.
-        If it raises instead, all that it did is undone, and it gets each item alone.
+        If it raises instead, all that it did is undone, and it gets each item alone. ``size`` is
+        how many rows or so the item makes (`COMMIT_SIZE_MAX`).
 
         Raises:
             StarAIError: what ``work`` returned or raised for this item; and see `write`.
         """
-        return await self._write(_Job(work, item))  # type: ignore[no-any-return]
+        return await self._write(_Job(work, item, size))  # type: ignore[no-any-return]
 
     async def _write(self, job: _Job) -> Any:
         self._check_open()
@@ -241,9 +245,12 @@ class Store:
     def _next_batch(self) -> tuple[list[_Job], bool]:
         """What waits now, and whether the store closes behind it; waits for the first."""
         batch: list[_Job] = []
+        size = 0
         while job := self._queue.get():
             batch.append(job)
-            if len(batch) == COMMIT_WRITES_MAX or self._queue.empty():
+            size += job.size
+            is_full = len(batch) == COMMIT_WRITES_MAX or size >= COMMIT_SIZE_MAX
+            if is_full or self._queue.empty():
                 return batch, False
         return batch, True
 

@@ -22,6 +22,9 @@ APPLICATION_ID: Final = 0x53414952
 #: Pages in the WAL (of 4 KiB) after which a commit copies them into the file, with two syncs more.
 #: SQLite's 1,000 fill in a second of single records, mostly with the same pages again.
 CHECKPOINT_PAGES: Final = 8_000
+#: Pages kept in memory by a connection that needs them. With SQLite's 2,000 KiB the writer spills
+#: commits half made into the WAL, and reads their pages back.
+CACHE_KIB: Final = 65_536
 #: How long a reader waits for a lock; the writer never holds one that long.
 _BUSY_MS: Final = 5000
 
@@ -83,6 +86,7 @@ def _make_durable(session: apsw.Connection) -> None:
     for name, value in (("journal_mode", "wal"), ("synchronous", "full"), ("fullfsync", "on")):
         session.pragma(name, value)
     session.pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
+    session.pragma("cache_size", -CACHE_KIB)
     if session.pragma("synchronous") != 2:
         raise ConfigurationRefused("this SQLite does not let writes be synced")
     if session.filename and session.pragma("journal_mode") != "wal":

@@ -11,8 +11,8 @@ from tests.unit.registry.log.test_blocks import ACCOUNT, add_tasks
 
 from starai.core.clock import AnyioClock
 from starai.core.randomness import SeededRandomness
-from starai.exchange.cosigning import Witness
 from starai.exchange.member import Member
+from starai.exchange.recording.cosigning import Witness
 from starai.ledger.checkpoints import Note, cosign
 from starai.ledger.witnessing import Seen
 from starai.local.proving import check_checkpoint, check_consistency, check_task

@@ -27,7 +27,8 @@ from starai.protocol.subjects import Role
 from starai.registry.integrity import check_integrity
 from starai.registry.money.books import verify_books
 from starai.registry.parties import Parties
-from starai.registry.reconciling.confirmations import Confirmations, check_confirm
+from starai.registry.reconciling.checking import check_confirm
+from starai.registry.reconciling.confirmations import Confirmations
 from starai.registry.reconciling.disputes import LAST_HEARD
 from starai.registry.reconciling.tasks import apply
 from starai.registry.reconciling.words import Outcome, Said

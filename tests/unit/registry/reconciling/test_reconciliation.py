@@ -13,7 +13,7 @@ from starai.protocol.records import RECORD_BYTES, leaf_hash
 from starai.protocol.registry import Confirm, Side
 from starai.registry.integrity import check_integrity
 from starai.registry.money.books import verify_books
-from starai.registry.reconciling.confirmations import check_confirm
+from starai.registry.reconciling.checking import check_confirm
 from starai.registry.reconciling.tasks import apply
 from starai.registry.reconciling.words import Outcome, Said
 from starai.registry.storage import Connection

@@ -1,0 +1,1 @@
+"""From the tokens of a job's tasks to OpenAI's answers, whole or as streams."""
