@@ -235,10 +235,10 @@ class Network:
     operator: Operator
     struck: Counter[str] = field(default_factory=Counter)
 
-    def order(self, node: Member, order: str) -> None:
+    def order(self, node: PartyId, order: str) -> None:
         """Tell a node something; it may be deaf just now."""
         with contextlib.suppress(Exception):
-            self.portal.call(self.operator.order, node.party, order)
+            self.portal.call(self.operator.order, node, order)
 
     def logs(self) -> Iterator[dict[str, object]]:
         """Every line of every log."""
@@ -272,7 +272,7 @@ def add(
 
 
 @contextlib.contextmanager
-def network(folder: Path, step_ms: float) -> Iterator[Network]:
+def network(folder: Path, step_ms: float, slots: int = 24) -> Iterator[Network]:
     """`starai up`, a second distributor, and four nodes with lines of their own."""
     home, port, nats_port = Home(folder / "home"), free_port(), free_port()
     up_log = folder / "up.log"
@@ -291,7 +291,7 @@ def network(folder: Path, step_ms: float) -> Iterator[Network]:
             name = f"troubled-{number}"
             own, party, wire = add(portal, asked, home, name, Role.NODE, nats_port)
             words = ("node", "start", "--home", str(own.path), "--name", name, "--label", name)
-            words += ("--model", MODEL, "--slots", "24", "--step-delay-ms", str(step_ms))
+            words += ("--model", MODEL, "--slots", str(slots), "--step-delay-ms", str(step_ms))
             words += ("--no-polite",)  # the streams are this machine's work
             program = Program(starai(*words), own.log(name), OMP_NUM_THREADS="1")
             stack.callback(program.stop)
@@ -303,15 +303,16 @@ def network(folder: Path, step_ms: float) -> Iterator[Network]:
         stack.callback(program.stop)
         second = Member(name, party, program)
         made = Network(home, port, key, nodes, second, portal, asked)
-        wait_until(lambda: _serving(made) == NUM_NODES + 1, "four nodes")
+        wait_until(lambda: serving(made) == NUM_NODES + 1, "four nodes")
         # The node that `starai up` brings along has no line that could be cut: it leaves.
         local = next(b for b in asked.beats(Role.NODE) if b.label == "node-1")
-        portal.call(asked.order, local.party, "leave")
-        wait_until(lambda: _serving(made) == NUM_NODES, "the fifth node has left")
+        made.order(local.party, "leave")
+        wait_until(lambda: serving(made) == NUM_NODES, "the fifth node has left")
         yield made
 
 
-def _serving(made: Network) -> int:
+def serving(made: Network) -> int:
+    """How many nodes take tasks now."""
     made.operator.forget_silent(2.0)
     beats = made.operator.beats(Role.NODE)
     return sum(bool(beat.models) and not beat.draining and not beat.paused for beat in beats)
@@ -412,9 +413,9 @@ class Troubles:
 
     def drain(self, node: Member, mend_s: float) -> None:
         """Node drained."""
-        self._net.order(node, "drain")
+        self._net.order(node.party, "drain")
         time.sleep(mend_s)
-        self._net.order(node, "resume")
+        self._net.order(node.party, "resume")
 
 
 # -- what is measured ------------------------------------------------------------------------
@@ -428,9 +429,8 @@ class Gaps:
     unasked_ms: list[float] = field(default_factory=list)
 
     @classmethod
-    def since(cls, made: Network, since: float) -> Gaps:
-        """Those in the logs since a moment."""
-        lines = _since(made, since, "answer_resumed")
+    def of(cls, lines: list[dict[str, object]]) -> Gaps:
+        """Those that the logs tell of."""
         parts = [[float(str(line[part])) for line in lines] for part in ("gap_ms", "wait_ms")]
         return cls(*parts)
 
@@ -471,7 +471,7 @@ class Survived:
         return sum(one.done and one.text == other.text for one, other in pairs)
 
 
-def _since(made: Network, since: float, event: str) -> list[dict[str, object]]:
+def logged(made: Network, since: float, event: str) -> list[dict[str, object]]:
     """The logs' lines of one event since a moment."""
     return [x for x in made.logs() if x["event"] == event and float(str(x["t"])) >= since]
 
@@ -491,10 +491,10 @@ def survive(
     ended_s = time.monotonic()
     troubles.stop()
     given_up, ladder = defaultdict(list), Counter[str]()
-    for line in _since(made, since, "attempt_given_up"):
+    for line in logged(made, since, "attempt_given_up"):
         given_up[str(line["why"])].append(float(str(line["quiet_ms"])))
-    gaps = Gaps.since(made, since)
-    ladder.update(str(line["rung"]) for line in _since(made, since, "ladder"))
+    gaps = Gaps.of(logged(made, since, "answer_resumed"))
+    ladder.update(str(line["rung"]) for line in logged(made, since, "ladder"))
     times = (between_s - began_s, ended_s - between_s)
     return Survived(first, second, *times, made.struck, dict(given_up), gaps, ladder)
 
@@ -521,12 +521,12 @@ def cut_ours(made: Network, times: int) -> CutRow:
             max(lines, key=lambda one: one.last_answer_s).cut(1.0)
 
     for seed in range(times):
-        wait_until(lambda: _serving(made) >= 2, "two nodes again")
+        wait_until(lambda: serving(made) >= 2, "two nodes again")
         found.append(asyncio.run(ask(made.port, made.key, request(seed, 20), cut_who_serves)))
         time.sleep(1.5)
     complete = sum(one.done and not one.error and len(one.text) >= 20 for one in found)
     gap_ms = 1000 * max(one.longest_gap_s for one in found)
-    gaps = Gaps.since(made, since)
+    gaps = Gaps.of(logged(made, since, "answer_resumed"))
     return CutRow("StarAI", complete, times, gap_ms, "every stream is cut", gaps)
 
 

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import IO, Final
@@ -37,6 +38,9 @@ class Helper:
         self._starts = 0
         self._closed = False
         self._asking = threading.Lock()
+        #: Since when an answer is waited for (seconds, monotonic).
+        self._asked_s: float | None = None
+        self._ended = threading.Event()
 
     @property
     def pid(self) -> int | None:
@@ -51,8 +55,7 @@ class Helper:
         """
         with self._asking:
             process = self._process or self._start()
-            late = threading.Timer(self._answer_s, process.kill)
-            late.start()
+            self._asked_s = time.monotonic()
             try:
                 assert process.stdin is not None  # noqa: S101 - asked for at its start
                 assert process.stdout is not None  # noqa: S101
@@ -61,7 +64,7 @@ class Helper:
             except OSError:
                 answer = None
             finally:
-                late.cancel()
+                self._asked_s = None
             if answer is None:
                 self._end()
                 raise InternalFault("a helper process died or took too long")
@@ -86,12 +89,22 @@ class Helper:
             # Ctrl-C reaches the whole terminal group; the parent alone decides when a child ends.
             start_new_session=True,
         )
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch, args=(self._process, self._ended), daemon=True).start()
         return self._process
+
+    def _watch(self, process: subprocess.Popen[bytes], ended: threading.Event) -> None:
+        # One lasting thread that looks now and then: a timer for each question costs as much as it.
+        while not ended.wait(self._answer_s / 4):
+            asked_s = self._asked_s
+            if asked_s is not None and time.monotonic() - asked_s > self._answer_s:
+                process.kill()
 
     def _end(self) -> None:
         if (process := self._process) is None:
             return
         self._process = None
+        self._ended.set()
         process.kill()
         for pipe in (process.stdin, process.stdout):
             with suppress(OSError):  # half a question may wait in it, for nobody

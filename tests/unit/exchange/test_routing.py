@@ -27,10 +27,11 @@ from starai.exchange.routes.routing import Routing
 from starai.exchange.standing import ladder
 from starai.exchange.standing.presence import keep_beating
 from starai.protocol import tokens
+from starai.protocol.frames import encode
 from starai.protocol.generation import Generation, Sampling
 from starai.protocol.identity import PartyId
 from starai.protocol.presence import MODELS_MAX, SLOTS_MAX, Beat, RoundTrip, ServedModel
-from starai.protocol.subjects import Role
+from starai.protocol.subjects import Role, beat
 from starai.protocol.tasks import Prekey, RefusalCode
 from starai.sealing import PrekeyRing
 from starai.testing.parties import Parties
@@ -115,6 +116,11 @@ def journey(
     )
     made = msgspec.structs.replace(made, **generation)
     return Journey(b"t" * 16, root, customer, deadline_ms, made)
+
+
+def spoken(node: FakeNode, seq: int) -> tuple[str, bytes]:
+    """One beat of a node, as it is published."""
+    return beat(Role.NODE, node.party), encode(node.beat(seq))
 
 
 @asynccontextmanager
@@ -680,3 +686,30 @@ async def test_the_first_to_serve_a_model_and_the_last_are_news() -> None:
         first.scope.cancel()
         await anyio.sleep(BEAT_LEASE_S + 2 * BEAT_INTERVAL_S)
         assert len(news) == 4
+
+
+async def test_who_was_given_up_for_silence_is_not_asked_before_it_is_heard_again() -> None:
+    """A dead node's streams do not go from one to the next of those that died with it."""
+    async with scene() as made:
+        fast = await made.add(decode_tps=1000.0, slots=8)
+        slow = await made.add(slots=8)
+        target = await made.choose()
+        assert target.callee == fast.party
+        fast.scope.cancel()
+        made.routing.ended(target, journey(), AttemptFailed(FailureKind.SILENT))
+        for _ in range(5):
+            assert (await made.choose()).callee == slow.party
+        made.tasks.start_soon(fast.member.wire.publish, *spoken(fast, 99))
+        await anyio.sleep(0.01)
+        assert (await made.choose()).callee == fast.party
+
+
+async def test_when_all_were_given_up_for_silence_an_answer_goes_on_with_one_of_them() -> None:
+    """Whoever broke off more than anybody heard is better than nobody."""
+    async with scene() as made:
+        node = await made.add(slots=8)
+        node.scope.cancel()
+        made.routing.ended(await made.choose(), journey(), AttemptFailed(FailureKind.SILENT))
+        began_s = anyio.current_time()
+        assert (await made.choose(accepted=tokens.pack([1]))).callee == node.party
+        assert anyio.current_time() == began_s

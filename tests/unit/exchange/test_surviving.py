@@ -82,9 +82,12 @@ class Scene:
         self.servings: dict[PartyId, Serving] = {}
         self.busy: set[PartyId] = set()
         self.in_use: list[PartyId] = []
+        self.chosen: list[PartyId] = []
         self.endings: list[tuple[PartyId, AttemptFailed | None]] = []
         self.caller_book: list[Settled] = []
         self.callee_book: list[Settled] = []
+        #: How long a record takes to be kept.
+        self.disk_s = 0.0
         self.hedging = Hedging()
         self.carrier = Carrier(
             *(self.caller, self.offering, self, self.note_caller),
@@ -101,7 +104,7 @@ class Scene:
         return member.identity.party
 
     async def note_caller(self, settled: Settled, _close: bytes) -> None:
-        await anyio.lowlevel.checkpoint()
+        await anyio.sleep(self.disk_s)
         self.caller_book.append(settled)
 
     def note_callee(self, settled: Settled) -> None:
@@ -118,6 +121,7 @@ class Scene:
         for target in self.targets:
             if target.callee not in failed and target.callee not in self.busy:
                 self.in_use.append(target.callee)
+                self.chosen.append(target.callee)
                 return target
         return None
 
@@ -130,16 +134,21 @@ class Scene:
         return [failure.kind if failure else None for _, failure in self.endings]
 
     async def read(self, number: int = 0) -> list[int]:
+        ids = await self.read_beside(number)
+        assert self.in_use == []
+        return ids
+
+    async def read_beside(self, number: int, accepted: int = 0) -> list[int]:
         deadline_ms = self.caller.clock.now_ms() + 300_000
-        journey = Journey(number.to_bytes(16, "big"), b"m" * 32, 1, deadline_ms, GENERATION, PRICE)
-        ids: list[int] = []
+        ids = WHOLE[:accepted]
+        generation = msgspec.structs.replace(GENERATION, accepted=tokens.pack(ids))
+        journey = Journey(number.to_bytes(16, "big"), b"m" * 32, 1, deadline_ms, generation, PRICE)
         async with self.carrier.carry(journey) as carried:
             finish = None
             while finish is None:
                 part = await carried.receive()
                 ids += tokens.unpack(part.ids)
                 finish = part.finish
-        assert self.in_use == []
         return ids
 
     async def books_agree(self) -> int:
@@ -448,3 +457,113 @@ async def test_signs_of_life_without_end_are_a_flood_too() -> None:
     async with scene(chatters, answer_all) as made:
         assert await made.read() == WHOLE
         assert made.kinds == [FailureKind.FLOOD, None]
+
+
+def fails_after(number: int) -> Handler:
+    """Its engine fails after so many tokens."""
+
+    async def handler(task: ServedTask) -> None:
+        await send_from(task, tokens.count(task.generation.accepted), number)
+        raise Refused(RefusalCode.ENGINE_FAILED)
+
+    return handler
+
+
+async def test_an_answer_that_was_broken_off_is_asked_for_twice_if_the_next_is_mute_too() -> None:
+    """Half a second while nothing is known of it; no hedge of others is spent on that."""
+    async with scene(fails_after(10), stalls_at(0), answer_all) as made:
+        made.hedging.hedged()  # the last one
+        began_s = anyio.current_time()
+        assert await made.read() == WHOLE
+        assert anyio.current_time() - began_s < LENGTH * 0.05 + 0.6
+        assert made.kinds == [FailureKind.REFUSED, FailureKind.OUTRUN, None]
+        assert made.hedging.num_hedged == 1
+        assert await made.books_agree() == 2
+
+
+async def test_an_answer_that_another_began_to_carry_does_not_wait_for_a_mute_callee_either() -> (
+    None
+):
+    """Its distributor died: here it is new, and somebody is in the middle of it."""
+    async with scene(stalls_at(0), answer_all) as made:
+        made.hedging.hedged()  # the last one
+        began_s = anyio.current_time()
+        assert await made.read_beside(0, accepted=30) == WHOLE
+        assert anyio.current_time() - began_s < 10 * 0.05 + 0.6
+        assert made.kinds == [FailureKind.OUTRUN, None]
+
+
+async def test_the_second_is_asked_soon_where_the_speed_of_the_first_is_known() -> None:
+    """Twice as long as a prompt of that length takes there."""
+    calls: list[int] = []
+
+    async def once(task: ServedTask) -> None:
+        calls.append(1)
+        await (answer_all if len(calls) == 1 else stalls_at(0))(task)
+
+    async with scene(fails_after(10), once, answer_all) as made:
+        made.busy.add(made.targets[0].callee)
+        assert await made.read(0) == WHOLE
+        made.busy.clear()
+        began_s = anyio.current_time()
+        assert await made.read(1) == WHOLE
+        # A prompt of 10 took 0.05 s, so the 20 tokens of now should take 0.1 s.
+        assert anyio.current_time() - began_s < LENGTH * 0.05 + 0.25
+        assert made.kinds[1:] == [FailureKind.REFUSED, FailureKind.OUTRUN, None]
+
+
+async def test_a_callee_that_serves_others_is_no_reason_to_ask_twice_for_nothing() -> None:
+    """It is there and busy: another offer would be one of those that are bounded."""
+
+    async def slow_to_go_on(task: ServedTask) -> None:
+        await anyio.sleep(1.0 if task.generation.accepted else 0)
+        await answer_all(task)
+
+    async with scene(fails_after(10), slow_to_go_on, answer_all) as made:
+        made.hedging.hedged()  # the last one
+
+        async def other() -> None:
+            made.busy.add(made.targets[0].callee)
+            await made.read_beside(0)
+
+        made.group.start_soon(other)
+        await anyio.sleep(0.3)
+        made.busy.clear()
+        assert await made.read_beside(1) == WHOLE
+        assert FailureKind.OUTRUN not in made.kinds
+
+
+async def test_an_answer_goes_on_where_others_get_on() -> None:
+    """A callee whose own answers pause is probably the next to be given up."""
+    async with scene(fails_after(13), stalls_at(10), answer_all) as made:
+        dying, stalled, sound = (target.callee for target in made.targets)
+        made.busy |= {dying, sound}
+
+        async def other() -> None:
+            await made.read_beside(0)
+
+        made.group.start_soon(other)
+        await anyio.sleep(0.1)
+        made.busy -= {dying, sound}
+        assert await made.read_beside(1) == WHOLE
+        assert made.chosen[:3] == [stalled, dying, sound]
+
+
+async def test_whoever_goes_on_is_asked_before_the_end_of_the_last_is_on_record() -> None:
+    """A slow disk does not lengthen the pause; both are on record in the end."""
+    async with scene(fails_after(10), answer_all) as made:
+        made.disk_s = 0.8
+        began_s = anyio.current_time()
+        assert await made.read() == WHOLE
+        # The disk takes its time twice, the second node answers meanwhile.
+        assert anyio.current_time() - began_s < LENGTH * 0.05 + 0.9
+        assert await made.books_agree() == 2
+
+
+async def test_a_reader_that_leaves_while_nobody_is_free_leaves_a_record() -> None:
+    """What was accepted before is owed, though nobody ever went on."""
+    async with scene(fails_after(10)) as made:
+        made.busy.clear()
+        with anyio.move_on_after(2.0):
+            await made.read()
+        assert await made.books_agree() >= 1

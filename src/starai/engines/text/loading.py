@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.pytorch_utils import Conv1D
@@ -57,11 +58,30 @@ def load_model(manifest: ModelManifest, attention: str, cut: Cut | None = None) 
     quiet.disable_progress_bar()
     dtype = _dtype(manifest)
     checkpoint = open_checkpoint(manifest)
-    with lean_imports():  # of the model's own definition
+    with lean_imports(), _Undrawn():  # of the model's own definition
         if manifest.kind == "huggingface" and not checkpoint.quantised:
             model = _load_folder(Path(manifest.path), dtype, attention, cut)
             return model.to(device(), dtype).eval().requires_grad_(False)
         return _load_checkpoint(dense_config(manifest), checkpoint, dtype, attention, cut)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Draws no first weights for tensors that have no numbers: on torch's meta device, all of them.
+
+    Such a draw does nothing, but torch works out its type first, and imports sympy for that: a
+    quarter of a second of an engine's start.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Call ``func``, unless it would draw for nobody."""
+        given = kwargs or {}
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            tensor = args[0] if args else given["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **given)
 
 
 def device() -> torch.device:

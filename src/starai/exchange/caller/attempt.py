@@ -1,19 +1,30 @@
-"""One attempt at an answer: its stream, and when to lose patience with its callee."""
+"""One attempt at an answer: its stream, when to lose patience with its callee, what that means."""
 
 from __future__ import annotations
 
 import enum
+import math
 
 import msgspec
 
+from starai.core.errors import (
+    ContextTooLong,
+    DeadlinePassed,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    StarAIError,
+    Unavailable,
+    UnsupportedField,
+)
 from starai.core.waking import loop_time
-from starai.exchange.base import SILENCE_S, FailureKind
+from starai.exchange.base import SILENCE_S, AttemptFailed, FailureKind
 from starai.exchange.caller.pacing import Pace
 from starai.exchange.caller.reading import AnswerStream
 from starai.protocol.generation import Part
 from starai.protocol.identity import PartyId
 from starai.protocol.subjects import Role
-from starai.protocol.tasks import Prekey
+from starai.protocol.tasks import Prekey, RefusalCode
 
 #: How often it is looked again for somebody who could take over.
 LOOK_AGAIN_S = 0.25
@@ -103,6 +114,21 @@ class Attempt:
         """For how long what was missed had been missing when it was given up."""
         return now_s - (self._heard_s if kind is FailureKind.SILENT else self._token_s)
 
+    @property
+    def late_s(self) -> float:
+        """From when on its first token is late, if somebody is in the middle of the answer."""
+        return self.began_s + self._pace.late_s if self._pace is not None else math.inf
+
+    @property
+    def is_unheard(self) -> bool:
+        """Whether its callee has brought no token of any answer since this one was offered."""
+        return self._pace is not None and self._pace.token_s <= self.began_s
+
+    def end(self) -> None:
+        """Nothing more is awaited of it."""
+        if self._pace is not None:
+            self._pace.end()
+
     def look_later(self, now_s: float) -> None:
         """Nobody can take over: stay, and look again in a moment."""
         self._look_s = now_s + LOOK_AGAIN_S
@@ -112,3 +138,24 @@ class Attempt:
         self._heard_s = now_s
         if self._pace is not None:
             self._pace.excuse(now_s)
+
+
+def verdict(failure: AttemptFailed) -> StarAIError:
+    """What a failed attempt means for whoever asked."""
+    after_s = failure.retry_after_s or 1.0
+    match failure.refusal:
+        case RefusalCode.CONTEXT_TOO_LONG:
+            return ContextTooLong("prompt and max_tokens exceed the model's context")
+        case RefusalCode.INVALID_REQUEST | RefusalCode.UNSUPPORTED as code:
+            kind = UnsupportedField if code == RefusalCode.UNSUPPORTED else InvalidRequest
+            return kind("the model cannot do what this request asks for")
+        case RefusalCode.DEADLINE:
+            return DeadlinePassed("the request's deadline passed; ask for fewer tokens")
+        case RefusalCode.BUSY:
+            return Overloaded("all queues are full; try again shortly", retry_after_s=after_s)
+        case RefusalCode.UNKNOWN_MODEL:
+            return ModelNotFound("nobody serves that model any more")
+        case _:
+            return Unavailable(
+                "no node could carry the answer to its end; try again", retry_after_s=after_s
+            )

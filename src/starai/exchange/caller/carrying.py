@@ -3,7 +3,8 @@
 When a callee refuses, falls silent, stalls, breaks the chain, drains or dies, the task is offered
 to another one with the tokens accepted so far; with the same sample key the answer goes on as if
 nothing had happened. When the first token is late, a second callee is asked beside the first, and
-whoever is first with a token goes on. Who the next callee is, a `Route` decides.
+whoever is first with a token goes on; for an answer that was broken off, that is sooner. Who the
+next callee is, a `Route` decides.
 """
 
 from __future__ import annotations
@@ -17,25 +18,16 @@ from typing import Protocol, Self
 import anyio
 import msgspec
 
-from starai.core.errors import (
-    ContextTooLong,
-    DeadlinePassed,
-    InvalidRequest,
-    ModelNotFound,
-    Overloaded,
-    StarAIError,
-    Unavailable,
-    UnsupportedField,
-)
+from starai.core.errors import ModelNotFound, UnsupportedField
 from starai.core.limits import ATTEMPT_NUMBERS, ATTEMPTS_MAX
 from starai.core.logging import event
 from starai.core.waking import loop_time
 from starai.exchange.base import AttemptFailed, FailureKind, Settled, short
-from starai.exchange.caller.attempt import Attempt, Due, Target
+from starai.exchange.caller.attempt import Attempt, Due, Target, verdict
 from starai.exchange.caller.hedging import Hedging
 from starai.exchange.caller.offering import Ask, Offering
 from starai.exchange.caller.pacing import Paces
-from starai.exchange.caller.reading import OVERSLEPT_S
+from starai.exchange.caller.reading import OVERSLEPT_S, AnswerStream
 from starai.exchange.mailboxes import Bell
 from starai.exchange.member import Member
 from starai.protocol import tokens
@@ -140,6 +132,12 @@ class Carried:
         self._bell = Bell()
         #: One attempt; two while a hedge races with the first.
         self._attempts: list[Attempt] = []
+        #: Whether none of these has brought a token yet.
+        self._is_race = True
+        #: Whether the answer stopped in its middle, here or elsewhere, and has not gone on yet.
+        self._is_broken_off = bool(journey.generation.accepted)
+        #: What has ended and is not on record yet: whoever goes on is asked first.
+        self._ended: list[AnswerStream] = []
         #: Who was chosen to take over before the present attempt is given up.
         self._heir: Target | None = None
         self._hedge_s: float | None = None
@@ -172,11 +170,12 @@ class Carried:
 
     async def leave(self) -> None:
         """End whatever is under way: the reader is done, or gone."""
-        if not self._attempts and self._heir is None:
+        if not self._attempts and not self._ended and self._heir is None:
             return  # nearly always: the answer came to its end
         left = AttemptFailed(FailureKind.LEFT)
         for attempt in (*self._attempts,):
-            await self._end(attempt, left)
+            self._part(attempt, left)
+        await self._settle()
         if self._heir is not None:
             self._by.route.ended(self._heir, self._journey, left)
             self._heir = None
@@ -187,7 +186,7 @@ class Carried:
             try:
                 part = attempt.poll()
             except AttemptFailed as failure:
-                await self._give_up(attempt, failure)
+                self._give_up(attempt, failure)
                 continue
             if part is not None:
                 await self._take(attempt, part)
@@ -196,38 +195,44 @@ class Carried:
 
     async def _take(self, attempt: Attempt, part: Part) -> None:
         if part.ids or part.finish is not None:
-            if self._began_s is not None:
-                await self._first_token(attempt)
-            # Who failed before this may do better now; what it was worth then, the route knows.
-            self._failures, self._spilled = 0, False
-            self._failed.clear()
             self._accepted += part.ids
-            self._resumed(attempt)
+            if self._is_race:
+                await self._won(attempt)
         if part.finish is not None:
-            await self._end(attempt, None)
+            self._part(attempt, None)
+            await self._settle()
 
-    def _resumed(self, attempt: Attempt) -> None:
-        """Say how long nobody went on after somebody was given up, and how much of it unasked."""
-        if self._gave_up_s is not None:
-            gap_ms = round(1000 * (loop_time() - self._gave_up_s), 1)
-            wait_ms = round(1000 * max(0.0, attempt.began_s - self._gave_up_s), 1)
-            self._gave_up_s = None
-            task, callee = self._journey.task_id.hex(), short(attempt.target.callee)
-            event(_LOG, "answer_resumed", task=task, callee=callee, gap_ms=gap_ms, wait_ms=wait_ms)
-
-    async def _first_token(self, winner: Attempt) -> None:
-        """The race for the first token is over, if there was one."""
+    async def _won(self, winner: Attempt) -> None:
+        """The race for the next token is over, if there was one."""
+        self._is_race = self._is_broken_off = False
+        # Who failed before this may do better now; what it was worth then, the route knows.
+        self._failures, self._spilled = 0, False
+        self._failed.clear()
+        by_hedge = len(self._attempts) > 1 and winner is self._attempts[-1]
         hedging, began_s = self._by.hedging, self._began_s
         if hedging is not None and began_s is not None:
-            took_s = loop_time() - began_s
-            by_hedge = len(self._attempts) > 1 and winner is self._attempts[-1]
-            hedging.first_token(
-                self._journey.model_root, self._num_prompt, took_s, by_hedge=by_hedge
-            )
+            root, took_s = self._journey.model_root, loop_time() - began_s
+            hedging.first_token(root, self._num_prompt, took_s, by_hedge=by_hedge)
         self._hedge_s = self._began_s = None
+        if self._gave_up_s is not None:
+            self._tell_resumed(winner, self._gave_up_s, by_hedge=by_hedge)
+            self._gave_up_s = None
         for other in (*self._attempts,):
             if other is not winner:
-                await self._end(other, AttemptFailed(FailureKind.OUTRUN))
+                self._part(other, AttemptFailed(FailureKind.OUTRUN))
+        await self._settle()
+
+    def _tell_resumed(self, winner: Attempt, gave_up_s: float, *, by_hedge: bool) -> None:
+        """Say how long nobody went on after somebody was given up, and how much of it unasked."""
+        event(
+            _LOG,
+            "answer_resumed",
+            task=self._journey.task_id.hex(),
+            callee=short(winner.target.callee),
+            gap_ms=round(1000 * (loop_time() - gave_up_s), 1),
+            wait_ms=round(1000 * max(0.0, winner.began_s - gave_up_s), 1),
+            by_hedge=by_hedge,
+        )
 
     async def _wait(self) -> None:
         """Until something comes, or until something is due."""
@@ -245,66 +250,78 @@ class Carried:
         if self._hedge_s is not None and now_s >= self._hedge_s:
             await self._hedge()
         for attempt in (*self._attempts,):
-            await self._see_to(attempt, now_s)
+            self._see_to(attempt, now_s)
 
-    async def _see_to(self, attempt: Attempt, now_s: float) -> None:
+    def _see_to(self, attempt: Attempt, now_s: float) -> None:
         """Do what is due with an attempt of which nothing has come."""
         # The last try is not left for a stall: slow may be all that there is today.
         match attempt.due(now_s, patient=self._failures >= ATTEMPTS_MAX - 1):
             case Due.SILENT:
-                await self._give_up(attempt, AttemptFailed(FailureKind.SILENT))
+                self._give_up(attempt, AttemptFailed(FailureKind.SILENT))
             case Due.STALLED:
                 kind = FailureKind.STALLED if attempt.has_token else FailureKind.LATE
-                await self._hand_over(attempt, kind, now_s)
+                self._hand_over(attempt, kind, now_s)
             case Due.RELIEVED:
-                await self._hand_over(attempt, FailureKind.HANDED_OVER, now_s)
+                self._hand_over(attempt, FailureKind.HANDED_OVER, now_s)
             case None:
                 pass
 
-    async def _hand_over(self, attempt: Attempt, kind: FailureKind, now_s: float) -> None:
+    def _hand_over(self, attempt: Attempt, kind: FailureKind, now_s: float) -> None:
         """Let somebody else take over, if there is somebody: else this one may yet go on."""
         if len(self._attempts) == 1:
-            others = (*self._failed, attempt.target.callee)
-            self._heir = self._by.route.choose_now(self._journey, others)
+            self._heir = self._free_now((*self._failed, attempt.target.callee))
             if self._heir is None:
                 attempt.look_later(now_s)
                 return
-        await self._give_up(attempt, AttemptFailed(kind))
+        self._give_up(attempt, AttemptFailed(kind))
 
     async def _hedge(self) -> None:
-        """Ask a second callee for the first token, if there is a place to spare."""
+        """Ask a second callee for the next token, if there is a place to spare."""
         hedging, self._hedge_s = self._by.hedging, None
-        if hedging is None or len(self._attempts) != 1 or not hedging.may_hedge():
+        if hedging is None or len(self._attempts) != 1:
             return
-        others = (*self._failed, self._attempts[0].target.callee)
-        target = self._by.route.choose_now(self._journey, others, spare=True)
+        first = self._attempts[0]
+        # An answer that was broken off has one for itself, if its callee says nothing to anybody.
+        is_free = self._is_broken_off and first.is_unheard
+        if not is_free and not hedging.may_hedge():
+            return
+        target = self._free_now((*self._failed, first.target.callee), spare=True)
         if target is not None:
-            hedging.hedged()
+            if not is_free:
+                hedging.hedged()
             with contextlib.suppress(AttemptFailed):  # then the first goes on alone
                 await self._offer(target)
 
-    async def _give_up(self, attempt: Attempt, failure: AttemptFailed) -> None:
+    def _free_now(self, others: Collection[PartyId], *, spare: bool = False) -> Target | None:
+        """Somebody who is free, none of ``others``, and gets on with what it has."""
+        if self._by.paces is not None:
+            others = (*others, *self._by.paces.pausing(loop_time()))
+        return self._by.route.choose_now(self._journey, others, spare=spare)
+
+    def _give_up(self, attempt: Attempt, failure: AttemptFailed) -> None:
         """End a failed attempt; raise when another makes no sense."""
         if failure.refusal != RefusalCode.UNKNOWN_SESSION:
             self._failed.append(attempt.target.callee)
-        self._gave_up_s = loop_time()
+        self._is_broken_off, now_s = True, loop_time()
+        if self._gave_up_s is None:
+            self._gave_up_s = now_s
         event(
             _LOG,
             "attempt_given_up",
             task=self._journey.task_id.hex(),
             callee=short(attempt.target.callee),
             why=failure.refusal or failure.kind.value,
-            quiet_ms=round(1000 * attempt.quiet_s(failure.kind, self._gave_up_s)),
+            quiet_ms=round(1000 * attempt.quiet_s(failure.kind, now_s)),
             accepted=tokens.count(bytes(self._accepted)),
         )
-        await self._end(attempt, failure)
+        self._part(attempt, failure)
         if not self._attempts:
             self._judge(failure)
 
     def _judge(self, failure: AttemptFailed) -> None:
         if failure.kind not in _NO_FAILURE and failure.refusal != RefusalCode.DRAINING:
             self._failures += 1
-        error = _verdict(failure)
+        error = verdict(failure)
         if not error.retryable and not isinstance(error, ModelNotFound | UnsupportedField):
             raise error from failure
         exhausted = self._failures >= ATTEMPTS_MAX or self._number >= ATTEMPT_NUMBERS
@@ -318,27 +335,38 @@ class Carried:
         self._spilled = True
         return self._heir is not None
 
-    async def _end(self, attempt: Attempt, failure: AttemptFailed | None) -> None:
-        """End an attempt: put it on record, close it, tell the route.
+    def _part(self, attempt: Attempt, failure: AttemptFailed | None) -> None:
+        """Have done with an attempt and tell the route; `_settle` puts it on record."""
+        self._attempts.remove(attempt)
+        attempt.end()
+        self._ended.append(attempt.stream)
+        self._by.route.ended(attempt.target, self._journey, failure)
+
+    async def _settle(self) -> None:
+        """Put on record what has ended, and close it.
 
         Also when the reader is cancelled meanwhile: the callee will put it on record too.
         """
-        self._attempts.remove(attempt)
-        by, stream = self._by, attempt.stream
-        try:
-            if by.on_settled is not None:
-                settled = stream.settle(by.member.clock.now_ms())
-                if settled.is_owed:
-                    with anyio.CancelScope(shield=True):
-                        await by.on_settled(settled, by.offering.closing(stream))
-        finally:
-            by.offering.end(stream)
-            by.route.ended(attempt.target, self._journey, failure)
+        by = self._by
+        while self._ended:
+            stream = self._ended.pop()
+            try:
+                if by.on_settled is not None:
+                    settled = stream.settle(by.member.clock.now_ms())
+                    if settled.is_owed:
+                        with anyio.CancelScope(shield=True):
+                            await by.on_settled(settled, by.offering.closing(stream))
+            finally:
+                by.offering.end(stream)
 
     async def _begin(self) -> None:
         """Offer the task to whoever is next; a failure to do so is one of the attempt."""
         target, self._heir = self._heir, None
+        self._is_race = True
+        if target is None and self._is_broken_off:
+            target = self._free_now(self._failed)
         if target is None:
+            await self._settle()  # it may take long
             target = await self._by.route.choose(self._journey, self._failed)
         if self._number == 0 and self._by.hedging is not None:
             now_s = self._began_s = loop_time()
@@ -349,6 +377,10 @@ class Carried:
         except AttemptFailed as failure:
             self._failed.append(target.callee)
             self._judge(failure)
+        else:
+            if self._is_broken_off:
+                self._hedge_s = self._attempts[-1].late_s
+        await self._settle()
 
     async def _offer(self, target: Target) -> None:
         by, journey = self._by, self._journey
@@ -386,24 +418,3 @@ class Carried:
         now_s = loop_time()
         pace = by.paces.begin(target.callee, num_read, now_s) if by.paces else None
         self._attempts.append(Attempt(target, stream, pace))
-
-
-def _verdict(failure: AttemptFailed) -> StarAIError:
-    """What a failed attempt means for whoever asked."""
-    after_s = failure.retry_after_s or 1.0
-    match failure.refusal:
-        case RefusalCode.CONTEXT_TOO_LONG:
-            return ContextTooLong("prompt and max_tokens exceed the model's context")
-        case RefusalCode.INVALID_REQUEST | RefusalCode.UNSUPPORTED as code:
-            kind = UnsupportedField if code == RefusalCode.UNSUPPORTED else InvalidRequest
-            return kind("the model cannot do what this request asks for")
-        case RefusalCode.DEADLINE:
-            return DeadlinePassed("the request's deadline passed; ask for fewer tokens")
-        case RefusalCode.BUSY:
-            return Overloaded("all queues are full; try again shortly", retry_after_s=after_s)
-        case RefusalCode.UNKNOWN_MODEL:
-            return ModelNotFound("nobody serves that model any more")
-        case _:
-            return Unavailable(
-                "no node could carry the answer to its end; try again", retry_after_s=after_s
-            )

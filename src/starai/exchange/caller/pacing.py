@@ -4,8 +4,11 @@ Signs of life say that a callee is there, not that it gets on. So the caller kee
 an exponential average of the time between its tokens, which begins at the average of its callee;
 a token that takes eight times as long, and at least most of a second, is overdue. The first token
 is overdue after eight times what the prompt should take, by the prefill rate that was seen of this
-callee. All of it is measured here: what a callee says of itself does not count. Pure: time is an
-argument, in seconds of the event loop.
+callee. All of it is measured here: what a callee says of itself does not count.
+
+An answer that was broken off has waited already. It rather goes on with a callee whose other
+answers get on, and is offered to a second one when the first token takes twice as long as it
+should. Pure: time is an argument, in seconds of the event loop.
 """
 
 from __future__ import annotations
@@ -25,6 +28,15 @@ TOKEN_UNKNOWN_S: Final = 10.0
 #: The same for the first token: the callee may be loading, and other prompts go before.
 FIRST_S: Final = 2.0
 FIRST_UNKNOWN_S: Final = 60.0
+#: The first token of an answer that goes on is late after this many times what it should take, but
+#: never sooner than after a few steps of an engine; while nothing is known of the callee, after
+#: half a second.
+LATE_FACTOR: Final = 2.0
+LATE_S: Final = 0.1
+LATE_UNKNOWN_S: Final = 0.5
+#: A callee pauses when none of its answers has brought a token for this many times the average.
+PAUSE_FACTOR: Final = 3.0
+PAUSE_S: Final = 0.1
 #: How much a new measurement counts against the average, and how many times the average it counts
 #: for at most: one hiccup must not make the next stall go unnoticed for long.
 WEIGHT: Final = 0.2
@@ -39,6 +51,14 @@ class _Speed:
 
     between_s: float = 0.0
     per_prompt_token_s: float = 0.0
+    #: Answers of it that have begun, and when any of them last brought a token.
+    num_begun: int = 0
+    token_s: float = 0.0
+
+    def pauses(self, now_s: float) -> bool:
+        if not self.num_begun or not self.between_s:
+            return False
+        return now_s - self.token_s > max(PAUSE_S, PAUSE_FACTOR * self.between_s)
 
 
 def _average(known_s: float, new_s: float) -> float:
@@ -62,6 +82,10 @@ class Paces:
             self._speeds.popitem(last=False)
         return Pace(speed, num_prompt, now_s)
 
+    def pausing(self, now_s: float) -> list[PartyId]:
+        """Callees none of whose answers gets on: perhaps the next to be given up."""
+        return [callee for callee, speed in self._speeds.items() if speed.pauses(now_s)]
+
 
 class Pace:
     """One answer's tokens in time. ``due_s`` is when the next one is overdue."""
@@ -77,6 +101,17 @@ class Pace:
         self._has_token = False
         self.due_s = now_s + self._patience_s()
 
+    @property
+    def late_s(self) -> float:
+        """How long the first token may take until a second callee is asked, if it is urgent."""
+        known_s = self._speed.per_prompt_token_s * self._num_prompt
+        return max(LATE_S, LATE_FACTOR * known_s) if known_s else LATE_UNKNOWN_S
+
+    @property
+    def token_s(self) -> float:
+        """When any answer of the callee last brought a token."""
+        return self._speed.token_s
+
     def token(self, now_s: float) -> None:
         """One or more tokens have come."""
         took_s = max(1e-6, now_s - self._at_s)
@@ -86,14 +121,20 @@ class Pace:
             speed.between_s = _average(speed.between_s, took_s)
         else:
             self._has_token = True
+            speed.num_begun += 1
             per_token_s = took_s / self._num_prompt
             speed.per_prompt_token_s = _average(speed.per_prompt_token_s, per_token_s)
-        self._at_s = now_s
+        self._at_s = speed.token_s = now_s
         self.due_s = now_s + self._patience_s()
+
+    def end(self) -> None:
+        """No more tokens are awaited."""
+        self._speed.num_begun -= self._has_token
+        self._has_token = False
 
     def excuse(self, now_s: float) -> None:
         """The time until now does not count: it was the caller that did not listen."""
-        self._at_s = now_s
+        self._at_s = self._speed.token_s = now_s
         self.due_s = now_s + self._patience_s()
 
     def _patience_s(self) -> float:

@@ -49,6 +49,7 @@ class _Party:
         "others",
         "places",
         "rested",
+        "silent",
         "since_s",
         "unheard",
         "unsound_s",
@@ -64,6 +65,8 @@ class _Party:
         self.unheard = 0
         self.free_at_s = 0.0
         self.rested = False
+        #: Whether a task was given up for silence, and nothing has been heard since.
+        self.silent = False
         self.good: Prekey | None = None
         #: Until when its prekey is not looked at again.
         self.unsound_s = 0.0
@@ -156,6 +159,7 @@ class Roster:
         known.beat = beat
         # Own tasks are counted to the moment; only what others have there is hearsay.
         known.unheard = 0
+        known.silent = False
         speeds = [model.prefill_tps for model in beat.models if model.prefill_tps]
         known.free_at_s = now_s + beat.unread / max(speeds) if speeds else 0.0
         known.others = max(0, beat.running + beat.queued - len(known.places))
@@ -250,6 +254,13 @@ class Roster:
             known.others = max(known.others, slots - len(known.places))
             self.changed(party)
 
+    def silent(self, party: PartyId) -> None:
+        """A task was given up for silence: until its next beat it is a last resort."""
+        known = self._parties.get(party)
+        if known is not None:
+            known.silent = True
+            self.changed(party)
+
     def free(self, target: Target) -> None:
         """Give a place back; once more does no harm, nor when its party is gone."""
         known = self._parties.get(target.callee)
@@ -306,7 +317,7 @@ class Roster:
             region=beat.region,
             draining=beat.draining,
             paused=bool(beat.paused),
-            resting=rests,
+            resting=rests or known.silent,
             banned=unsound or (rests and not ladder.is_last_resort(beat.party, now_s)),
         )
 

@@ -187,6 +187,8 @@ class Routing:
         """Free the place; remember a failure that was the callee's fault."""
         self.ladder.ended(target.callee, failure, self._clock.monotonic_s())
         self.roster.free(target)
+        if failure and failure.kind is FailureKind.SILENT:
+            self.roster.silent(target.callee)
         # A distributor that is busy with one model may have room for another one's tasks.
         if failure and failure.refusal == RefusalCode.BUSY and self._role is Role.NODE:
             self.roster.full(target.callee)
