@@ -116,13 +116,11 @@ class Attempt:
 
     @property
     def late_s(self) -> float:
-        """From when on its first token is late, if somebody is in the middle of the answer."""
-        return self.began_s + self._pace.late_s if self._pace is not None else math.inf
+        """From when on it is late, if somebody is in the middle of the answer.
 
-    @property
-    def is_unheard(self) -> bool:
-        """Whether its callee has brought no token of any answer since this one was offered."""
-        return self._pace is not None and self._pace.token_s <= self.began_s
+        A callee that brings others their tokens is not taken for dead.
+        """
+        return self._pace.late_s(self.began_s) if self._pace is not None else math.inf
 
     def end(self) -> None:
         """Nothing more is awaited of it."""

@@ -23,7 +23,7 @@ from starai.core.limits import ATTEMPT_NUMBERS, ATTEMPTS_MAX
 from starai.core.logging import event
 from starai.core.waking import loop_time
 from starai.exchange.base import AttemptFailed, FailureKind, Settled, short
-from starai.exchange.caller.attempt import Attempt, Due, Target, verdict
+from starai.exchange.caller.attempt import LOOK_AGAIN_S, Attempt, Due, Target, verdict
 from starai.exchange.caller.hedging import Hedging
 from starai.exchange.caller.offering import Ask, Offering
 from starai.exchange.caller.pacing import Paces
@@ -248,7 +248,7 @@ class Carried:
     async def _see_to_what_is_due(self) -> None:
         now_s = loop_time()
         if self._hedge_s is not None and now_s >= self._hedge_s:
-            await self._hedge()
+            await self._hedge(now_s)
         for attempt in (*self._attempts,):
             self._see_to(attempt, now_s)
 
@@ -275,22 +275,26 @@ class Carried:
                 return
         self._give_up(attempt, AttemptFailed(kind))
 
-    async def _hedge(self) -> None:
+    async def _hedge(self, now_s: float) -> None:
         """Ask a second callee for the next token, if there is a place to spare."""
         hedging, self._hedge_s = self._by.hedging, None
         if hedging is None or len(self._attempts) != 1:
             return
         first = self._attempts[0]
-        # An answer that was broken off has one for itself, if its callee says nothing to anybody.
-        is_free = self._is_broken_off and first.is_unheard
-        if not is_free and not hedging.may_hedge():
+        if self._is_broken_off:  # it has one for itself, when its callee serves nobody
+            if first.late_s > now_s:
+                self._hedge_s = first.late_s
+                return
+        elif not hedging.may_hedge():
             return
         target = self._free_now((*self._failed, first.target.callee), spare=True)
         if target is not None:
-            if not is_free:
+            if not self._is_broken_off:
                 hedging.hedged()
             with contextlib.suppress(AttemptFailed):  # then the first goes on alone
                 await self._offer(target)
+        elif self._is_broken_off:
+            self._hedge_s = now_s + LOOK_AGAIN_S
 
     def _free_now(self, others: Collection[PartyId], *, spare: bool = False) -> Target | None:
         """Somebody who is free, none of ``others``, and gets on with what it has."""

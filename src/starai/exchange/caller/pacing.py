@@ -28,15 +28,15 @@ TOKEN_UNKNOWN_S: Final = 10.0
 #: The same for the first token: the callee may be loading, and other prompts go before.
 FIRST_S: Final = 2.0
 FIRST_UNKNOWN_S: Final = 60.0
-#: The first token of an answer that goes on is late after this many times what it should take, but
-#: never sooner than after a few steps of an engine; while nothing is known of the callee, after
-#: half a second.
+#: The first token of an answer that goes on is late when its callee brought nobody a token for this
+#: many times what it should take, but never sooner than after a few steps of an engine; while
+#: nothing is known of the callee, after half a second.
 LATE_FACTOR: Final = 2.0
 LATE_S: Final = 0.1
 LATE_UNKNOWN_S: Final = 0.5
 #: A callee pauses when none of its answers has brought a token for this many times the average.
 PAUSE_FACTOR: Final = 3.0
-PAUSE_S: Final = 0.1
+PAUSE_S: Final = 0.2
 #: How much a new measurement counts against the average, and how many times the average it counts
 #: for at most: one hiccup must not make the next stall go unnoticed for long.
 WEIGHT: Final = 0.2
@@ -101,16 +101,14 @@ class Pace:
         self._has_token = False
         self.due_s = now_s + self._patience_s()
 
-    @property
-    def late_s(self) -> float:
-        """How long the first token may take until a second callee is asked, if it is urgent."""
-        known_s = self._speed.per_prompt_token_s * self._num_prompt
-        return max(LATE_S, LATE_FACTOR * known_s) if known_s else LATE_UNKNOWN_S
+    def late_s(self, began_s: float) -> float:
+        """When a second callee should be asked for the first token of an answer in its middle.
 
-    @property
-    def token_s(self) -> float:
-        """When any answer of the callee last brought a token."""
-        return self._speed.token_s
+        Later for a callee that has brought a token of any answer since ``began_s``.
+        """
+        known_s = self._speed.per_prompt_token_s * self._num_prompt
+        patience_s = max(LATE_S, LATE_FACTOR * known_s) if known_s else LATE_UNKNOWN_S
+        return max(began_s, self._speed.token_s) + patience_s
 
     def token(self, now_s: float) -> None:
         """One or more tokens have come."""
