@@ -74,8 +74,9 @@ _LOG = logging.getLogger(__name__)
 
 #: Requests of one verb that wait: a block's end brings one from every party of a large network.
 MAILBOX_MAX: Final = 1024
-#: Confirmations in work at once: they share commits, so this is what one fsync is divided by.
-CONFIRM_WORKERS: Final = 64
+#: Confirmations in work at once: they share commits, so this is what one fsync is divided by. One
+#: lot is checked and one waits while one is committed (`COMMIT_WRITES_MAX`).
+CONFIRM_WORKERS: Final = 1024
 #: Requests of any other verb in work at once: they are rare.
 OTHER_WORKERS: Final = 8
 #: Requests for allotments in work at once: a gateway's first, for all its keys, share commits.
