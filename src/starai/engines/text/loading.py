@@ -34,6 +34,8 @@ from starai.models.manifest import ModelManifest
 
 #: Below this many parameters float32 is as fast as bfloat16 on a CPU, and exact.
 _FLOAT32_PARAMETERS_MAX: Final = 200_000_000
+#: Where tensors have shapes and no numbers.
+_META: Final = torch.device("meta")
 #: How many names a refusal quotes.
 _NAMES_QUOTED: Final = 3
 #: What transformers raises at a model that it cannot make sense of.
@@ -58,30 +60,39 @@ def load_model(manifest: ModelManifest, attention: str, cut: Cut | None = None) 
     quiet.disable_progress_bar()
     dtype = _dtype(manifest)
     checkpoint = open_checkpoint(manifest)
-    with lean_imports(), _Undrawn():  # of the model's own definition
+    with lean_imports():  # of the model's own definition
         if manifest.kind == "huggingface" and not checkpoint.quantised:
             model = _load_folder(Path(manifest.path), dtype, attention, cut)
             return model.to(device(), dtype).eval().requires_grad_(False)
         return _load_checkpoint(dense_config(manifest), checkpoint, dtype, attention, cut)
 
 
-class _Undrawn(TorchFunctionMode):
-    """Draws no first weights for tensors that have no numbers: on torch's meta device, all of them.
+class _Skeletons(TorchFunctionMode):
+    """Makes modules without numbers (torch's meta device) with what that truly needs.
 
-    Such a draw does nothing, but torch works out its type first, and imports sympy for that: a
-    quarter of a second of an engine's start.
+    Their first weights are not drawn, and rotary angles are counted on the CPU. For either on the
+    meta device torch works out types of results, and imports sympy for that: a tenth of a start.
     """
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Call ``func``, unless it would draw for nobody."""
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call ``func``, or what is enough instead."""
         given = kwargs or {}
         if getattr(func, "__module__", "") == nn.init.__name__:
             tensor = args[0] if args else given["tensor"]
             if tensor.is_meta:
                 return tensor
+        if func is torch.arange and given.get("device") == _META:
+            given = {**given, "device": "cpu"}
         return func(*args, **given)
+
+
+def _made(make: Callable[[], Any]) -> Any:
+    """What ``make`` makes, with what skeletons need or, where that is not enough, with all."""
+    try:
+        with _Skeletons():
+            return make()
+    except RuntimeError:
+        return make()  # the definition calculates with counts and weights together
 
 
 def device() -> torch.device:
@@ -101,15 +112,17 @@ def _load_folder(folder: Path, dtype: torch.dtype, attention: str, cut: Cut | No
         kind: Any = AutoModelForCausalLM
         if cut is not None:
             kind = cut.of(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
-        model, report = kind.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attention,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
+        model, report = _made(
+            lambda: kind.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
         )
     except _LIBRARY_ERRORS as error:
         raise ModelFileRefused(f"transformers cannot load it: {str(error)[:300]}") from error
@@ -141,16 +154,18 @@ def _load_checkpoint(
         kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         if cut is not None:
             kind = cut.of(kind)
-        with torch.device("meta"):
-            skeleton = kind(config)
+        skeleton = _made(lambda: _skeleton(kind, config))
         ready = _ready_layers(skeleton, checkpoint)
-        model, report = kind.from_pretrained(
-            None,
-            config=config,
-            state_dict=_state(skeleton, checkpoint, ready, dtype),
-            dtype=dtype,
-            attn_implementation=attention,
-            output_loading_info=True,
+        state = _state(skeleton, checkpoint, ready, dtype)
+        model, report = _made(
+            lambda: kind.from_pretrained(
+                None,
+                config=config,
+                state_dict=state,
+                dtype=dtype,
+                attn_implementation=attention,
+                output_loading_info=True,
+            )
         )
     except _LIBRARY_ERRORS as error:
         raise ModelFileRefused(f"transformers cannot load it: {str(error)[:300]}") from error
@@ -158,6 +173,11 @@ def _load_checkpoint(
     model.eval().requires_grad_(False)
     install(model, {name: make for name, (_, make) in ready.items()})
     return model.to(device(), dtype)
+
+
+def _skeleton(kind: Any, config: Any) -> Any:
+    with _META:
+        return kind(config)
 
 
 def _ready_layers(
