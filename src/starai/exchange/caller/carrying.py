@@ -371,7 +371,7 @@ class Carried:
             target = self._free_now(self._failed)
         if target is None:
             await self._settle()  # it may take long
-            target = await self._by.route.choose(self._journey, self._failed)
+            target = await self._choose()
         if self._number == 0 and self._by.hedging is not None:
             now_s = self._began_s = loop_time()
             delay_s = self._by.hedging.begin(self._journey.model_root, self._num_prompt)
@@ -385,6 +385,17 @@ class Carried:
             if self._is_broken_off:
                 self._hedge_s = self._attempts[-1].late_s
         await self._settle()
+
+    async def _choose(self) -> Target:
+        """Whom the route chooses, unless nothing gets on there and somebody else is free."""
+        by = self._by
+        target = await by.route.choose(self._journey, self._failed)
+        if by.paces is not None and by.paces.pauses(target.callee, loop_time()):
+            other = self._free_now(self._failed, spare=True)
+            if other is not None:
+                by.route.ended(target, self._journey, AttemptFailed(FailureKind.LEFT))
+                return other
+        return target
 
     async def _offer(self, target: Target) -> None:
         by, journey = self._by, self._journey

@@ -6,9 +6,10 @@ a token that takes eight times as long, and at least most of a second, is overdu
 is overdue after eight times what the prompt should take, by the prefill rate that was seen of this
 callee. All of it is measured here: what a callee says of itself does not count.
 
-An answer that was broken off has waited already. It rather goes on with a callee whose other
-answers get on, and is offered to a second one when the first token takes twice as long as it
-should. Pure: time is an argument, in seconds of the event loop.
+A callee none of whose answers gets on is perhaps the next to be given up: whoever else is free is
+asked rather. An answer that was broken off has waited already: it is offered to a second callee
+when its first token takes twice as long as it should. Pure: time is an argument, in seconds of the
+event loop.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ TOKEN_UNKNOWN_S: Final = 10.0
 FIRST_S: Final = 2.0
 FIRST_UNKNOWN_S: Final = 60.0
 #: The first token of an answer that goes on is late when its callee brought nobody a token for this
-#: many times what it should take, but never sooner than after a few steps of an engine; while
-#: nothing is known of the callee, after half a second.
+#: many times what it should take, but never sooner than after a few steps of an engine; this long
+#: while nothing is known of the callee.
 LATE_FACTOR: Final = 2.0
 LATE_S: Final = 0.1
-LATE_UNKNOWN_S: Final = 0.5
+LATE_UNKNOWN_S: Final = 0.3
 #: A callee pauses when none of its answers has brought a token for this many times the average.
 PAUSE_FACTOR: Final = 3.0
 PAUSE_S: Final = 0.2
@@ -81,6 +82,11 @@ class Paces:
         if len(self._speeds) > CALLEES_MAX:
             self._speeds.popitem(last=False)
         return Pace(speed, num_prompt, now_s)
+
+    def pauses(self, callee: PartyId, now_s: float) -> bool:
+        """Whether none of the answers of ``callee`` gets on."""
+        speed = self._speeds.get(callee)
+        return speed is not None and speed.pauses(now_s)
 
     def pausing(self, now_s: float) -> list[PartyId]:
         """Callees none of whose answers gets on: perhaps the next to be given up."""
