@@ -27,8 +27,9 @@ from starai.distributor.placing import Placing
 from starai.exchange.base import SIGN_OF_LIFE_S, Settled, short, task_record
 from starai.exchange.callee.leaving import STOPPED, leave
 from starai.exchange.callee.serving import Refused, ServedTask, Serving
-from starai.exchange.caller.carrying import Carried, Carrier, Journey, attempts_within
+from starai.exchange.caller.carrying import Carried, Carrier
 from starai.exchange.caller.hedging import Hedging
+from starai.exchange.caller.journey import Journey, attempts_within
 from starai.exchange.caller.offering import Offering
 from starai.exchange.caller.pacing import Paces
 from starai.exchange.mailboxes import Bell

@@ -11,7 +11,8 @@ from typing import Final, Self
 
 from starai.core.concurrency import task_group
 from starai.core.errors import ModelNotFound, Unavailable
-from starai.exchange.caller.carrying import Carried, Carrier, Journey
+from starai.exchange.caller.carrying import Carried, Carrier
+from starai.exchange.caller.journey import Journey
 from starai.exchange.caller.offering import Offering
 from starai.exchange.member import Member
 from starai.exchange.routes.routing import Routing

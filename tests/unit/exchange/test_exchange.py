@@ -17,7 +17,8 @@ from starai.core.randomness import SeededRandomness
 from starai.exchange.base import AttemptFailed, FailureKind, Settled, task_record
 from starai.exchange.callee.serving import Refused, ServedTask, Serving
 from starai.exchange.caller.attempt import Target
-from starai.exchange.caller.carrying import Carrier, Journey
+from starai.exchange.caller.carrying import Carrier
+from starai.exchange.caller.journey import Journey
 from starai.exchange.caller.offering import Ask, Offering
 from starai.protocol import tokens
 from starai.protocol.frames import peek

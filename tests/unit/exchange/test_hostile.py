@@ -15,7 +15,8 @@ from starai.exchange.callee import serving as serving_module
 from starai.exchange.callee.replays import SeenOffers
 from starai.exchange.callee.serving import Refused, ServedTask, Serving
 from starai.exchange.caller.attempt import Target
-from starai.exchange.caller.carrying import Carrier, Journey, attempts_within
+from starai.exchange.caller.carrying import Carrier
+from starai.exchange.caller.journey import Journey, attempts_within
 from starai.exchange.caller.offering import Ask, Offering
 from starai.exchange.caller.reading import EARLY_MAX, AnswerStream
 from starai.exchange.mailboxes import Mailbox, MailboxOverflow

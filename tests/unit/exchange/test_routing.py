@@ -20,7 +20,7 @@ from starai.core.errors import (
 from starai.core.limits import BEAT_INTERVAL_S, BEAT_LEASE_S
 from starai.exchange.base import AttemptFailed, FailureKind
 from starai.exchange.caller.attempt import Target
-from starai.exchange.caller.carrying import Journey
+from starai.exchange.caller.journey import Journey
 from starai.exchange.member import Member
 from starai.exchange.routes import routing
 from starai.exchange.routes.routing import Routing

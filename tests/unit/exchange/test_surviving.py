@@ -13,8 +13,9 @@ from starai.exchange.base import AttemptFailed, FailureKind, Settled, task_recor
 from starai.exchange.callee.serving import Refused, ServedTask, Serving
 from starai.exchange.caller import offering as offering_module
 from starai.exchange.caller.attempt import Target
-from starai.exchange.caller.carrying import Carrier, Journey
+from starai.exchange.caller.carrying import Carrier
 from starai.exchange.caller.hedging import SAMPLES_MIN, Hedging
+from starai.exchange.caller.journey import Journey
 from starai.exchange.caller.offering import Offering
 from starai.exchange.caller.pacing import Paces
 from starai.exchange.standing.ladder import Fault

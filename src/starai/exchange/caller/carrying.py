@@ -13,7 +13,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Self
 
 import anyio
 import msgspec
@@ -25,70 +25,21 @@ from starai.core.waking import loop_time
 from starai.exchange.base import AttemptFailed, FailureKind, Settled, short
 from starai.exchange.caller.attempt import LOOK_AGAIN_S, Attempt, Due, Target, verdict
 from starai.exchange.caller.hedging import Hedging
+from starai.exchange.caller.journey import Journey, Route
 from starai.exchange.caller.offering import Ask, Offering
 from starai.exchange.caller.pacing import Paces
 from starai.exchange.caller.reading import OVERSLEPT_S, AnswerStream
 from starai.exchange.mailboxes import Bell
 from starai.exchange.member import Member
 from starai.protocol import tokens
-from starai.protocol.generation import Generation, Part
+from starai.protocol.generation import Part
 from starai.protocol.identity import PartyId
-from starai.protocol.tasks import FREE, RefusalCode, TokenPrice
+from starai.protocol.tasks import RefusalCode
 
 _LOG = logging.getLogger(__name__)
 
 #: Ends of an attempt that speak against nobody and count as no failure.
 _NO_FAILURE = (FailureKind.HANDED_OVER, FailureKind.OUTRUN, FailureKind.LEFT)
-
-
-class Journey(msgspec.Struct, frozen=True):
-    """What is to be carried: one answer, for one customer, until a deadline in Unix ms.
-
-    Attempts are numbered from ``first_attempt`` on. Whoever carries on what was offered to it
-    under some attempt takes `attempts_within` that: so no two attempts at one task ever bear the
-    same number, whichever distributors carried it, and each has its own place in the books.
-    """
-
-    task_id: bytes
-    model_root: bytes
-    customer: int
-    deadline_ms: int
-    generation: Generation
-    price: TokenPrice = FREE
-    first_attempt: int = 0
-
-
-def attempts_within(attempt: int) -> int:
-    """The first number of the attempts that are made on behalf of ``attempt``."""
-    return attempt * ATTEMPT_NUMBERS
-
-
-class Route(Protocol):
-    """Chooses who is next."""
-
-    async def choose(self, journey: Journey, failed: Collection[PartyId]) -> Target:
-        """The next callee, preferably none of ``failed``; may wait for one to be free.
-
-        Raises:
-            Overloaded: too many wait already.
-            Unavailable: there is nobody, or not for the model.
-            ModelNotFound: a distributor has no node for the model; another may.
-            DeadlinePassed: nobody was free before the journey's deadline.
-        """
-        ...
-
-    def choose_now(
-        self, journey: Journey, failed: Collection[PartyId], *, spare: bool = False
-    ) -> Target | None:
-        """A callee that is free this moment and none of ``failed``; None: there is none.
-
-        ``spare``: only a place for which nobody waits.
-        """
-        ...
-
-    def ended(self, target: Target, journey: Journey, failure: AttemptFailed | None) -> None:
-        """Hear how an attempt ended (None: with the answer's end); once for each choice."""
-        ...
 
 
 @dataclass(frozen=True)

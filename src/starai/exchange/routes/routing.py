@@ -26,7 +26,7 @@ from starai.core.limits import BEAT_INTERVAL_S
 from starai.core.logging import event
 from starai.exchange.base import AttemptFailed, FailureKind, short
 from starai.exchange.caller.attempt import Target
-from starai.exchange.caller.carrying import Journey
+from starai.exchange.caller.journey import Journey
 from starai.exchange.member import Member
 from starai.exchange.routes.roster import Roster
 from starai.exchange.standing.ladder import Fault, Ladder, Rung
@@ -101,7 +101,7 @@ class _Task:
 
 
 class Routing:
-    """The routes from one party to those of a role (see `caller.carrying.Route`)."""
+    """The routes from one party to those of a role (see `caller.journey.Route`)."""
 
     def __init__(
         self,
@@ -178,7 +178,7 @@ class Routing:
     def choose_now(
         self, journey: Journey, failed: Collection[PartyId], *, spare: bool = False
     ) -> Target | None:
-        """See `starai.exchange.caller.carrying.Route.choose_now`."""
+        """See `starai.exchange.caller.journey.Route.choose_now`."""
         if spare and self._queue.waiting(journey.model_root):
             return None
         return self._hold(self._task(journey, failed), failed)
