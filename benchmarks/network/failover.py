@@ -427,12 +427,14 @@ class Gaps:
 
     whole_ms: list[float] = field(default_factory=list)
     unasked_ms: list[float] = field(default_factory=list)
+    #: How many of them a second callee brought, which was asked because the first was mute, too.
+    hedged: int = 0
 
     @classmethod
     def of(cls, lines: list[dict[str, object]]) -> Gaps:
         """Those that the logs tell of."""
         parts = [[float(str(line[part])) for line in lines] for part in ("gap_ms", "wait_ms")]
-        return cls(*parts)
+        return cls(*parts, hedged=sum(bool(line.get("by_hedge")) for line in lines))
 
     def table(self, step_ms: float) -> list[str]:
         """As a report shows it; one engine step is no part of the network."""
@@ -662,10 +664,13 @@ def report(done: Survived, rows: list[CutRow], options: argparse.Namespace) -> s
         "|---|---|---|---|---|",
         *(f"| {why} | {spread(values)} |" for why, values in sorted(done.given_up.items())),
         "",
-        "From giving up to the next token of the answer, in ms. A task that comes to an engine",
-        "in the middle of a step waits for its end first: half a step in the mean.",
+        "From giving up to the next token of the answer, whoever was asked in between, in ms. A",
+        "task that comes to an engine in the middle of a step waits for its end first: half a step",
+        "in the mean.",
         "",
         *done.gaps.table(options.step_ms),
+        "",
+        f"{done.gaps.hedged} of these came from a second node, because the first was mute, too.",
         "",
         f"Steps on the ladder, of all distributors and the gateway: {dict(done.ladder) or 'none'}.",
         "",
@@ -695,9 +700,10 @@ def rank() -> str:
 
 
 def gap(streams: list[Stream]) -> str:
-    """The longest pauses: median over streams, and the longest of all."""
+    """Each stream's longest pause: the median of streams, and the worst ones."""
     gaps = [1000 * one.longest_gap_s for one in streams]
-    return f"{statistics.median(gaps):.0f} (median), {max(gaps):.0f} (longest)"
+    _, median, p95, longest = spread(gaps).split(" | ")
+    return f"{median} (median), {p95} (p95), {longest} (longest)"
 
 
 def hardware() -> str:

@@ -15,7 +15,7 @@ from starai.exchange.caller import offering as offering_module
 from starai.exchange.caller.attempt import Target
 from starai.exchange.caller.carrying import Carrier
 from starai.exchange.caller.hedging import SAMPLES_MIN, Hedging
-from starai.exchange.caller.journey import Journey
+from starai.exchange.caller.journey import Journey, attempts_within
 from starai.exchange.caller.offering import Offering
 from starai.exchange.caller.pacing import Paces
 from starai.exchange.standing.ladder import Fault
@@ -139,11 +139,14 @@ class Scene:
         assert self.in_use == []
         return ids
 
-    async def read_beside(self, number: int, accepted: int = 0) -> list[int]:
+    async def read_beside(self, number: int, accepted: int = 0, attempt: int = 0) -> list[int]:
         deadline_ms = self.caller.clock.now_ms() + 300_000
         ids = WHOLE[:accepted]
         generation = msgspec.structs.replace(GENERATION, accepted=tokens.pack(ids))
-        journey = Journey(number.to_bytes(16, "big"), b"m" * 32, 1, deadline_ms, generation, PRICE)
+        journey = Journey(
+            *(number.to_bytes(16, "big"), b"m" * 32, 1, deadline_ms, generation, PRICE),
+            first_attempt=attempts_within(attempt),
+        )
         async with self.carrier.carry(journey) as carried:
             finish = None
             while finish is None:
@@ -482,15 +485,16 @@ async def test_an_answer_that_was_broken_off_is_asked_for_twice_if_the_next_is_m
         assert await made.books_agree() == 2
 
 
-async def test_an_answer_that_another_began_to_carry_does_not_wait_for_a_mute_callee_either() -> (
-    None
-):
-    """Its distributor died: here it is new, and somebody is in the middle of it."""
+@pytest.mark.parametrize("accepted", [0, 30])
+async def test_an_answer_that_another_began_to_carry_does_not_wait_for_a_mute_callee_either(
+    accepted: int,
+) -> None:
+    """Its distributor died: here it is new, but its reader has waited, with or without a token."""
     async with scene(stalls_at(0), answer_all) as made:
         made.hedging.hedged()  # the last one
         began_s = anyio.current_time()
-        assert await made.read_beside(0, accepted=30) == WHOLE
-        assert anyio.current_time() - began_s < 10 * 0.05 + 0.4
+        assert await made.read_beside(0, accepted, attempt=1) == WHOLE
+        assert anyio.current_time() - began_s < (LENGTH - accepted) * 0.05 + 0.4
         assert made.kinds == [FailureKind.OUTRUN, None]
 
 

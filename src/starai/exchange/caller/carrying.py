@@ -85,8 +85,8 @@ class Carried:
         self._attempts: list[Attempt] = []
         #: Whether none of these has brought a token yet.
         self._is_race = True
-        #: Whether the answer stopped in its middle, here or elsewhere, and has not gone on yet.
-        self._is_broken_off = bool(journey.generation.accepted)
+        #: Whether somebody was given up already, here or elsewhere, and nobody has gone on yet.
+        self._is_urgent = bool(journey.generation.accepted or journey.first_attempt)
         #: What has ended and is not on record yet: whoever goes on is asked first.
         self._ended: list[AnswerStream] = []
         #: Who was chosen to take over before the present attempt is given up.
@@ -155,7 +155,7 @@ class Carried:
 
     async def _won(self, winner: Attempt) -> None:
         """The race for the next token is over, if there was one."""
-        self._is_race = self._is_broken_off = False
+        self._is_race = self._is_urgent = False
         # Who failed before this may do better now; what it was worth then, the route knows.
         self._failures, self._spilled = 0, False
         self._failed.clear()
@@ -232,7 +232,7 @@ class Carried:
         if hedging is None or len(self._attempts) != 1:
             return
         first = self._attempts[0]
-        if self._is_broken_off:  # it has one for itself, when its callee serves nobody
+        if self._is_urgent:  # it has one for itself, when its callee serves nobody
             if first.late_s > now_s:
                 self._hedge_s = first.late_s
                 return
@@ -240,11 +240,11 @@ class Carried:
             return
         target = self._free_now((*self._failed, first.target.callee), spare=True)
         if target is not None:
-            if not self._is_broken_off:
+            if not self._is_urgent:
                 hedging.hedged()
             with contextlib.suppress(AttemptFailed):  # then the first goes on alone
                 await self._offer(target)
-        elif self._is_broken_off:
+        elif self._is_urgent:
             self._hedge_s = now_s + LOOK_AGAIN_S
 
     def _free_now(self, others: Collection[PartyId], *, spare: bool = False) -> Target | None:
@@ -257,7 +257,7 @@ class Carried:
         """End a failed attempt; raise when another makes no sense."""
         if failure.refusal != RefusalCode.UNKNOWN_SESSION:
             self._failed.append(attempt.target.callee)
-        self._is_broken_off, now_s = True, loop_time()
+        self._is_urgent, now_s = True, loop_time()
         if self._gave_up_s is None:
             self._gave_up_s = now_s
         event(
@@ -318,7 +318,7 @@ class Carried:
         """Offer the task to whoever is next; a failure to do so is one of the attempt."""
         target, self._heir = self._heir, None
         self._is_race = True
-        if target is None and self._is_broken_off:
+        if target is None and self._failed:
             target = self._free_now(self._failed)
         if target is None:
             await self._settle()  # it may take long
@@ -333,7 +333,7 @@ class Carried:
             self._failed.append(target.callee)
             self._judge(failure)
         else:
-            if self._is_broken_off:
+            if self._is_urgent:
                 self._hedge_s = self._attempts[-1].late_s
         await self._settle()
 
