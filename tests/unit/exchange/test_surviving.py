@@ -565,7 +565,9 @@ async def test_a_new_request_goes_where_others_get_on() -> None:
         made.group.start_soon(made.read_beside, 2)
         await anyio.sleep(0.001)
         made.busy.clear()
+        began_s = anyio.current_time()
         assert await made.read_beside(3) == WHOLE
+        assert anyio.current_time() - began_s < LENGTH * 0.05 + 0.1
         assert made.chosen[:5] == [stalled, stalled, stalled, stalled, sound]
 
 
