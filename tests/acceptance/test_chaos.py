@@ -136,6 +136,8 @@ class Chaos:
         self.distributors: list[anyio.CancelScope] = []
         self.dispatches: list[Dispatch] = []
         self.struck: list[str] = []
+        #: How long each reader waited for each token, in seconds.
+        self.waits_s: list[float] = []
 
     async def start_distributor(self) -> None:
         member, outbox, life = (
@@ -215,9 +217,13 @@ class Chaos:
         task_id = number.to_bytes(16, "big")
         submission = Submission(task_id, "m", ROOT, number % 5, deadline_ms, generation)
         ids: list[int] = []
+        last_s = anyio.current_time()
         async with self.dispatches[number % len(self.dispatches)].submit(submission) as parts:
             async for part in parts:
                 ids += tokens.unpack(part.ids)
+                if part.ids:
+                    self.waits_s.append(anyio.current_time() - last_s)
+                    last_s += self.waits_s[-1]
         assert ids == undisturbed(sample_key), f"answer {number}"
         return ids
 
@@ -288,3 +294,22 @@ async def test_no_answer_is_lost_or_changed(seed: int) -> None:
         await made.run(num_streams, at_once=24)
         assert len(set(made.struck)) >= 5
         await made.check_books(num_streams)
+
+
+@pytest.mark.parametrize(("later_s", "longest_s"), [(0.6, 1.15), (0.89, 1.4)])
+async def test_a_second_node_in_trouble_costs_no_second_wait(
+    later_s: float, longest_s: float
+) -> None:
+    """One node dies, another hangs before that is noticed: nobody waits for both in turn.
+
+    Whoever hung for a third of a second is not asked, and for one that just began to hang another
+    is asked a little later.
+    """
+    async with chaos(1, Faults(latency_s=0.005)) as made, anyio.create_task_group() as reading:
+        for number in range(16):
+            reading.start_soon(made.read, number)
+        await anyio.sleep(0.8)
+        made.nodes[0].life.cancel()
+        await anyio.sleep(later_s)
+        made.nodes[1].stalled = True
+    assert 0.9 < max(made.waits_s) < longest_s
