@@ -202,6 +202,17 @@ def test_the_standings_put_the_lowest_first() -> None:
     assert [one.node for one in ladder.standings(10)] == [NODE, OTHER]
 
 
+def test_a_past_that_has_faded_weighs_nothing_but_is_told():
+    """Once a fault has faded, tasks need not look at it any more; people still can."""
+    ladder = Ladder()
+    assert not ladder.weighs(NODE)
+    ladder.blame(NODE, Fault.SILENT, 0.0)
+    assert ladder.weighs(NODE)
+    ladder.began(NODE, 600.0)
+    assert not ladder.weighs(NODE)
+    assert ladder.standing(NODE, 600.0).faults
+
+
 def test_a_fast_answer_that_stops_is_overdue_within_a_second() -> None:
     """The floor for what is fast, eight times the average for what is slow."""
     paces = Paces()

@@ -194,7 +194,7 @@ class Roster:
 
     def _worked(self, party: PartyId) -> None:
         """A task of a party began or ended; what time alone changes, its next beat will tell."""
-        self._changed[party] = self._changed.get(party, False) or party in self._ladder
+        self._changed[party] = self._changed.get(party, False) or self._ladder.weighs(party)
 
     def _settle(self) -> None:
         now_s = self._clock.monotonic_s()

@@ -98,6 +98,8 @@ QUARANTINED_AT: Final = 3.5
 INCIDENT_S: Final = 1.0
 #: A party whose faults weigh less than this is good again: two half-lives after a single one.
 GOOD_BELOW: Final = 0.25
+#: And faults that weigh less than this make no difference to anybody.
+FADED_BELOW: Final = 0.01
 #: The first quarantine; each that follows before the party was good again doubles it.
 QUARANTINE_S: Final = 15.0
 QUARANTINE_LONGEST_S: Final = 600.0
@@ -140,6 +142,11 @@ class _Past:
     def weight(self) -> float:
         return self.score + self.guilt
 
+    @property
+    def is_faded(self) -> bool:
+        """Whether it makes no difference any more."""
+        return self.rung is Rung.GOOD and self.weight < FADED_BELOW
+
     def is_same_incident(self, fault: Fault, now_s: float) -> bool:
         began_s = self.incidents_s.get(fault.is_of_integrity)
         if began_s is not None and now_s - began_s < INCIDENT_S:
@@ -178,9 +185,10 @@ class Ladder:
             return True
         return past.rung is Rung.QUARANTINED and now_s >= past.until_s and not past.probing
 
-    def __contains__(self, party: PartyId) -> bool:
-        """Whether there is anything to say of it."""
-        return party in self._pasts
+    def weighs(self, party: PartyId) -> bool:
+        """Whether its past made a difference when it was last looked at."""
+        past = self._pasts.get(party)
+        return past is not None and not past.is_faded
 
     def is_last_resort(self, party: PartyId, now_s: float) -> bool:
         """Whether it may have a task although it rests, when nobody else serves the model."""
@@ -262,7 +270,7 @@ class Ladder:
         """Forget those whose faults weigh nothing any more."""
         for party in [*self._pasts]:
             past = self._look(party, now_s)
-            if past is not None and past.rung is Rung.GOOD and past.weight < 0.01:
+            if past is not None and past.is_faded:
                 del self._pasts[party]
 
     def standing(self, party: PartyId, now_s: float) -> Standing:
