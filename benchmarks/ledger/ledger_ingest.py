@@ -28,11 +28,11 @@ from pathlib import Path
 
 import anyio
 
+from starai.cli.running import HAS_UVLOOP
 from starai.core.clock import SystemClock
 from starai.core.collecting import collect_rarely
 from starai.core.randomness import SeededRandomness, SystemRandomness, uuid7
 from starai.ledger.events import Deposited, HoldPlaced
-from starai.local.services import HAS_UVLOOP
 from starai.protocol.api_keys import hash_api_key
 from starai.protocol.frames import decode, encode
 from starai.protocol.identity import Identity, KeyKind

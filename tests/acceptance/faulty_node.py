@@ -19,7 +19,8 @@ from starai.exchange.member import Member
 from starai.local.home import Home
 from starai.local.joining import join
 from starai.local.membership import membership
-from starai.local.services import NodeOptions, confirming, engine_spec
+from starai.local.nodes import NodeOptions, engine_spec
+from starai.local.services import confirming
 from starai.node.runner import Runner
 from starai.node.service import Node
 from starai.protocol.frames import peek

@@ -14,7 +14,7 @@ from starai.distributor.service import Distributor
 from starai.exchange.member import Member
 from starai.exchange.recording.confirming import Confirmer
 from starai.fitting import Prediction
-from starai.local.services import NodeOptions, engine_spec
+from starai.local.nodes import NodeOptions, engine_spec
 from starai.matching import Candidate
 from starai.models.catalog import open_model
 from starai.node.runner import Runner

@@ -19,7 +19,7 @@ from starai.engines.base import EngineSpec
 from starai.exchange.member import Member
 from starai.exchange.recording.confirming import Confirmer
 from starai.gateway.dispatch import Dispatch
-from starai.local.services import NodeOptions, engine_spec
+from starai.local.nodes import NodeOptions, engine_spec
 from starai.matching import placement
 from starai.models.catalog import open_model
 from starai.node.moving import Moving

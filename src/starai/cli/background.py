@@ -10,8 +10,8 @@ import click
 from starai.cli.options import home_option
 from starai.core.clock import SystemClock
 from starai.core.errors import ConfigurationRefused
+from starai.local.admission import is_admitted
 from starai.local.home import Home
-from starai.local.joining import is_admitted
 from starai.local.units import KINDS, Unit, install, kind_here, uninstall
 
 _FOR_OPTION = click.option(

@@ -1,16 +1,16 @@
-"""`starai join` makes a device a supplier; `starai doctor` says what is in the way."""
+"""`starai join` makes a device a supplier.
+
+Imports little: all of it comes before the start of the engine's process, which takes longest.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anyio
 import click
-from rich.console import Console
-from rich.status import Status
 
 from starai.cli.options import (
     AT_LEAST_ONE,
@@ -21,15 +21,16 @@ from starai.cli.options import (
     home_option,
     yielding_options,
 )
-from starai.cli.serve import run_service
-from starai.cli.tables import printable
+from starai.cli.printable import printable
+from starai.cli.running import run_service
 from starai.core.clock import SystemClock
-from starai.core.errors import ConfigurationRefused
-from starai.local.doctor import examine
 from starai.local.home import Home
-from starai.local.services import NodeOptions
-from starai.local.supplying import LIVE_S, Life, Stage, Telling, join_and_serve
-from starai.wire.hops import Step
+from starai.local.nodes import NodeOptions
+from starai.local.supplying import join_and_serve
+from starai.local.telling import LIVE_S, Life, Stage, Telling
+
+if TYPE_CHECKING:
+    from rich.status import Status
 
 #: Speed is shown over this many looks at the node.
 _WINDOW = 6
@@ -67,7 +68,7 @@ def supplier_options(command: F) -> F:
     return command
 
 
-def _read_words(words: tuple[str, ...]) -> tuple[str, str]:
+def read_words(words: tuple[str, ...]) -> tuple[str, str]:
     """URL and token, in whatever order; a token may also come by the environment."""
     urls = [word for word in words if "://" in word]
     tokens = [word for word in words if "://" not in word]
@@ -88,7 +89,7 @@ def join(home: Home, words: tuple[str, ...], *, name: str, **given: Any) -> None
     network is. URL (nats://, tls://, ws:// or wss://) is tried before that. Once joined, `starai
     join` alone goes on, and `starai node install-service` starts it with the device.
     """
-    url, token = _read_words(words)
+    url, token = read_words(words)
     options = NodeOptions(**given)
     show = _Show()
     telling = Telling(show.stage, show.life)
@@ -120,6 +121,8 @@ class _Show:
         if not sys.stdout.isatty():
             return
         if self._status is None:
+            from rich.console import Console  # noqa: PLC0415 - see the module's text
+
             self._status = Console().status("")
             self._status.start()
         span_s = max(1, len(self._tokens) - 1) * LIVE_S
@@ -133,31 +136,3 @@ class _Show:
         """Leave the line alone."""
         if self._status is not None:
             self._status.stop()
-
-
-@click.command()
-@home_option
-@click.argument("words", nargs=-1, metavar="[URL] [TOKEN]")
-@click.option("--name", default="node", show_default=True, help="The party of this home to check.")
-def doctor(home: Home, words: tuple[str, ...], name: str) -> None:
-    """Try the way to a network hop by hop, and say which one fails and what to do about it.
-
-    Without arguments it checks the network that this device is in; with a URL how far one gets
-    there; with a TOKEN whether it would let this device in. Nothing is changed by it.
-    """
-    url, token = _read_words(words)
-    passed = anyio.run(examine, home, name, url, token, _tell_url, _tell_step)
-    if not passed:
-        raise ConfigurationRefused("no way leads to the network; the failing hop is above")
-
-
-def _tell_url(url: str) -> None:
-    click.echo(url)
-
-
-def _tell_step(step: Step) -> None:
-    mark = "ok  " if step.ok else "FAIL"
-    took = f" ({step.took_ms:.0f} ms)" if step.ok else ""
-    click.echo(f"  {mark} {step.hop.value:<15} {printable(step.found)}{took}")
-    if step.advice:
-        click.echo(f"       {'':<15} {step.advice}")

@@ -16,7 +16,7 @@ from starai.core.errors import StarAIError
 COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("starai.cli.up", "up"),
     "join": ("starai.cli.join", "join"),
-    "doctor": ("starai.cli.join", "doctor"),
+    "doctor": ("starai.cli.doctor", "doctor"),
     "chat": ("starai.cli.chat", "chat"),
     "status": ("starai.cli.show", "status"),
     "nodes": ("starai.cli.show", "nodes"),

@@ -12,11 +12,11 @@ from starai.cli.earnings import payout
 from starai.cli.fit import fit, profile, try_model
 from starai.cli.join import supplier_options
 from starai.cli.options import home_option
-from starai.cli.serve import run_service
+from starai.cli.running import run_service
 from starai.cli.standing import appeal, leave, reset, why
-from starai.local import services
 from starai.local.asking import give_order, revoke_party
 from starai.local.home import Home
+from starai.local.nodes import NodeOptions
 from starai.local.supplying import join_and_serve
 
 
@@ -36,7 +36,7 @@ def node() -> None:
 @supplier_options
 def start(home: Home, *, name: str, token: str, **given: Any) -> None:
     """Join a network (the first time with --token) and serve a model until stopped."""
-    options = services.NodeOptions(**given)
+    options = NodeOptions(**given)
     run_service(lambda: join_and_serve(home, name, token, options))
 
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import anyio
 import click
 
 from starai.cli.options import PORT, home_option
+from starai.cli.running import run_service
 from starai.core.clock import SystemClock
-from starai.core.collecting import collect_rarely
-from starai.core.logging import setup
 from starai.core.randomness import SystemRandomness
 from starai.local import services
+from starai.local.admission import is_admitted
 from starai.local.home import Home
-from starai.local.joining import is_admitted, join
-from starai.local.processes import TOLD_TO_STOP, as_child, is_child
+from starai.local.joining import join
 from starai.protocol.subjects import Role
 from starai.protocol.tickets import JoinTicket
 
@@ -125,20 +122,3 @@ def gateway(
         )
 
     run_service(serve_it)
-
-
-def run_service(body: Callable[[], Awaitable[None]], *, log_level: str = "INFO") -> None:
-    """Run a service until SIGTERM, or until whoever started it is gone."""
-    setup(log_level)
-
-    left = anyio.Event()
-
-    async def run() -> None:
-        async with as_child():
-            await body()
-            left.set()
-
-    collect_rarely()
-    anyio.run(run, backend_options={"use_uvloop": services.HAS_UVLOOP})
-    if is_child() and not left.is_set():
-        sys.exit(TOLD_TO_STOP)  # by whom, its parent knows: if not by itself, it starts it again

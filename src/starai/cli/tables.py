@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from starai.cli.printable import printable
+
 PIPE_COLUMNS = 160
 #: Columns whose values are numbers, aligned to the right.
 _RIGHT = {"running", "queued", "done", "tokens", "prompt", "answer", "tok/s", "records"} | {
@@ -60,11 +62,6 @@ def show_table(
     console = Console()
     # A pipe has no width: nothing is cut off there.
     Console(width=None if console.is_terminal else PIPE_COLUMNS).print(table)
-
-
-def printable(text: str) -> str:
-    """``text`` with nothing in it that a terminal would obey."""
-    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def short(key: object) -> str:

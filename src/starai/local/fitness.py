@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -23,7 +24,6 @@ from starai.fitting.memory import PROGRAM_BYTES
 from starai.local.home import Home
 from starai.models.catalog import open_model
 from starai.protocol.presence import FITS_MAX
-from starai.wire.keeping import write_secret
 
 #: Importing torch takes seconds, and a GPU that wakes up some more.
 _GPU_S: Final = 20.0
@@ -90,7 +90,7 @@ def fitness(
     if known is None:
         known = Fitness(device, measure(threads or num_threads(), clock), _gpu_rates(device))
         if keep:
-            write_secret(_path(home), msgspec.json.encode(known))
+            _keep(home, known)
             _mark(home).unlink(missing_ok=True)
     return msgspec.structs.replace(known, device=device)
 
@@ -128,6 +128,18 @@ def _kept(home: Home, device: Device) -> Fitness | None:
     except (OSError, msgspec.DecodeError):
         return None
     return known if fingerprint(known.device) == fingerprint(device) else None
+
+
+def _keep(home: Home, known: Fitness) -> None:
+    """Whole or not at all for other nodes, but not at once on the disk: an engine waits for this.
+
+    What a crash loses, or a disk does not take, is measured again.
+    """
+    beside = _path(home).with_suffix(f".{os.getpid()}")
+    with contextlib.suppress(OSError):
+        home.path.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(msgspec.json.encode(known))
+        beside.replace(_path(home))
 
 
 def _mark(home: Home) -> Path:

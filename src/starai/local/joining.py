@@ -17,16 +17,14 @@ from starai.core.clock import Clock
 from starai.core.errors import (
     ConfigurationRefused,
     DeadlinePassed,
-    MalformedFrame,
     PartyRefused,
-    SealBroken,
     Unavailable,
 )
 from starai.core.logging import event
 from starai.core.randomness import Randomness, SystemRandomness
 from starai.local.home import Home, NetworkFile, PartyFile
 from starai.local.proxies import system_proxy
-from starai.protocol.credentials import Credential, read_credential
+from starai.protocol.credentials import read_credential
 from starai.protocol.frames import decode, encode, peek
 from starai.protocol.identity import Identity
 from starai.protocol.registry import Acknowledged, Admitted, Join
@@ -110,27 +108,6 @@ async def join(
     )
     event(_LOG, "joined", network=admitted.network, party=identity.party)
     return Joined(admitted.network, answer_ms)
-
-
-def is_admitted(home: Home, name: str, clock: Clock) -> bool:
-    """Whether the party has a credential that is still good."""
-    if not home.has_party(name) or not home.party(name).credential:
-        return False  # without a credential, an attempt to join did not come to its end
-    try:
-        read_credential(home.party(name).credential, home.network().account, clock.now_ms())
-    except (PartyRefused, MalformedFrame, SealBroken):
-        return False
-    return True
-
-
-def expired_credential(home: Home, name: str) -> Credential | None:
-    """The party's credential as it was while it was good; None if it never had one."""
-    if not home.has_party(name):
-        return None
-    try:
-        return read_credential(home.party(name).credential, home.network().account, 0)
-    except (ConfigurationRefused, PartyRefused, MalformedFrame, SealBroken):
-        return None
 
 
 def _known_network(home: Home) -> NetworkFile | None:

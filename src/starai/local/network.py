@@ -43,7 +43,8 @@ from starai.gateway.paying.pricing import PriceBook
 from starai.gateway.service import serve
 from starai.local.home import Home
 from starai.local.membership import CREDENTIAL_LIFETIME_MS
-from starai.local.services import NodeOptions, confirming, engine_spec
+from starai.local.nodes import NodeOptions, engine_spec
+from starai.local.services import confirming
 from starai.models.catalog import open_model
 from starai.node.pricing import LeastPrices
 from starai.node.runner import Runner

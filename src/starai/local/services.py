@@ -5,10 +5,8 @@ Each imports its own service when it is run: a device that joins does not wait f
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
@@ -17,7 +15,6 @@ from starai.core.clock import SystemClock
 from starai.core.concurrency import stopped_gently
 from starai.core.errors import ConfigurationRefused
 from starai.core.randomness import SystemRandomness
-from starai.engines.base import EngineSpec
 from starai.exchange.callee.leaving import STOPPED
 from starai.exchange.member import Member
 from starai.exchange.recording.confirming import Confirmer
@@ -25,8 +22,8 @@ from starai.exchange.recording.cosigning import cosigning
 from starai.local.asking import OPERATOR
 from starai.local.home import Home
 from starai.local.membership import CREDENTIAL_LIFETIME_MS, membership
-from starai.models.catalog import MOCK_NAME, open_model
-from starai.node.yielding.base import UNLIMITED, Limits
+from starai.local.stopping import OVERTIME_S
+from starai.models.catalog import open_model
 from starai.protocol.identity import Identity, PartyId
 from starai.protocol.payouts import ADDRESS_BYTES, parse_vault
 from starai.protocol.registry import Side
@@ -37,9 +34,6 @@ from starai.wire.server import push_account
 
 #: The names of the services that `starai up` runs, in parties/ and logs/.
 REGISTRY, DISTRIBUTOR, GATEWAY = "registry", "distributor", "gateway"
-#: A service that is told to stop has this much longer than what it waits for in turn.
-OVERTIME_S = 1.0
-HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
 
 
 def numbered(name: str, number: int) -> tuple[str, ...]:
@@ -55,26 +49,6 @@ def local_parties(gateways: int, distributors: int) -> dict[str, Role]:
         **dict.fromkeys(numbered(DISTRIBUTOR, distributors), Role.DISTRIBUTOR),
         **dict.fromkeys(numbered(GATEWAY, gateways), Role.GATEWAY),
     }
-
-
-@dataclass(frozen=True)
-class NodeOptions:
-    """What a node serves. ``threads`` 0: as many as the engine likes.
-
-    ``engine`` has the engine's own options, each as ``name=value``; ``engine_url`` a server that
-    runs the model already. ``limits`` is what the device's owner allows, ``region`` what he says of
-    where it is.
-    """
-
-    model: str
-    slots: int = 8
-    threads: int = 0
-    label: str = ""
-    step_delay_ms: float = 0.0
-    engine: tuple[str, ...] = ()
-    engine_url: str = ""
-    limits: Limits = UNLIMITED
-    region: str = ""
 
 
 async def serve_registry(home: Home, store: str = "", vault: str = "") -> None:
@@ -222,54 +196,3 @@ async def confirming(home: Home, name: str, member: Member, side: Side) -> Async
             side=side,
             clock=member.clock,
         )
-
-
-def engine_spec(models: Path, options: NodeOptions) -> EngineSpec:
-    """Which engine serves a model: the native one, a server's, or the mock for tests.
-
-    Raises:
-        ConfigurationRefused: the native engine is not installed.
-        ModelNotFound, ModelFileRefused: the model cannot be served.
-    """
-    manifest = open_model(options.model, models)
-    extra = _engine_options(options.engine)
-    kind = MOCK_NAME if manifest.kind == MOCK_NAME else "text"
-    if options.engine_url:
-        kind, extra = "external", {"url": options.engine_url, **extra}
-    if manifest.kind == "served" and kind != "external":
-        raise ConfigurationRefused(
-            f"{manifest.name} has no weights here: say by --engine-url which server has them"
-        )
-    if kind == "text" and importlib.util.find_spec("torch") is None:
-        raise ConfigurationRefused(
-            'the native engine is not installed here: pip install "starai[engine]"'
-        )
-    if kind == MOCK_NAME:
-        extra["step_delay_ms"] = options.step_delay_ms
-    return EngineSpec(
-        kind=kind,
-        model=options.model,
-        store=str(models),
-        slots=options.slots,
-        threads=_threads(options),
-        options=extra,
-    )
-
-
-def _threads(options: NodeOptions) -> int:
-    cores = options.limits.max_cores
-    return min(options.threads or cores, cores) if cores else options.threads
-
-
-def _engine_options(given: tuple[str, ...]) -> dict[str, float | str]:
-    """``name=value`` as the engine takes them: numbers as numbers."""
-    options: dict[str, float | str] = {}
-    for one in given:
-        name, equals, value = one.partition("=")
-        if not equals or not name:
-            raise ConfigurationRefused(f"{one!r} is no engine option: write NAME=VALUE, as bits=8")
-        try:
-            options[name] = float(value)
-        except ValueError:
-            options[name] = value
-    return options

@@ -9,6 +9,8 @@ from types import FrameType
 
 import anyio
 
+#: A service that is told to stop has this much longer than what it waits for in turn.
+OVERTIME_S = 1.0
 #: How soon a signal is noticed where the event loop cannot hear it.
 _LOOK_S = 0.1
 

@@ -25,18 +25,17 @@ else:
 from starai.core.clock import Clock, SystemClock
 from starai.core.errors import ConfigurationRefused, DeadlinePassed, Unavailable
 from starai.core.randomness import Randomness, SystemRandomness
+from starai.local.admission import is_admitted
 from starai.local.asking import Operator, operator
 from starai.local.doors import PublicDoor, Servers, plan_servers
 from starai.local.home import ClientFile, Home, NetworkFile
-from starai.local.joining import is_admitted
 from starai.local.membership import create_party
+from starai.local.nodes import NodeOptions, engine_spec
 from starai.local.processes import Processes, Service, processes
 from starai.local.services import (
     DISTRIBUTOR,
     GATEWAY,
     REGISTRY,
-    NodeOptions,
-    engine_spec,
     local_parties,
     numbered,
 )

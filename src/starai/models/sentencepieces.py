@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-import sentencepiece
+from typing import TYPE_CHECKING, Any
 
 from starai.core.errors import InvalidRequest, ModelFileRefused
 from starai.models.conversation import check_messages
@@ -19,6 +17,9 @@ from starai.models.folder import read_bytes
 from starai.models.manifest import ModelManifest
 from starai.models.pieces import Pieces
 from starai.models.tools import Message, written_out
+
+if TYPE_CHECKING:
+    import sentencepiece
 
 _SPACE = "▁"
 
@@ -29,6 +30,8 @@ def load_sentencepiece(path: Path) -> sentencepiece.SentencePieceProcessor:
     Raises:
         ModelFileRefused: the file is not one.
     """
+    import sentencepiece  # noqa: PLC0415 - a library that few models need
+
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(read_bytes(path))

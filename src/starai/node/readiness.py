@@ -18,9 +18,11 @@ from starai.core.logging import event
 
 _LOG = logging.getLogger(__name__)
 
+#: How often it is looked whether an engine is there that was not: whoever joins waits for that.
+LOOK_S: Final = 0.02
 #: How often an idle engine is asked: often enough to be found out before most requests are.
 PROBE_EVERY_S: Final = 15.0
-#: How soon again when it was not ready, or is just starting.
+#: How soon again when it was not ready.
 PROBE_AGAIN_S: Final = 0.1
 #: One token of one token takes milliseconds; who takes this long is not ready.
 SLOW_S: Final = 5.0
@@ -57,9 +59,13 @@ class Readiness:
         """Ask until cancelled."""
         while True:
             pid = self._engine.engine_pid
+            if pid == 0:
+                self._set(0)
+                await anyio.sleep(LOOK_S)
+                continue
             async with task_group() as group:
                 group.start_soon(self._doubt)
-                answered = pid != 0 and await self._engine.probe()
+                answered = await self._engine.probe()
                 group.cancel_scope.cancel()
             self._set(pid if answered else 0)
             left_s = PROBE_EVERY_S

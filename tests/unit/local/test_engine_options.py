@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from starai.core.errors import ConfigurationRefused
-from starai.local.services import NodeOptions, engine_spec
+from starai.local.nodes import NodeOptions, engine_spec
 
 
 def test_numbers_are_numbers_and_words_are_words(tmp_path):

@@ -10,8 +10,9 @@ import pytest
 from starai.core.clock import SystemClock
 from starai.core.errors import ConfigurationRefused
 from starai.core.randomness import SeededRandomness
+from starai.local.admission import is_admitted
 from starai.local.home import Home, NetworkFile, PartyFile
-from starai.local.joining import _network, is_admitted, join
+from starai.local.joining import _network, join
 from starai.protocol.credentials import issue_credential
 from starai.protocol.identity import Identity, KeyKind
 from starai.protocol.subjects import Role

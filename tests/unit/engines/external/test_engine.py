@@ -26,7 +26,7 @@ from starai.engines.external.servers import SERVERS
 from starai.engines.external.spelling import Spelling
 from starai.engines.process import engine_process
 from starai.engines.registry import open_engine
-from starai.local.services import NodeOptions, engine_spec
+from starai.local.nodes import NodeOptions, engine_spec
 from starai.models.catalog import EMBEDDED_FOLDER, open_model
 from starai.models.codec import open_codec
 from starai.protocol import tokens
