@@ -128,7 +128,12 @@ class InTurn:
         return target
 
     def choose_now(
-        self, journey: Journey, failed: Collection[PartyId], *, spare: bool = False
+        self,
+        journey: Journey,
+        failed: Collection[PartyId],
+        *,
+        spare: bool = False,
+        even_resting: bool = False,
     ) -> Target | None:
         return next((one for one in self.targets if one.callee not in failed), None)
 

@@ -111,7 +111,12 @@ class Scene:
         return self.target
 
     def choose_now(
-        self, journey: Journey, failed: Collection[PartyId], *, spare: bool = False
+        self,
+        journey: Journey,
+        failed: Collection[PartyId],
+        *,
+        spare: bool = False,
+        even_resting: bool = False,
     ) -> Target | None:
         return None
 

@@ -8,7 +8,14 @@ from hypothesis import given, strategies as st
 from starai.core.randomness import SeededRandomness
 from starai.exchange.base import AttemptFailed, FailureKind
 from starai.exchange.caller.hedging import SAMPLES_MIN, SHARE, Hedging
-from starai.exchange.caller.pacing import FIRST_S, FIRST_UNKNOWN_S, TOKEN_S, TOKEN_UNKNOWN_S, Paces
+from starai.exchange.caller.pacing import (
+    FIRST_S,
+    FIRST_UNKNOWN_S,
+    PAUSE_S,
+    TOKEN_S,
+    TOKEN_UNKNOWN_S,
+    Paces,
+)
 from starai.exchange.standing import ladder as module
 from starai.exchange.standing.guarding import BUCKETS_MAX, SHUT_S, Guard
 from starai.exchange.standing.ladder import Fault, Ladder, Rung, fault_of
@@ -240,6 +247,36 @@ def test_a_new_answer_begins_at_the_pace_of_its_callee() -> None:
     second.token(102.0)
     assert second.due_s == pytest.approx(102 + 8 * 1.0)
     assert paces.begin(NODE, 1, 0.0).due_s == FIRST_S
+
+
+def test_a_callee_pauses_when_all_its_answers_do() -> None:
+    """One that gets on is enough; without any there is nothing to pause."""
+    paces = Paces()
+    one, other = paces.begin(NODE, 10, 0.0), paces.begin(NODE, 10, 0.0)
+    for step in range(1, 11):
+        one.token(step * 0.03)
+    now_s = 0.3 + PAUSE_S
+    assert not paces.pauses(NODE, now_s)
+    assert paces.pausing(now_s + 0.01) == [NODE]
+    other.token(now_s + 0.02)
+    assert not paces.pauses(NODE, now_s + 0.03)
+    one.end()
+    other.end()
+    assert not paces.pauses(NODE, 100.0)
+
+
+def test_a_callee_that_begins_nothing_pauses_too() -> None:
+    """An idle one that hangs draws all requests to it, until the first of them is late."""
+    paces = Paces()
+    known = paces.begin(NODE, 100, 0.0)
+    known.token(0.4)
+    known.end()
+    paces.begin(NODE, 200, 10.0)
+    paces.begin(NODE, 10, 10.5)
+    assert not paces.pauses(NODE, 10.0 + 2 * 0.8 - 0.01)
+    assert paces.pauses(NODE, 10.0 + 2 * 0.8 + 0.01)
+    paces.begin(OTHER, 100, 0.0)
+    assert not paces.pauses(OTHER, 50.0), "nothing is known of its speed"
 
 
 def test_one_hiccup_does_not_hide_the_next_stall() -> None:

@@ -713,3 +713,17 @@ async def test_when_all_were_given_up_for_silence_an_answer_goes_on_with_one_of_
         began_s = anyio.current_time()
         assert (await made.choose(accepted=tokens.pack([1]))).callee == node.party
         assert anyio.current_time() == began_s
+
+
+async def test_a_last_resort_is_asked_at_once_only_for_what_is_urgent() -> None:
+    """Whoever was given up for silence is no second callee for those that can wait."""
+    async with scene() as made:
+        await made.add(slots=1)
+        silent = await made.add(slots=8)
+        first, second = await made.choose(), await made.choose()
+        silent.scope.cancel()
+        made.routing.ended(second, journey(), AttemptFailed(FailureKind.SILENT))
+        assert made.routing.choose_now(journey(), [first.callee]) is None
+        found = made.routing.choose_now(journey(), [first.callee], even_resting=True)
+        assert found is not None
+        assert found.callee == silent.party

@@ -82,6 +82,7 @@ class Scene:
         self.targets: list[Target] = []
         self.servings: dict[PartyId, Serving] = {}
         self.busy: set[PartyId] = set()
+        self.resting: set[PartyId] = set()
         self.in_use: list[PartyId] = []
         self.chosen: list[PartyId] = []
         self.endings: list[tuple[PartyId, AttemptFailed | None]] = []
@@ -117,10 +118,16 @@ class Scene:
         return target
 
     def choose_now(
-        self, journey: Journey, failed: Collection[PartyId], *, spare: bool = False
+        self,
+        journey: Journey,
+        failed: Collection[PartyId],
+        *,
+        spare: bool = False,
+        even_resting: bool = False,
     ) -> Target | None:
+        away = self.busy if even_resting else self.busy | self.resting
         for target in self.targets:
-            if target.callee not in failed and target.callee not in self.busy:
+            if target.callee not in failed and target.callee not in away:
                 self.in_use.append(target.callee)
                 self.chosen.append(target.callee)
                 return target
@@ -474,9 +481,10 @@ def fails_after(number: int) -> Handler:
 
 
 async def test_an_answer_that_was_broken_off_is_asked_for_twice_if_the_next_is_mute_too() -> None:
-    """After 0.3 s while nothing is known of it; no hedge of others is spent on that."""
+    """After 0.3 s while nothing is known of it, a last resort, too; no hedge is spent on that."""
     async with scene(fails_after(10), stalls_at(0), answer_all) as made:
         made.hedging.hedged()  # the last one
+        made.resting.add(made.targets[2].callee)
         began_s = anyio.current_time()
         assert await made.read() == WHOLE
         assert anyio.current_time() - began_s < LENGTH * 0.05 + 0.4

@@ -238,7 +238,8 @@ class Carried:
                 return
         elif not hedging.may_hedge():
             return
-        target = self._free_now((*self._failed, first.target.callee), spare=True)
+        others = (*self._failed, first.target.callee)
+        target = self._free_now(others, spare=True, even_resting=self._is_urgent)
         if target is not None:
             if not self._is_urgent:
                 hedging.hedged()
@@ -247,11 +248,15 @@ class Carried:
         elif self._is_urgent:
             self._hedge_s = now_s + LOOK_AGAIN_S
 
-    def _free_now(self, others: Collection[PartyId], *, spare: bool = False) -> Target | None:
+    def _free_now(
+        self, others: Collection[PartyId], *, spare: bool = False, even_resting: bool = False
+    ) -> Target | None:
         """Somebody who is free, none of ``others``, and gets on with what it has."""
         if self._by.paces is not None:
             others = (*others, *self._by.paces.pausing(loop_time()))
-        return self._by.route.choose_now(self._journey, others, spare=spare)
+        return self._by.route.choose_now(
+            self._journey, others, spare=spare, even_resting=even_resting
+        )
 
     def _give_up(self, attempt: Attempt, failure: AttemptFailed) -> None:
         """End a failed attempt; raise when another makes no sense."""

@@ -52,11 +52,17 @@ class Route(Protocol):
         ...
 
     def choose_now(
-        self, journey: Journey, failed: Collection[PartyId], *, spare: bool = False
+        self,
+        journey: Journey,
+        failed: Collection[PartyId],
+        *,
+        spare: bool = False,
+        even_resting: bool = False,
     ) -> Target | None:
         """A callee that is free this moment and none of ``failed``; None: there is none.
 
-        ``spare``: only a place for which nobody waits.
+        ``spare``: only a place for which nobody waits; ``even_resting``: also one that is a last
+        resort.
         """
         ...
 

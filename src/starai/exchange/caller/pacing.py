@@ -35,7 +35,8 @@ FIRST_UNKNOWN_S: Final = 60.0
 LATE_FACTOR: Final = 2.0
 LATE_S: Final = 0.1
 LATE_UNKNOWN_S: Final = 0.3
-#: A callee pauses when none of its answers has brought a token for this many times the average.
+#: A callee pauses when none of its answers has brought a token for this many times the average; one
+#: that only has answers that have not begun, when the first is late.
 PAUSE_FACTOR: Final = 3.0
 PAUSE_S: Final = 0.2
 #: How much a new measurement counts against the average, and how many times the average it counts
@@ -52,14 +53,25 @@ class _Speed:
 
     between_s: float = 0.0
     per_prompt_token_s: float = 0.0
-    #: Answers of it that have begun, and when any of them last brought a token.
+    #: Answers under way, and how many of them have brought a token.
+    num_open: int = 0
     num_begun: int = 0
-    token_s: float = 0.0
+    #: When any of them last brought one, or when the first was asked for; and how long the longest
+    #: of their prompts should take.
+    heard_s: float = 0.0
+    reading_s: float = 0.0
+
+    def open(self, num_prompt: int, now_s: float) -> None:
+        if not self.num_open:
+            self.heard_s, self.reading_s = now_s, 0.0
+        self.num_open += 1
+        self.reading_s = max(self.reading_s, self.per_prompt_token_s * num_prompt)
 
     def pauses(self, now_s: float) -> bool:
-        if not self.num_begun or not self.between_s:
+        if not self.num_open:
             return False
-        return now_s - self.token_s > max(PAUSE_S, PAUSE_FACTOR * self.between_s)
+        known_s = PAUSE_FACTOR * self.between_s if self.num_begun else LATE_FACTOR * self.reading_s
+        return known_s > 0 and now_s - self.heard_s > max(PAUSE_S, known_s)
 
 
 def _average(known_s: float, new_s: float) -> float:
@@ -81,6 +93,7 @@ class Paces:
         self._speeds.move_to_end(callee)
         if len(self._speeds) > CALLEES_MAX:
             self._speeds.popitem(last=False)
+        speed.open(num_prompt, now_s)
         return Pace(speed, num_prompt, now_s)
 
     def pauses(self, callee: PartyId, now_s: float) -> bool:
@@ -114,7 +127,7 @@ class Pace:
         """
         known_s = self._speed.per_prompt_token_s * self._num_prompt
         patience_s = max(LATE_S, LATE_FACTOR * known_s) if known_s else LATE_UNKNOWN_S
-        return max(began_s, self._speed.token_s) + patience_s
+        return max(began_s, self._speed.heard_s) + patience_s
 
     def token(self, now_s: float) -> None:
         """One or more tokens have come."""
@@ -128,17 +141,18 @@ class Pace:
             speed.num_begun += 1
             per_token_s = took_s / self._num_prompt
             speed.per_prompt_token_s = _average(speed.per_prompt_token_s, per_token_s)
-        self._at_s = speed.token_s = now_s
+        self._at_s = speed.heard_s = now_s
         self.due_s = now_s + self._patience_s()
 
     def end(self) -> None:
-        """No more tokens are awaited."""
+        """No more tokens are awaited; to be said once."""
+        self._speed.num_open -= 1
         self._speed.num_begun -= self._has_token
         self._has_token = False
 
     def excuse(self, now_s: float) -> None:
         """The time until now does not count: it was the caller that did not listen."""
-        self._at_s = self._speed.token_s = now_s
+        self._at_s = self._speed.heard_s = now_s
         self.due_s = now_s + self._patience_s()
 
     def _patience_s(self) -> float:

@@ -176,12 +176,17 @@ class Routing:
             self._queue.leave(ticket)
 
     def choose_now(
-        self, journey: Journey, failed: Collection[PartyId], *, spare: bool = False
+        self,
+        journey: Journey,
+        failed: Collection[PartyId],
+        *,
+        spare: bool = False,
+        even_resting: bool = False,
     ) -> Target | None:
         """See `starai.exchange.caller.journey.Route.choose_now`."""
         if spare and self._queue.waiting(journey.model_root):
             return None
-        return self._hold(self._task(journey, failed), failed)
+        return self._hold(self._task(journey, failed), failed, even_resting=even_resting)
 
     def ended(self, target: Target, journey: Journey, failure: AttemptFailed | None) -> None:
         """Free the place; remember a failure that was the callee's fault."""
