@@ -5,13 +5,16 @@ temporary folder (speed is real, quality is not measured), and writes a dated fi
 benchmarks/results:
 
 - time to the first token of 16 users who share a system prompt, with and without prefix cache;
-- by length, what swapping and recomputing take, and what the engine would choose;
-- 8 answers in memory for half of them: always swap, always recompute, or whichever is predicted to
-  take less.
+- by length, what swapping and recomputing take, what both at once take, and what the engine would
+  choose;
+- 16 answers in memory for half of them: always swap, always recompute, or whatever is predicted to
+  cost least.
 
-The tier that sequences are swapped to is memory, a file, and a file on an emulated disk, so slow
-that it does not always pay. All ways run in turns, and must give the same tokens. Takes about ten
-minutes on two quiet cores; ``--quick`` shows in two that everything runs.
+The tier that sequences are swapped to is memory, a file, and a file on emulated disks: one so slow
+that swapping takes as long as recomputing, one twice as fast and one twice as slow. Always swapping
+is measured in two ways: steps wait for the tier, as they did before and do in other engines, or the
+tier is carried to and from behind the steps. All ways run in turns, and must give the same tokens.
+Takes about twelve minutes on two quiet cores; ``--quick`` shows in two that everything runs.
 """
 
 from __future__ import annotations
@@ -36,10 +39,11 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from starai.core.clock import SystemClock
 from starai.engines.base import EngineSpec
 from starai.engines.paging.cost import Action
-from starai.engines.paging.memory import Copy
-from starai.engines.text import memory as engine_memory
+from starai.engines.paging.memory import Copy, Return
+from starai.engines.text import memory as engine_memory, tier as engine_tier
 from starai.engines.text.engine import TextEngine
 from starai.engines.text.pool import BLOCK_TOKENS
+from starai.engines.text.shelf import Arrived, File
 from starai.engines.text.tier import Tier
 from starai.models.catalog import open_model
 from starai.protocol import tokens
@@ -64,26 +68,74 @@ SHAPE = {
 SYSTEM, TURN, USERS, ANSWERED = 512, 32, 16, 8
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 1536)
 #: Prompts of the oversubscribed engine, and tokens of each answer.
-PROMPTS, ANSWER = (64, 384, 128, 256) * 2, 224
+PROMPTS, ANSWER = (64, 160, 96, 128) * 4, 160
 #: The emulated disk is as fast as makes swapping and recomputing so many tokens take the same.
 CROSSING = 256
-TRIES, ROUNDS = 5, 5
+#: Rounds of everything, and more rounds of the tier at the crossover alone.
+TRIES, ROUNDS, ROUNDS_CROSSING = 5, 4, 4
 GIB = 1 << 30
+#: What is always done, and whether steps wait for the tier.
+POLICIES: dict[str, tuple[Action | None, bool]] = {
+    "swap, steps wait": (Action.SWAP, True),
+    "swap behind steps": (Action.SWAP, False),
+    "measured": (None, False),
+}
+AT_CROSSING = "disk at the crossover"
 
 
-class SlowTier(Tier):
-    """A tier on a disk of a given speed: no transfer is faster than it would be there."""
+class SlowFile(File):
+    """A file on a disk of a given speed: no row is carried faster than it would be there."""
 
     bytes_per_s = 1e9
+    _due_s = 0.0
 
-    def _bytes(self, copies: Sequence[Copy]) -> int:
-        self._moved = super()._bytes(copies)
-        return self._moved
+    def write(self, slot: int, row: memoryview) -> None:
+        """See `File.write`."""
+        begun = time.perf_counter()
+        super().write(slot, row)
+        self._take_time(begun, self._row_bytes)
 
-    def _since(self, begun: float) -> float:
-        # The tier asks for the bytes first, then for the seconds.
-        time.sleep(max(0.0, self._moved / self.bytes_per_s - super()._since(begun)))
-        return super()._since(begun)
+    def read(self, slot: int, row: memoryview) -> None:
+        """See `File.read`."""
+        begun = time.perf_counter()
+        super().read(slot, row)
+        self._take_time(begun, self._row_bytes)
+
+    def _take_time(self, begun: float, num_bytes: int) -> None:
+        # By a time that is due and not by a duration: a late wake-up makes the next row no later.
+        self._due_s = max(self._due_s, begun) + num_bytes / self.bytes_per_s
+        time.sleep(max(0.0, self._due_s - time.perf_counter()))
+
+
+class MayWait(Tier):
+    """A tier that steps can be made to wait for, as where nothing is carried behind them."""
+
+    waits = False
+
+    def swap_out(self, copies: Sequence[Copy]) -> list[int]:
+        """Carry to the tier, a few blocks at a time where it waits."""
+        if not self.waits or not self._shelf.behind:
+            return super().swap_out(copies)
+        refused = []
+        for copy in copies:
+            refused += super().swap_out([copy])
+            while self._shelf._thread is not None:
+                time.sleep(0.0005)
+        return refused
+
+    def bring(self, back: Return) -> None:
+        """Read from the tier, all of it at once where it waits."""
+        super().bring(back)
+        if self.waits and self._shelf.behind:
+            self.kept: list[Arrived] = []
+            while self.reading:
+                self._shelf.wait(1.0)
+                self.kept += super().collect()
+
+    def collect(self) -> list[Arrived]:
+        """What was read."""
+        kept, self.kept = getattr(self, "kept", []), []
+        return kept + super().collect()
 
 
 def make(folder: Path) -> None:
@@ -93,11 +145,15 @@ def make(folder: Path) -> None:
     save_tokenizer(folder)
 
 
-def opened(folder: Path, *, slow: bool = False, **options: float | str) -> TextEngine:
-    """The engine, without guessing ahead."""
+def opened(folder: Path, bytes_per_s: float = 0.0, **options: float | str) -> TextEngine:
+    """The engine, without guessing ahead; its disk is as slow as told."""
     given = {"speculate": 0, "context": 2304, **options}
     spec = EngineSpec("text", str(folder), slots=16, threads=THREADS, options=given)
-    with mock.patch.object(engine_memory, "Tier", SlowTier if slow else Tier):
+    slow = type("Slow", (SlowFile,), {"bytes_per_s": bytes_per_s})
+    with (
+        mock.patch.object(engine_memory, "Tier", MayWait),
+        mock.patch.object(engine_tier, "File", slow if bytes_per_s else File),
+    ):
         return TextEngine(open_model(str(folder)), spec, SystemClock())
 
 
@@ -109,6 +165,7 @@ class Served:
     first_ms: float
     total_s: float
     moved_blocks: int
+    head_tokens: int
     recomputed_tokens: int
 
 
@@ -138,6 +195,7 @@ def serve(engine: TextEngine, prompts: Sequence[Sequence[int]], answer: int, sal
         1e3 * (first_s or 0.0),
         total_s,
         after.swapped_out_blocks - before.swapped_out_blocks,
+        after.head_tokens - before.head_tokens,
         after.recomputed_tokens - before.recomputed_tokens,
     )
 
@@ -209,95 +267,168 @@ def recompute_times(engine: TextEngine) -> dict[int, float]:
 
 
 def swap_time(tier: Tier, length: int) -> float:
-    """Seconds to carry a sequence's blocks out and in."""
+    """Seconds to carry a sequence's blocks out and in, waiting for both."""
     moved = [Copy(n, n) for n in range(length // BLOCK_TOKENS)]
 
     @torch.inference_mode()
     def there_and_back() -> None:
+        tier.waits = True
         tier.swap_out(moved)
-        tier.swap_in(moved)
+        tier.bring(Return(b"one", tuple(moved)))
+        for arrived in tier.collect():
+            tier.load(arrived, arrived.copies)
+        tier.waits = False
 
     return seconds(there_and_back)
 
 
+def both_time(engine: TextEngine, length: int, head: int) -> float:
+    """Seconds until a sequence is back whose head is computed while its tail is read.
+
+    What was written before is not in it: that was carried behind the steps.
+    """
+    tier, chance = engine.memory.tier, random.Random(8)
+    moved = tuple(Copy(n, n) for n in range(head // BLOCK_TOKENS, length // BLOCK_TOKENS))
+
+    @torch.inference_mode()
+    def back() -> None:
+        if moved:
+            tier.bring(Return(b"one", moved))
+        if head:
+            serve(engine, [prompt_of(chance, head)], 1, b"both")
+        waiting = True
+        while waiting:
+            tier.wait(1.0)
+            waiting = tier.reading
+            for arrived in tier.collect():
+                tier.load(arrived, arrived.copies)
+
+    # `serve` steps the engine, which collects too: blocks that no sequence asked for are expected.
+    engine.memory.books.expected = lambda key, copies: list(copies) if key == b"one" else []
+    try:
+        return seconds(back)
+    finally:
+        del engine.memory.books.expected
+
+
 def crossover(tiers: dict[str, TextEngine], computed: dict[int, float]) -> list[str]:
-    """Row h: by length, what either way takes and which one the engine chooses."""
+    """Row h: by length, what each way takes and which one the engine chooses."""
     lines = [
         "## Swap or recompute, by length (row h)",
         "",
-        "Milliseconds to carry a sequence's blocks out and in, or to compute its tokens again;",
-        "what the engine predicts for both, and what its choice takes above the better way.",
+        "Milliseconds to carry a sequence's blocks out and in, waiting for both; to compute its",
+        "tokens again; and, written behind the steps before, to read its tail while its head is",
+        "computed, as the engine does where nobody else runs. What it predicts for each (the",
+        "next column), and what its choice takes above the best of the three.",
         "",
-        "| tier | tokens | swap | predicted | recompute | predicted | chosen | costs |",
-        "|---|---|---|---|---|---|---|---|",
+        "| tier | tokens | swap | | recompute | | head | both | | chosen | costs |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     right = 0
     for name, engine in tiers.items():
         tier = engine.memory.tier
         swapped = {length: swap_time(tier, length) for length in LENGTHS}
         for length in LENGTHS:
-            chosen = tier.choose(length, 0)
+            chosen, head = tier.choose(length, 0, 0), tier.head(length, 0, 0)
             size = length * engine.memory.pool.bytes_per_token
-            ways = {Action.SWAP: swapped[length], Action.RECOMPUTE: computed[length]}
-            more = ways[chosen] / min(ways.values()) - 1
+            both = both_time(engine, length, head) if head < length else computed[length]
+            ways = {Action.SWAP: both, Action.RECOMPUTE: computed[length]}
+            more = ways[chosen] / min(*ways.values(), swapped[length]) - 1
             right += more <= 0.1
             cells = [
-                swapped[length],
-                tier.rates.swap_seconds(size),
-                computed[length],
-                tier.rates.recompute_seconds(length),
+                1e3 * swapped[length],
+                1e3 * tier.rates.swap_seconds(size),
+                1e3 * computed[length],
+                1e3 * tier.rates.recompute_seconds(length),
+                head,
+                1e3 * both,
+                1e3 * tier._gap(length, 0, 0).seconds(head, tier.rates),
             ]
-            shown = " | ".join(f"{1e3 * cell:.1f}" for cell in cells)
+            shown = " | ".join(f"{cell:.1f}" if cell != head else f"{cell}" for cell in cells)
             lines.append(f"| {name} | {length} | {shown} | {chosen.value} | +{more:.0%} |")
     total = len(tiers) * len(LENGTHS)
-    return [*lines, "", f"Within 10 % of the better way: {right} of {total}.", ""]
+    return [*lines, "", f"Within 10 % of the best way: {right} of {total}.", ""]
+
+
+Runs = dict[tuple[str, str], list[Served]]
+
+
+def one_round(
+    number: int,
+    roomy: TextEngine,
+    tiers: dict[str, TextEngine],
+    cases: Sequence[tuple[str, str]],
+    runs: Runs,
+) -> None:
+    """One set of prompts, answered with memory for all and in each of the cases."""
+    chance = random.Random(7 + number)
+    prompts = [prompt_of(chance, length) for length in PROMPTS]
+    salt = b"round %d" % number
+    expected = serve(roomy, prompts, ANSWER, salt)
+    runs.setdefault(("-", "all fit"), []).append(expected)
+    for n, (name, policy) in enumerate(cases if number % 2 else reversed(cases)):
+        tier = tiers[name].memory.tier
+        # The policy is an option; changed here so that all have the same weights and rates.
+        tier._always, tier.waits = POLICIES.get(policy, (Action.RECOMPUTE, False))
+        found = serve(tiers[name], prompts, ANSWER, salt + b"%d" % n)
+        tier.waits = False
+        if found.ids != expected.ids:
+            raise SystemExit(f"{name}, {policy}: other tokens than with room for all")
+        runs.setdefault((name, policy), []).append(found)
+        print(f"  {number} {name}, {policy}: {found.total_s:.2f} s", flush=True)
+
+
+def against(mine: Sequence[Served], others: Sequence[Served]) -> str:
+    """How much less or more: the median of the rounds' pairs, and how many are less."""
+    pairs = [a.total_s / b.total_s - 1 for a, b in zip(mine, others, strict=True)]
+    return f"{statistics.median(pairs):+.1%} (less in {sum(p < 0 for p in pairs)} of {len(pairs)})"
 
 
 def pressure(roomy: TextEngine, tiers: dict[str, TextEngine]) -> list[str]:
     """Row h: twice as many sequences as fit, by every policy."""
-    chance = random.Random(7)
-    runs: dict[tuple[str, str], list[Served]] = {}
-    policies = {"swap": Action.SWAP, "recompute": Action.RECOMPUTE, "measured": None}
+    runs: Runs = {}
+    policies = {
+        name: [p for p in POLICIES if "disk" in name or p != "swap behind steps"] for name in tiers
+    }
+    cases = [(name, policy) for name in tiers for policy in policies[name]]
+    # What is never swapped takes the same with any tier: it is measured at the crossover.
+    again = (AT_CROSSING, "recompute")
+    cases.insert(len(cases) // 2, again)
     for number in range(ROUNDS):
-        prompts = [prompt_of(chance, length) for length in PROMPTS]
-        salt = b"round %d" % number
-        expected = serve(roomy, prompts, ANSWER, salt)
-        runs.setdefault(("-", "all fit"), []).append(expected)
-        order = [(tier, policy) for tier in tiers for policy in policies]
-        for tier, policy in order if number % 2 else reversed(order):
-            # The policy is an option; changed here so that all have the same weights and rates.
-            tiers[tier].memory.tier._always = policies[policy]
-            found = serve(tiers[tier], prompts, ANSWER, salt + policy.encode())
-            if found.ids != expected.ids:
-                raise SystemExit(f"{tier}, {policy}: other tokens than with room for all")
-            runs.setdefault((tier, policy), []).append(found)
+        one_round(number, roomy, tiers, cases, runs)
+    whole = {case: list(some) for case, some in runs.items()}
+    few = [case for case in cases if case[0] == AT_CROSSING]
+    for number in range(ROUNDS, ROUNDS + ROUNDS_CROSSING):
+        one_round(number, roomy, tiers, few, runs)
     lines = [
         "## Memory for half of what runs (row h)",
         "",
         f"{len(PROMPTS)} sequences at once, prompts of {', '.join(map(str, PROMPTS[:4]))}, ...",
         f"tokens, answers of {ANSWER}; blocks for half of them. Seconds in all, median (range).",
+        "*Steps wait*: as it was before, and in engines that swap. *Behind steps*: the option",
+        "`swap` of this engine now. *Heads*: tokens computed while the rest was read.",
         "",
-        "| tier | policy | seconds | blocks swapped out | tokens recomputed |",
-        "|---|---|---|---|---|",
+        "| tier | policy | rounds | seconds | blocks swapped out | heads | tokens recomputed |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for tier, policy in [("-", "all fit"), *((t, p) for t in tiers for p in policies)]:
+    for tier, policy in [("-", "all fit"), *cases]:
         some = runs[tier, policy]
-        moved = statistics.median(one.moved_blocks for one in some)
-        again = statistics.median(one.recomputed_tokens for one in some)
+        cells = [
+            f"{statistics.median(getattr(one, name) for one in some):.0f}"
+            for name in ("moved_blocks", "head_tokens", "recomputed_tokens")
+        ]
         shown = spread([one.total_s for one in some])
-        lines.append(f"| {tier} | {policy} | {shown} | {moved:.0f} | {again:.0f} |")
+        where = "any" if policy == "recompute" else tier
+        lines.append(f"| {where} | {policy} | {len(some)} | {shown} | {' | '.join(cells)} |")
     lines += ["", f"The same tokens in all {sum(map(len, runs.values()))} runs.", ""]
     for tier in tiers:
-        took = {p: [one.total_s for one in runs[tier, p]] for p in policies}
-        pairs = [
-            statistics.median(a / b - 1 for a, b in zip(took["measured"], took[p], strict=True))
-            for p in ("swap", "recompute")
-        ]
-        lines.append(
-            f"- {tier}: measured takes {pairs[0]:+.1%} over swap, {pairs[1]:+.1%} over recompute "
-            "(median of the rounds' pairs)."
+        some = runs if tier == AT_CROSSING else whole
+        others = [("recompute", again), *((p, (tier, p)) for p in policies[tier][:-1])]
+        shown = ", ".join(
+            f"{against(some[tier, 'measured'], some[case])} against {name}" for name, case in others
         )
-    return [*lines, ""]
+        lines.append(f"- {tier}: measured takes {shown}.")
+    return [*lines, "", "Medians of the rounds' pairs."]
 
 
 def measure(folder: Path) -> list[str]:
@@ -310,13 +441,15 @@ def measure(folder: Path) -> list[str]:
     lines = shared_prompt(roomy)
     print("recomputing", flush=True)
     computed = recompute_times(roomy)
-    SlowTier.bytes_per_s = 2 * CROSSING * size / computed[CROSSING]
+    crossing = 2 * CROSSING * size / computed[CROSSING]
     lengths = sum(PROMPTS) + len(PROMPTS) * ANSWER
     half = {"kv_gib": lengths // 2 * size / GIB}
     tiers = {
         "memory": opened(folder, **half),
         "file": opened(folder, swap="disk", **half),
-        "slow disk": opened(folder, swap="disk", slow=True, **half),
+        "disk, twice as fast": opened(folder, 2 * crossing, swap="disk", **half),
+        AT_CROSSING: opened(folder, crossing, swap="disk", **half),
+        "disk, twice as slow": opened(folder, crossing / 2, swap="disk", **half),
     }
     learned = roomy.memory.tier.rates
     for engine in tiers.values():
@@ -330,8 +463,9 @@ def measure(folder: Path) -> list[str]:
     lines += pressure(roomy, tiers)
     about = (
         f"{parameters / 1e6:.0f} M random weights in float32, {size / 1e3:.1f} kB of KV memory a "
-        f"token, {THREADS} threads. The slow disk is emulated:\n{SlowTier.bytes_per_s / 1e6:.0f} "
-        f"MB/s each way, at which {CROSSING} tokens are swapped as fast as they are computed."
+        f"token, {THREADS} threads. Disks are emulated;\nat the crossover one carries "
+        f"{crossing / 1e6:.0f} MB/s each way, at which {CROSSING} tokens are swapped as fast as "
+        "they are\ncomputed."
     )
     return [about, "", *lines]
 
@@ -341,8 +475,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one round, few lengths, no file")
     if parser.parse_args().quick:
-        global TRIES, ROUNDS, USERS, LENGTHS
-        TRIES, ROUNDS, USERS, LENGTHS = 2, 1, 4, (32, 256, 1024)
+        global TRIES, ROUNDS, ROUNDS_CROSSING, USERS, LENGTHS
+        TRIES, ROUNDS, ROUNDS_CROSSING, USERS, LENGTHS = 2, 1, 0, 4, (32, 256, 1024)
     quick = ROUNDS == 1
     begun = time.perf_counter()
     load = os.getloadavg()[0]

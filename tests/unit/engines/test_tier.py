@@ -20,14 +20,14 @@ BLOCKS, BLOCK_BYTES = 64, 2 * 2 * 16 * 128 * 4
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what a file takes")
 def test_a_tier_on_disk_has_its_room_from_the_start(monkeypatch):
     """The file takes its space at once: a disk that fills up later ends nothing."""
-    opened, open_file = [], tempfile.NamedTemporaryFile
+    opened, open_file = [], tempfile.TemporaryFile
 
     def remember(**how):
         file = open_file(**how)
         opened.append(os.dup(file.fileno()))
         return file
 
-    monkeypatch.setattr(tempfile, "NamedTemporaryFile", remember)
+    monkeypatch.setattr(tempfile, "TemporaryFile", remember)
     pool = KeyValuePool(BLOCKS)
     states = torch.zeros(1, 2, 1, 128)
     pool.layer(0, states, states)

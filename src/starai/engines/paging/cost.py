@@ -1,11 +1,18 @@
-"""Swap or recompute: the smaller predicted time, from measured rates.
+"""Read back or compute again: what costs least by measured rates, and how much of each.
 
-The seed's rule: a preempted sequence's own KV is either written to the tier and read back
-(``S_swap = bytes / write rate + bytes / read rate``) or computed again. Computing is not linear in
-length, because attention looks back: ``S_recompute = a * tokens + b * (end**2 - start**2)``. Both
-coefficients are fitted to what prefill passes took. What the prefix cache still holds when the
-sequence returns costs nothing either way: it is neither written, nor read, nor computed. It knows
-no clock: seconds are handed in.
+What a preempted sequence lost to others comes back in one of two ways, or in both at once: its head
+is computed, ``S_recompute = a * tokens + b * (end**2 - start**2)``, because attention looks back,
+while its tail is read from the tier, ``bytes / read rate``. Whoever reads waits alone, while the
+others go on; computing takes the steps of all. So `Gap.head` makes least of the seconds that all
+sequences together lose: who comes back where nobody else runs has both end together, and the more
+others run, the slower may a tier be from which everything is read. Writing happens behind the steps
+and is waited for by nobody; what the prefix cache still holds costs nothing. It knows no clock:
+seconds are handed in.
+
+The seed's rule is the smaller of writing and reading, or computing. Computing and loading at once
+until both meet is Cake's (Jin et al., "Compute or load KV cache? Why not both?", ICML 2025) and
+KVPR's (Jiang et al., "Efficient LLM inference with I/O-aware partial KV cache recomputation",
+2024); that computing is not free when others run is ours.
 """
 
 from __future__ import annotations
@@ -25,8 +32,13 @@ FORGETTING: Final = 0.99
 OBSERVED_TOKENS_MIN: Final = 32
 
 
+#: The share of what computing all of it costs that reading some must save for blocks to be written
+#: at all: what saves less only wears the tier out.
+WORTH: Final = 0.1
+
+
 class Action(Enum):
-    """What becomes of the KV of a preempted sequence."""
+    """What becomes of the KV of a preempted sequence: kept for it in the tier, or forgotten."""
 
     SWAP = "swap"
     RECOMPUTE = "recompute"
@@ -117,6 +129,10 @@ class Rates:
             return math.inf
         return num_bytes / self.tier_write_bytes_per_s + num_bytes / self.tier_read_bytes_per_s
 
+    def read_seconds(self, num_bytes: int) -> float:
+        """Reading the bytes from the tier."""
+        return num_bytes / self.tier_read_bytes_per_s if self.tier_read_bytes_per_s else math.inf
+
     def recompute_seconds(self, tokens: int, start: int = 0) -> float:
         """S_recompute: computing ``tokens`` from position ``start`` on."""
         if self.fit is None:
@@ -124,24 +140,57 @@ class Rates:
         return self.fit.seconds(tokens, start)
 
 
-def choose(
-    private_tokens: int,
-    cached_tokens: int,
-    *,
-    bytes_per_token: int,
-    rates: Rates,
-) -> Action:
-    """The action of the smaller predicted time; recomputing on a tie, as it moves nothing.
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """What is missing of a sequence: ``tokens`` of ``token_bytes`` from position ``start`` on.
 
-    Args:
-        private_tokens: the tokens whose KV only this sequence holds.
-        cached_tokens: the tokens before them whose KV others hold, so that it need not be computed.
-        bytes_per_token: of KV, in all layers.
-        rates: what was measured.
+    ``others`` have something to compute meanwhile, and ``queued_bytes`` are read from the tier
+    before. Blocks have ``block_tokens``.
     """
-    swap_s = rates.swap_seconds(private_tokens * bytes_per_token)
-    recompute_s = rates.recompute_seconds(private_tokens, cached_tokens)
-    return Action.SWAP if swap_s < recompute_s else Action.RECOMPUTE
+
+    tokens: int
+    start: int
+    token_bytes: int
+    others: int = 0
+    queued_bytes: int = 0
+    block_tokens: int = 16
+
+    def seconds(self, head: int, rates: Rates) -> float:
+        """Until all is there, if ``head`` tokens are computed while the rest is read."""
+        rest = self.tokens - head
+        computing_s = rates.recompute_seconds(head, self.start)
+        if not rest:
+            return computing_s
+        return max(computing_s, rates.read_seconds(rest * self.token_bytes + self.queued_bytes))
+
+    def cost(self, head: int, rates: Rates) -> float:
+        """Seconds that all sequences lose together: who reads waits alone, computing stops all."""
+        return self.others * rates.recompute_seconds(head, self.start) + self.seconds(head, rates)
+
+    def head(self, rates: Rates) -> int:
+        """How many tokens to compute, so that it costs least: whole blocks, or all tokens.
+
+        With nobody else to compute for, both end together.
+        """
+        # Computing takes longer with each block, and each block longer than the one before; reading
+        # takes shorter by the same each time. So costs first fall and then rise.
+        low, high = 0, (self.tokens - 1) // self.block_tokens
+        while low < high:
+            middle = (low + high) // 2
+            here, next_one = (n * self.block_tokens for n in (middle, middle + 1))
+            if self.cost(next_one, rates) < self.cost(here, rates):
+                low = middle + 1
+            else:
+                high = middle
+        return min((low * self.block_tokens, self.tokens), key=lambda head: self.cost(head, rates))
+
+
+def choose(gap: Gap, rates: Rates) -> Action:
+    """Whether it is worth while to carry what would be missing to the tier."""
+    if gap.tokens == 0:
+        return Action.RECOMPUTE
+    back = gap.cost(gap.head(rates), rates)
+    return Action.SWAP if back < (1 - WORTH) * gap.cost(gap.tokens, rates) else Action.RECOMPUTE
 
 
 def _smoothed(rate: float, amount: int, seconds: float) -> float:

@@ -22,6 +22,7 @@ def check_books(
     _check_index(blocks)
     _check_parking(blocks, slots)
     away = [~b for one in held for b in one.table if b < 0]
+    away += [slot for one in held for slot in one.slots.values()]
     _must(sorted([*away, *slots]) == list(range(tier_blocks)), "each tier slot has one owner")
     for one in held:
         _check_sequence(blocks, one, size)
@@ -58,16 +59,20 @@ def _check_parking(blocks: Blocks, free_slots: Sequence[int]) -> None:
 
 
 def _check_sequence(blocks: Blocks, one: Held, size: int) -> None:
-    full, used = one.computed // size, -(-one.computed // size)
-    _must(used <= len(one.table), "computed tokens have blocks")
+    full, used = one.extent // size, -(-one.computed // size)
+    _must(-(-one.extent // size) <= len(one.table), "computed tokens have blocks")
     _must(len(one.chain) == (full if one.findable else 0), "each full block of a chain is named")
     _must(one.swapped or min(one.table, default=0) >= 0, "only swapped sequences use the tier")
     _must(len(set(one.table)) == len(one.table), "a table holds a block once")
+    _must(bool(one.slots) == bool(one.back), "only who comes back waits for blocks")
+    _must(one.reading <= one.slots.keys(), "what is read has a slot until it is here")
+    _must(not one.back or one.computed // size in one.slots, "it goes on where a block is missing")
     for i, block in enumerate(one.table):
         if block < 0:
             continue
         link = blocks.links[block]
         if i < len(one.chain):
             _must(link in (None, one.chain[i]), f"block {block} is named as its content")
-        if i >= used:
+        there = i * size < one.back and i not in one.slots
+        if i >= used and not there:
             _must(blocks.refs[block] == 1 and link is None, f"empty block {block} is private")

@@ -8,8 +8,9 @@ copies that somebody must make, and knows neither tensors nor when anything is d
 Two rules for whoever makes the copies:
 
 - Copies are made in the order in which they were returned. A planner that groups them by kind
-  (swaps out, swaps in, copies on write) calls `swap_out` before `swap_in` before `reach`, and
-  swaps no sequence out whose `reach` is part of the same step.
+  (swaps out, copies on write) calls `swap_out` before `swap_in` before `reach`, and swaps no
+  sequence out whose `reach` is part of the same step.
+- What `swap_in` returns is read some time later, and told to `arrived`; the sequence goes on then.
 - What `spills` returns is carried to the tier first of all, before anything is written anywhere.
 - `note` is called after the forward pass that wrote the tokens.
 
@@ -19,25 +20,17 @@ to one sequence only; a block that others share or can find is never written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 from starai.core.errors import ConfigurationRefused, InternalFault
 from starai.engines.paging.blocks import Blocks, OutOfBlocks
 from starai.engines.paging.chain import chain_link, chain_root
 from starai.engines.paging.integrity import check_books
 from starai.engines.paging.report import MemoryReport, report_on
-from starai.engines.paging.sequences import Held, Tally
+from starai.engines.paging.sequences import Copy, Held, Return, Tally
+from starai.engines.paging.swapping import Swapping
 
-__all__ = ["Copy", "OutOfBlocks", "PagedMemory"]
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """A block to copy in every layer's pool, before new tokens are written."""
-
-    source: int
-    target: int
+__all__ = ["Copy", "OutOfBlocks", "PagedMemory", "Return"]
 
 
 class PagedMemory:
@@ -66,9 +59,9 @@ class PagedMemory:
         self.tier_blocks = tier_blocks
         self._share = share_prefixes
         self._blocks = Blocks(num_blocks)
-        self._slots = list(range(tier_blocks - 1, -1, -1))
         self._held: dict[bytes, Held] = {}
         self._tally = Tally()
+        self._swapping = Swapping(self._blocks, tier_blocks, block_tokens, self._tally)
 
     # -- a sequence's life
 
@@ -114,7 +107,8 @@ class PagedMemory:
         """Start a sequence that shares all computed blocks of another; who writes first copies."""
         held = self._running(key)
         kept = held.table[: -(-held.computed // self.block_tokens)]
-        twin = Held(held.root, held.findable, kept, held.chain.copy(), held.computed)
+        chain = held.chain[: held.computed // self.block_tokens]
+        twin = Held(held.root, held.findable, kept, chain, held.computed)
         self._add(new_key, twin)
         for block in kept:
             self._blocks.hold(block)
@@ -128,8 +122,8 @@ class PagedMemory:
     def drop(self, key: bytes) -> None:
         """Give all blocks back, to compute them again after `reattach`."""
         held = self._get(key)
-        self._tally.dropped_tokens += max(0, held.computed - held.lost)
-        held.lost = max(held.lost, held.computed)
+        self._tally.dropped_tokens += max(0, held.extent - held.lost)
+        held.lost = max(held.lost, held.extent)
         self._release(held, 0)
         held.swapped = False
 
@@ -177,6 +171,8 @@ class PagedMemory:
                 f"{computed} tokens cannot be in memory: {held.computed} were, of {len(ids)}"
             )
         held.computed = computed
+        if held.back:
+            self._swapping.computed(held)
         if held.findable and computed >= (len(held.chain) + 1) * size:
             self._name(held, ids)
 
@@ -194,6 +190,10 @@ class PagedMemory:
         """How many tokens' KV is in memory, or in the tier."""
         return self._get(key).computed
 
+    def extent(self, key: bytes) -> int:
+        """How many tokens' KV was computed, even if some of it is on its way back."""
+        return self._get(key).extent
+
     @property
     def free_blocks(self) -> int:
         """How many blocks can be had: free ones and cached ones."""
@@ -205,6 +205,7 @@ class PagedMemory:
         """Give back the blocks that only this sequence holds; shared ones stay.
 
         Those that can be found stay in the cache, and go to the tier only when `spills` says so.
+        What was still to come back stays in the tier.
 
         Returns:
             Copies from the other blocks to tier slots.
@@ -213,52 +214,47 @@ class PagedMemory:
             OutOfBlocks: the tier has no room; nothing has changed.
         """
         held = self._running(key)
-        refs = self._blocks.refs
-        kept = -(-held.computed // self.block_tokens)
-        private = [i for i in range(kept) if refs[held.table[i]] == 1]
-        if len(private) > len(self._slots):
-            raise OutOfBlocks(f"{len(private)} tier slots needed, {len(self._slots)} free")
+        copies = self._swapping.out(held)
         self._release(held, held.computed)
-        copies = []
-        # The last block first, so that the cache evicts it before those it depends on.
-        for i in reversed(private):
-            block, slot = held.table[i], self._slots.pop()
-            if self._blocks.links[block] is None:
-                copies.append(Copy(block, slot))
-            else:
-                self._blocks.parking.park(block, slot)
-            self._blocks.release(block)
-            held.table[i] = ~slot
         held.swapped = True
-        held.writable = 0
-        self._tally.swapped_out_blocks += len(copies)
-        return tuple(copies)
+        return copies
 
     def spills(self) -> tuple[Copy, ...]:
         """Copies from blocks to tier slots, of what swapped sequences left and others now take."""
-        copies = tuple(Copy(block, slot) for block, slot in self._blocks.parking.spilled())
-        self._tally.swapped_out_blocks += len(copies)
-        return copies
+        return self._swapping.spills()
+
+    def void(self, slots: Iterable[int]) -> None:
+        """What was to be carried to these slots was not: it will be computed again."""
+        self._swapping.void(slots)
 
     def private_tokens(self, key: bytes) -> int:
         """Computed tokens in blocks that only this sequence holds: what `swap_out` would move."""
         held = self._running(key)
         refs = self._blocks.refs
         private = sum(refs[block] == 1 for block in held.table)
-        return min(held.computed, private * self.block_tokens)
+        return min(held.extent, private * self.block_tokens)
 
     def blocks_to_swap_in(self, key: bytes) -> int:
         """How many free blocks `swap_in` would take."""
         held = self._get(key)
         refs = self._blocks.refs
-        found = (self._still_cached(held, i) for i, b in enumerate(held.table) if b < 0)
+        found = (self._swapping.cached(held, i) for i, b in enumerate(held.table) if b < 0)
         return sum(block is None or refs[block] == 0 for block in found)
 
-    def swap_in(self, key: bytes) -> tuple[Copy, ...]:
+    def gap(self, key: bytes) -> tuple[int, int]:
+        """Of a swapped sequence, the first tokens in a row that are not in memory: from, to."""
+        return self._swapping.gap(self._get(key))
+
+    def swap_in(self, key: bytes, compute_to: int = 0) -> Return:
         """Bring a sequence back from the tier; what the cache still has is not copied.
 
+        Args:
+            key: whose.
+            compute_to: what is missing before this token is not read, but to be computed; a
+                multiple of `block_tokens`, or the end of the `gap`.
+
         Returns:
-            Copies from tier slots to blocks.
+            Copies from tier slots to blocks; `arrived` or `astray` is to be called for all.
 
         Raises:
             OutOfBlocks: nothing has changed.
@@ -269,20 +265,33 @@ class PagedMemory:
         need = self.blocks_to_swap_in(key)
         if need > self._blocks.available:
             raise OutOfBlocks(f"{need} blocks needed, {self.free_blocks} free")
-        away = [i for i, block in enumerate(held.table) if block < 0]
-        slots = {i: ~held.table[i] for i in away}
-        # Everything still cached is held before the first block is taken, which might evict it.
-        for i in away:
-            block = self._still_cached(held, i)
-            if block is not None:
-                self._blocks.hold(block)
-                held.table[i] = block
-            self._blocks.parking.unpark(slots[i])
-        copies = [self._bring_back(held, i, slots[i]) for i in away if held.table[i] < 0]
-        self._slots.extend(slots.values())
         held.swapped = False
-        self._tally.swapped_in_blocks += len(copies)
-        return tuple(copies)
+        return Return(key, self._swapping.bring(held, compute_to))
+
+    def expected(self, key: bytes, copies: Iterable[Copy]) -> list[Copy]:
+        """Which reads of `swap_in` are still wanted: the sequence may be gone by now."""
+        held = self._held.get(key)
+        return [] if held is None else self._swapping.expected(held, copies)
+
+    def arrived(self, key: bytes, copies: Iterable[Copy]) -> None:
+        """These reads of `swap_in` are made; those that nobody expects are ignored."""
+        held = self._held.get(key)
+        if held is not None:
+            self._swapping.arrived(held, copies)
+
+    def astray(self, key: bytes, copies: Iterable[Copy]) -> None:
+        """These reads of `swap_in` will never be made: what they were for is to be computed."""
+        held = self._held.get(key)
+        if held is not None:
+            self._swapping.astray(held, copies)
+
+    def returning(self, key: bytes) -> bool:
+        """Whether something that the sequence had computed is not there yet."""
+        return self._get(key).back > 0
+
+    def runnable(self, key: bytes, length: int) -> int:
+        """Up to which of its ``length`` tokens the sequence may be computed now."""
+        return self._swapping.runnable(self._get(key), length)
 
     def is_swapped(self, key: bytes) -> bool:
         """Whether `swap_in` must come before the sequence can run."""
@@ -295,7 +304,11 @@ class PagedMemory:
             InternalFault: naming the first invariant that is violated.
         """
         check_books(
-            self._blocks, self._slots, self.tier_blocks, self._held.values(), self.block_tokens
+            self._blocks,
+            self._swapping.free,
+            self.tier_blocks,
+            self._held.values(),
+            self.block_tokens,
         )
 
     def report(self) -> MemoryReport:
@@ -306,7 +319,7 @@ class PagedMemory:
             self._tally,
             block_tokens=self.block_tokens,
             tier_total=self.tier_blocks,
-            tier_used=self.tier_blocks - len(self._slots),
+            tier_used=self.tier_blocks - len(self._swapping.free),
         )
 
     # -- inside
@@ -388,23 +401,11 @@ class PagedMemory:
         while len(held.table) > kept:
             block = held.table.pop()
             if block < 0:
-                self._blocks.parking.forget(~block)
-                self._slots.append(~block)
+                self._swapping.give(~block)
             else:
                 self._blocks.release(block)
         held.computed = min(held.computed, length)
+        if held.back:
+            self._swapping.cut(held, length)
         del held.chain[length // self.block_tokens :]
         held.writable = 0
-
-    def _still_cached(self, held: Held, i: int) -> int | None:
-        parked = self._blocks.parking.block(~held.table[i])
-        if parked is not None:
-            return parked
-        return self._blocks.find(held.chain[i]) if i < len(held.chain) else None
-
-    def _bring_back(self, held: Held, i: int, slot: int) -> Copy:
-        block = self._blocks.take()
-        held.table[i] = block
-        if i < len(held.chain):
-            self._blocks.publish(block, held.chain[i])
-        return Copy(slot, block)

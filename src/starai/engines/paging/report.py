@@ -48,6 +48,7 @@ class MemoryReport(msgspec.Struct, frozen=True):
     swapped_in_blocks: int
     dropped_tokens: int
     recomputed_tokens: int
+    head_tokens: int
     bytes_per_block: int = 0
     rates: Rates | None = None
 
@@ -83,7 +84,8 @@ class MemoryReport(msgspec.Struct, frozen=True):
             f"{self.formula_saves_blocks:,}, the seed's (n): {self.seed_formula_blocks:,}; "
             f"{self.copies:,} copies made",
             "tier": f"{self.tier_used:,} of {self.tier_total:,} blocks; "
-            f"{self.swapped_out_blocks:,} swapped out, {self.swapped_in_blocks:,} in; "
+            f"{self.swapped_out_blocks:,} swapped out, {self.swapped_in_blocks:,} in, "
+            f"{self.head_tokens:,} tokens computed meanwhile; "
             f"{self.recomputed_tokens:,} of {self.dropped_tokens:,} dropped tokens recomputed",
         }
         if rates is not None and bytes_per_block:
@@ -137,4 +139,5 @@ def report_on(
         swapped_in_blocks=tally.swapped_in_blocks,
         dropped_tokens=tally.dropped_tokens,
         recomputed_tokens=tally.recomputed_tokens,
+        head_tokens=tally.head_tokens,
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from starai.engines.paging.cost import Action
-from starai.engines.paging.memory import Copy
+from starai.engines.paging.memory import Copy, Return
 
 #: Waiting this long is worth one point of priority, so that nobody waits for ever behind a stream
 #: of better requests. Long against a chat's time to first token, short against a batch job's.
@@ -57,16 +57,17 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One step: ``swap_out``, ``swap_in`` and ``copies`` in this order, then one forward pass.
+    """One step: ``swap_out``, then ``copies``, then one forward pass; ``returns`` meanwhile.
 
-    Each of the three may be carried out at once: nothing is read that it writes.
+    Each of the two may be carried out at once: nothing is read that it writes. What ``returns``
+    reads is told to the memory, some plans later. Without ``works`` all wait for that.
     ``works`` has the decodes first, then prompt chunks, each key at most once. ``expired`` jobs
     are already removed. ``preempted`` jobs come back by themselves.
     """
 
     swap_out: tuple[Copy, ...] = ()
-    swap_in: tuple[Copy, ...] = ()
     copies: tuple[Copy, ...] = ()
+    returns: tuple[Return, ...] = ()
     works: tuple[Work, ...] = ()
     expired: tuple[bytes, ...] = ()
     preempted: tuple[tuple[bytes, Action], ...] = ()
@@ -102,11 +103,22 @@ class Limits:
 class Costs(Protocol):
     """Decides what becomes of the KV of a preempted sequence."""
 
-    def choose(self, private_tokens: int, cached_tokens: int) -> Action:
+    def choose(self, private_tokens: int, cached_tokens: int, others: int) -> Action:
         """Swap or recompute.
 
         Args:
             private_tokens: tokens whose KV this sequence alone holds.
             cached_tokens: tokens before them whose KV others hold, so that it stays.
+            others: sequences that go on meanwhile.
+        """
+        ...
+
+    def head(self, lost_tokens: int, start: int, others: int) -> int:
+        """How many tokens to compute while the others are read from the tier; whole blocks or all.
+
+        Args:
+            lost_tokens: tokens of a sequence that comes back whose KV is in the tier only.
+            start: how many tokens before them are in memory.
+            others: sequences that go on meanwhile.
         """
         ...

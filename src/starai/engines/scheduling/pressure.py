@@ -1,13 +1,13 @@
 """Memory for those who run, and who gives way when there is none.
 
-The least deserving gives way: by swapping or recomputing, whichever costs less. Either way its
-blocks stay in the prefix cache until others take them, the end first: only those go to the tier, or
-must be computed again. The most deserving never gives way, so that something always advances. It
-does not know who waits or why.
+The least deserving gives way. Its blocks stay in the prefix cache until others take them, the end
+first: those go to the tier, if that pays, or must be computed again. Who comes back has the tail of
+what is missing read while its head is computed and the others go on. The most deserving never gives
+way, so that something always advances. It does not know who waits or why.
 
-Why moves may be executed by kind (all swaps out, then all swaps in, then all copies): sequences
-grow from the most to the least deserving, so that whoever gives way was not touched in the same
-plan; and nothing is admitted into a plan in which something else still runs and had to give way.
+Why moves may be executed by kind (all swaps out, then all copies): sequences grow from the most to
+the least deserving, so that whoever gives way was not touched in the same plan; and nothing is
+admitted into a plan in which something else still runs and had to give way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from starai.core.errors import InternalFault
 from starai.engines.paging.cost import Action
-from starai.engines.paging.memory import Copy, OutOfBlocks, PagedMemory
+from starai.engines.paging.memory import Copy, OutOfBlocks, PagedMemory, Return
 from starai.engines.scheduling.base import Costs
 from starai.engines.scheduling.sequence import Phase, Running, Sequence
 
@@ -27,8 +27,8 @@ class Moves:
     """What a plan moves, and who had to give way in it."""
 
     swap_out: list[Copy] = field(default_factory=list)
-    swap_in: list[Copy] = field(default_factory=list)
     copies: list[Copy] = field(default_factory=list)
+    returns: list[Return] = field(default_factory=list)
     preempted: list[tuple[bytes, Action]] = field(default_factory=list)
 
 
@@ -77,8 +77,13 @@ class Pressure:
         Raises:
             OutOfBlocks: it does not.
         """
-        moves.swap_in += self._memory.swap_in(sequence.key)
-        del self._swapped[sequence.key]
+        memory, key = self._memory, sequence.key
+        start, end = memory.gap(key)
+        others = len(self._running)
+        head = self._costs.head(end - start, start, others) if end > start else 0
+        moves.returns.append(memory.swap_in(key, start + head))
+        del self._swapped[key]
+        sequence.computed, sequence.returning = memory.computed(key), memory.returning(key)
 
     def unpin(self, favoured: Sequence) -> bool:
         """Drop what is swapped out, the least deserving first: it may keep shared blocks in use.
@@ -98,16 +103,19 @@ class Pressure:
 
     def _preempt(self, victim: Sequence, moves: Moves) -> None:
         private = self._memory.private_tokens(victim.key)
-        action = self._costs.choose(private, victim.computed - private)
+        cached = self._memory.extent(victim.key) - private
+        action = self._costs.choose(private, cached, len(self._running) - 1)
         if action is Action.SWAP:
             try:
                 moves.swap_out += self._memory.swap_out(victim.key)
                 victim.phase = Phase.SWAPPED
+                victim.computed = self._memory.computed(victim.key)
                 self._swapped[victim.key] = victim
             except OutOfBlocks:
                 action = Action.RECOMPUTE
         if action is Action.RECOMPUTE:
             self._drop(victim)
+        victim.returning = False
         self._running.remove(victim)
         self._set_aside(victim)
         moves.preempted.append((victim.key, action))

@@ -136,13 +136,17 @@ class Scheduler:
     # -- a step
 
     def plan(self, now_s: float, budget: Budget) -> Plan:
-        """What to do in the next step. Unless `done` follows, the next plan has the same works."""
+        """What to do in the next step. Unless `done` follows, the next plan has the same works.
+
+        Besides, it has those of who came back meanwhile.
+        """
         expired = self._expire(now_s)
         if self._priorities:
             self._waiting.age(now_s, max(self._priorities))
         moves = Moves()
         for sequence in self._running.snapshot():
             if sequence.phase is Phase.RUNNING:
+                self._catch_up(sequence)
                 self._charge(sequence)
                 self._pressure.grow(sequence, moves)
         if not moves.preempted or not len(self._running):
@@ -151,8 +155,8 @@ class Scheduler:
         works += self._chunks(max(budget.prompt_tokens, 0 if works else 1))
         return Plan(
             (*moves.swap_out, *self._memory.spills()),
-            tuple(moves.swap_in),
             tuple(moves.copies),
+            tuple(moves.returns),
             tuple(works),
             tuple(expired),
             tuple(moves.preempted),
@@ -171,6 +175,7 @@ class Scheduler:
             computed = min(end, max(sequence.planned, len(ids) - 1))
             sequence.computed = computed
             memory.note(work.key, ids, computed)
+            self._catch_up(sequence)
             if computed < end and self._blocks(end) > self._blocks(computed + 1):
                 memory.truncate(work.key, computed)
 
@@ -226,7 +231,7 @@ class Scheduler:
         queued: Counter[int] = Counter()
         for running in self._running:
             if not running.decodes:
-                queued[running.level] += running.pending
+                queued[running.level] += self._runnable(running)
         while len(self._running) < self._limits.max_running:
             sequence = self._waiting.first()
             if sequence is None:
@@ -240,7 +245,7 @@ class Scheduler:
                     return
                 continue
             if not sequence.decodes:
-                queued[sequence.level] += sequence.pending
+                queued[sequence.level] += self._runnable(sequence)
 
     def _fits_in(self, sequence: Sequence, moves: Moves) -> bool:
         """Admit a sequence if its blocks fit with room to spare; if not, nothing has changed."""
@@ -316,10 +321,23 @@ class Scheduler:
             if prompt_tokens <= 0:
                 break
             if not sequence.decodes:
-                count = min(sequence.pending, prompt_tokens)
+                count = min(self._runnable(sequence), prompt_tokens)
                 prompt_tokens -= count
-                works.append(Work(sequence.key, sequence.computed, count))
+                if count:
+                    works.append(Work(sequence.key, sequence.computed, count))
         return works
+
+    def _catch_up(self, sequence: Sequence) -> None:
+        """What came back of a sequence since counts as computed."""
+        if sequence.returning:
+            sequence.computed = self._memory.computed(sequence.key)
+            sequence.returning = self._memory.returning(sequence.key)
+
+    def _runnable(self, sequence: Sequence) -> int:
+        """Pending tokens that can be computed now: those behind a gap cannot."""
+        if not sequence.returning:
+            return sequence.pending
+        return self._memory.runnable(sequence.key, len(sequence.job.ids)) - sequence.computed
 
     def _spare_blocks(self) -> int:
         """Blocks to leave free for growth: one for each running sequence, or a small share."""

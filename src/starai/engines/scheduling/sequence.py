@@ -25,10 +25,11 @@ class Sequence:
     """A job's state.
 
     ``number`` counts arrivals, ``level`` is the priority with aging. ``computed`` tokens are in
-    memory; ``entry`` tokens were there when it was last admitted: what lies behind them was
-    generated since. ``planned`` is the length at the last plan, ``counted`` the length up to which
-    the tenant was charged. ``demand`` blocks were missing or pinned when it last did not fit, and
-    ``patience`` plans more it is taken for granted that this did not change.
+    memory; while it is ``returning``, others come back behind them. It had ``entry`` tokens when it
+    was last admitted: what lies behind them was generated since. ``planned`` is the length at the
+    last plan, ``counted`` the length up to which the tenant was charged. ``demand`` blocks were
+    missing or pinned when it last did not fit, and ``patience`` plans more it is taken for granted
+    that this did not change.
     """
 
     job: Job
@@ -36,6 +37,7 @@ class Sequence:
     level: int
     phase: Phase = Phase.WAITING
     computed: int = 0
+    returning: bool = False
     entry: int = 0
     planned: int = 0
     counted: int = 0

@@ -44,6 +44,9 @@ _MOSTLY_PROMPT: Final = 0.8
 _ROWS_CHEAP: Final = 16
 #: What a pass raises when a kernel, or the memory, cannot go on.
 _FAULTS: Final = (RuntimeError, ValueError, IndexError, MemoryError, InternalFault)
+#: The longest that a step waits for the tier when there is nothing to run, in seconds: the parent
+#: sees a pulse and a cancellation is heard in time.
+_PULSE_S: Final = 0.25
 #: Below this many parameters a second thread costs more than it gives.
 _ONE_THREAD_PARAMETERS_MAX: Final = 30_000_000
 
@@ -149,6 +152,7 @@ class TextEngine:
         if gone is None:
             return
         self._scheduler.remove(key)
+        self._memory.tier.forget(key)
         if self._leaders.get(gone.prompt) is gone:
             del self._leaders[gone.prompt]
         for leader in [one for one in self._leaders.values() if gone in one.twins]:
@@ -203,15 +207,28 @@ class TextEngine:
         self._forget(complete)
         self._guess()
         drafts = {key: len(one.drafts) for key, one in self._running.items() if one.drafts}
-        now_s = self._clock.monotonic_s()
-        plan = self._scheduler.plan(now_s, Budget(self._prompt_tokens(), drafts))
-        late = [self._running[key].answer.failed(DeadlinePassed.code) for key in plan.expired]
-        self._memory.carry_out(plan)
+        plan, late = self._plan(Budget(self._prompt_tokens(), drafts))
         news = self._run(plan) if plan.works else []
         self._scheduler.done(plan)
         self._lead(news)
         self._forget(late + news)
+        if not plan.works:
+            self._memory.tier.wait(_PULSE_S)
         return complete + late + news
+
+    def _plan(self, budget: Budget) -> tuple[Plan, list[Emitted]]:
+        """What to run now, all that it needs being in its place; and who is too late."""
+        self._memory.collect()
+        late = []
+        plan = self._scheduler.plan(self._clock.monotonic_s(), budget)
+        while True:
+            for key in plan.expired:
+                self._memory.tier.forget(key)
+                late.append(self._running[key].answer.failed(DeadlinePassed.code))
+            if not self._memory.carry_out(plan):
+                return plan, late
+            # Who is back already need not wait for the next step.
+            plan = self._scheduler.plan(self._clock.monotonic_s(), budget)
 
     def _prompt_tokens(self) -> int:
         running = self._running.values()

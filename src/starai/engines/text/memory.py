@@ -24,6 +24,8 @@ from starai.engines.text.pool import BLOCK_TOKENS, KeyValuePool
 from starai.engines.text.tier import Tier
 
 _GIB: Final = 1 << 30
+#: What should be back soon is waited for no longer than this, in seconds: a disk may be busy.
+_SOON_MOST_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +41,35 @@ class KeyValueMemory:
         """Tokens that all blocks together hold."""
         return self.books.num_blocks * self.books.block_tokens
 
-    def carry_out(self, plan: Plan) -> None:
-        """Move the blocks that a plan moves, in its order."""
-        self.tier.swap_out(plan.swap_out)
-        self.tier.swap_in(plan.swap_in)
+    def carry_out(self, plan: Plan) -> bool:
+        """Move the blocks that a plan moves, in its order, and begin to read what it brings back.
+
+        Returns:
+            Whether something is back already, or as good as: then another plan has more works.
+        """
+        for key, _ in plan.preempted:
+            self.tier.forget(key)
+        self.books.void(self.tier.swap_out(plan.swap_out))
         self.pool.copy(plan.copies)
+        for back in plan.returns:
+            self.tier.bring(back)
+        if not plan.returns:
+            return False
+        if self.tier.soon:
+            self.tier.wait(_SOON_MOST_S)
+        return self.collect()
+
+    def collect(self) -> bool:
+        """Put into blocks what was read from the tier since; whether there was anything."""
+        taken = self.tier.collect()
+        for arrived in taken:
+            if arrived.rows is None:
+                self.books.astray(arrived.key, arrived.copies)
+                continue
+            wanted = self.books.expected(arrived.key, arrived.copies)
+            self.tier.load(arrived, wanted)
+            self.books.arrived(arrived.key, wanted)
+        return bool(taken)
 
     def report(self) -> MemoryReport:
         """What the memory holds and what sharing and swapping saved."""

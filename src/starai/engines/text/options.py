@@ -25,7 +25,7 @@ class TextOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         swap_gib: where preempted sequences may wait instead of being computed again; 0 for never.
         swap: whether that is memory or a nameless file on disk.
         preempt: what becomes of a sequence that must give way: ``swap``, ``recompute``, or
-            ``measured``, which is whatever is predicted to be faster.
+            ``measured``, which is whatever is predicted to cost least, some of both if need be.
         waiting: requests that may wait for a place, beyond those that run.
         prefixes: whether requests of one tenant share what their prompts begin with.
         speculate: tokens guessed ahead per step at most, from what was said before; 0 for never.

@@ -161,15 +161,40 @@ class KeyValuePool:
         """Memory of one position of one sequence, all layers; known after the first pass."""
         return self.bytes_per_block // self.block_tokens
 
-    def copy(self, copies: Sequence[Copy], origin: KeyValuePool | None = None) -> None:
-        """Copy source blocks (of ``origin``, or here) onto target blocks here, in every layer."""
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """Copy source blocks onto target blocks, in every layer."""
         if not copies:
             return
         sources = torch.as_tensor([one.source for one in copies])
         targets = torch.as_tensor([one.target for one in copies])
-        for here, there in zip(self._tensors(), (origin or self)._tensors(), strict=True):
-            found = there.index_select(1, sources.to(there.device))
-            here.index_copy_(1, targets.to(here.device), found.to(here.device))
+        for tensor in self._tensors():
+            found = tensor.index_select(1, sources.to(tensor.device))
+            tensor.index_copy_(1, targets.to(tensor.device), found)
+
+    def rows(self, blocks: Sequence[int]) -> Tensor:
+        """What is in blocks, as rows of bytes on the CPU: uint8 [blocks, bytes a block]."""
+        chosen = torch.as_tensor(blocks)
+        rows = torch.empty((len(blocks), self.bytes_per_block), dtype=torch.uint8)
+        for tensor, part in zip(self._tensors(), self._parts(rows), strict=True):
+            part.copy_(tensor.index_select(1, chosen.to(tensor.device)).transpose(0, 1))
+        return rows
+
+    def put_rows(self, blocks: Sequence[int], rows: Tensor) -> None:
+        """Write what `rows` of an equally shaped pool gave into ``blocks``."""
+        chosen = torch.as_tensor(blocks)
+        for tensor, part in zip(self._tensors(), self._parts(rows), strict=True):
+            found = part.transpose(0, 1).to(tensor.device)
+            tensor.index_copy_(1, chosen.to(tensor.device), found)
+
+    def _parts(self, rows: Tensor) -> list[Tensor]:
+        """What of each row belongs to which tensor: [rows, heads, block tokens(, width)]."""
+        parts, begin = [], 0
+        for tensor in self._tensors():
+            shape = (len(rows), tensor.shape[0], *tensor.shape[2:])
+            end = begin + tensor.element_size() * tensor[:, 0].numel()
+            parts.append(rows[:, begin:end].view(tensor.dtype).view(shape))
+            begin = end
+        return parts
 
     def take_out(self, blocks: Sequence[int]) -> list[Tensor]:
         """Copies of blocks on the CPU: per tensor [heads, blocks, block tokens(, width)].

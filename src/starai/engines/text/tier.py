@@ -1,32 +1,34 @@
-"""Where KV blocks go when the pool is full, and what it costs to bring them there and back.
+"""What carries KV blocks between the pool and the tier behind it, and what that costs.
 
-The tier is a second pool of the same form: in ordinary memory, or in a file that has no name and
-is gone with the process, because KV memory is as secret as the prompt it came from. Every transfer
-is timed, and so is every prompt; `choose` compares what it would cost to move a sequence with what
-it would cost to compute it again.
+Blocks that others take are copied out of the pool before the step goes on, and brought to the tier
+behind the steps; what is read comes into the pool between steps. Every transfer is timed, and so is
+every prompt: `choose` and `head` compare what it takes to read tokens with what it takes to compute
+them.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import tempfile
 from collections.abc import Sequence
 from typing import Final
 
-import torch
-from torch import Tensor
-
 from starai.core.clock import Clock
-from starai.core.errors import ConfigurationRefused
-from starai.engines.paging.cost import Action, Rates, choose
-from starai.engines.paging.memory import Copy
+from starai.engines.paging.cost import Action, Gap, Rates, choose
+from starai.engines.paging.memory import Copy, Return
 from starai.engines.text.pool import KeyValuePool
+from starai.engines.text.shelf import Arrived, Behind, File, InMemory, Shelf
 
 #: What a machine is taken for until it was measured; the trial below measures the tier.
 _FIRST_RATES: Final = Rates(0.0, 0.0, 500.0)
 #: Blocks that are carried to the tier and back once, to know its speed before it matters.
 _TRIAL_BLOCKS: Final = 8
+#: The share of the pool's bytes that may wait in memory on their way to a file, and as many on
+#: their way back: enough for a prompt that takes a crowd's blocks, and little beside the pool.
+_WAITING: Final = 1 / 8
+#: The most of that, in bytes: a second of a good disk.
+_WAITING_BYTES_MAX: Final = 1 << 28
+#: Reads that take no longer than this, in seconds, are waited for: a fraction of a step, while who
+#: comes back a step later needs a whole one more.
+_SOON_S: Final = 0.005
 
 
 class Tier:
@@ -52,65 +54,101 @@ class Tier:
         self._always = always
         self._pool = pool
         self._clock = clock
-        self._behind = pool.alike(tier_blocks, _in_file if disk else _in_memory)
+        row_bytes = pool.bytes_per_block
         trial = [Copy(n, n) for n in range(min(_TRIAL_BLOCKS, tier_blocks, pool.num_blocks))]
-        self.swap_out(trial)
-        self.swap_in(trial)
+        if disk:
+            file = File(tier_blocks, row_bytes)
+            most = min(int(_WAITING * pool.num_blocks * row_bytes), _WAITING_BYTES_MAX)
+            self._shelf: Shelf = Behind(file, row_bytes, most, clock, len(trial))
+        else:
+            self._shelf = InMemory(tier_blocks, row_bytes)
+            self.swap_out(trial)
+            self.bring(Return(b"", tuple(trial)))
+            for arrived in self.collect():
+                self.load(arrived, trial)
+        self._observe()
 
-    def swap_out(self, copies: Sequence[Copy]) -> None:
-        """Carry blocks to tier slots."""
-        if copies:
-            begun = self._clock.monotonic_s()
-            self._behind.copy(copies, self._pool)
-            self.rates = self.rates.observe_write(self._bytes(copies), self._since(begun))
+    def swap_out(self, copies: Sequence[Copy]) -> list[int]:
+        """Carry blocks to tier slots, behind the steps; returns the slots that it did not take."""
+        if not copies:
+            return []
+        begun = self._clock.monotonic_s()
+        rows = self._pool.rows([copy.source for copy in copies])
+        refused = self._shelf.put([copy.target for copy in copies], rows)
+        if not self._shelf.behind:
+            self._shelf.written.add(rows.numel(), self._since(begun))
+        return refused
 
-    def swap_in(self, copies: Sequence[Copy]) -> None:
-        """Carry tier slots back to blocks."""
-        if copies:
-            begun = self._clock.monotonic_s()
-            self._pool.copy(copies, self._behind)
-            self.rates = self.rates.observe_read(self._bytes(copies), self._since(begun))
+    def bring(self, back: Return) -> None:
+        """Begin to read what a sequence needs; `collect` has it later."""
+        if back.reads:
+            self._shelf.ask(back.key, back.reads)
+
+    def forget(self, key: bytes) -> None:
+        """The sequence ended, or gives way again: nothing is read for it any more."""
+        self._shelf.forget(key)
+
+    def collect(self) -> list[Arrived]:
+        """What came from the tier, or is lost; `load` puts it into the pool."""
+        self._observe()
+        begun = self._clock.monotonic_s()
+        taken = self._shelf.take()
+        if taken and not self._shelf.behind:
+            rows = sum(len(arrived.copies) for arrived in taken)
+            self._shelf.read.add(rows * self._pool.bytes_per_block, self._since(begun))
+        return taken
+
+    def load(self, arrived: Arrived, wanted: Sequence[Copy]) -> None:
+        """Put those of the rows that are ``wanted`` into their blocks."""
+        if arrived.rows is None or not wanted:
+            return
+        begun, rows = self._clock.monotonic_s(), arrived.rows
+        if len(wanted) < len(arrived.copies):
+            rows = rows[[n for n, copy in enumerate(arrived.copies) if copy in wanted]]
+        self._pool.put_rows([copy.target for copy in wanted], rows)
+        if not self._shelf.behind:
+            self._shelf.read.add(0, self._since(begun))
+
+    @property
+    def reading(self) -> bool:
+        """Whether something is still to come from the tier."""
+        return self._shelf.asked_rows > 0
+
+    @property
+    def soon(self) -> bool:
+        """Whether all of that should be here before a step would be missed for it."""
+        return self.rates.read_seconds(self._queued_bytes) <= _SOON_S
+
+    def wait(self, seconds: float) -> None:
+        """Until something came from the tier, there is nothing to wait for, or time is over."""
+        self._shelf.wait(seconds)
 
     def note_prefill(self, tokens: int, start: int, seconds: float) -> None:
         """A pass over ``tokens`` of a prompt from ``start`` on took ``seconds``."""
         self.rates = self.rates.observe_prefill(tokens, seconds, start)
 
-    def choose(self, private_tokens: int, cached_tokens: int) -> Action:
-        """Swap or recompute, whichever is predicted to be faster; see `Costs.choose`."""
-        if self._always is not None:
-            return self._always
-        return choose(
-            private_tokens,
-            cached_tokens,
-            bytes_per_token=self._pool.bytes_per_token,
-            rates=self.rates,
-        )
+    def choose(self, private_tokens: int, cached_tokens: int, others: int) -> Action:
+        """Whether to keep what others take for the sequence; see `Costs.choose`."""
+        return self._always or choose(self._gap(private_tokens, cached_tokens, others), self.rates)
 
-    def _bytes(self, copies: Sequence[Copy]) -> int:
-        return len(copies) * self._pool.bytes_per_block
+    def head(self, lost_tokens: int, start: int, others: int) -> int:
+        """How much of what is lost to compute; see `Costs.head`."""
+        if self._always is Action.SWAP:
+            return 0
+        return self._gap(lost_tokens, start, others).head(self.rates)
+
+    def _gap(self, tokens: int, start: int, others: int) -> Gap:
+        size, queued = self._pool.bytes_per_token, self._queued_bytes
+        return Gap(tokens, start, size, others, queued, self._pool.block_tokens)
+
+    @property
+    def _queued_bytes(self) -> int:
+        return self._shelf.asked_rows * self._pool.bytes_per_block
+
+    def _observe(self) -> None:
+        """Learn from what was carried since."""
+        written, read = self._shelf.written.reset(), self._shelf.read.reset()
+        self.rates = self.rates.observe_write(*written).observe_read(*read)
 
     def _since(self, begun: float) -> float:
-        # A clock may be too coarse for a small copy; nothing is infinitely fast.
-        return max(self._clock.monotonic_s() - begun, 1e-6)
-
-
-def _in_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype)
-
-
-def _in_file(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    numel = math.prod(shape)
-    try:
-        with tempfile.NamedTemporaryFile(prefix="starai-kv-") as file:
-            # The mapping keeps the file alive after its name is gone.
-            size = max(1, numel * dtype.itemsize)
-            file.truncate(size)
-            if hasattr(os, "posix_fallocate"):
-                # A disk that is full later would end the process by a signal, in mid-write.
-                os.posix_fallocate(file.fileno(), 0, size)
-            flat: Tensor = torch.from_file(file.name, shared=True, size=numel, dtype=dtype)
-            return flat.view(shape)
-    except (OSError, RuntimeError) as error:
-        raise ConfigurationRefused(
-            f"no room to swap {numel * dtype.itemsize} bytes to: lower swap_gib"
-        ) from error
+        return self._clock.monotonic_s() - begun

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 from hypothesis import given, strategies as st
 
@@ -11,7 +9,9 @@ from starai.engines.paging.cost import (
     FORGETTING,
     OBSERVED_TOKENS_MIN,
     SMOOTHING,
+    WORTH,
     Action,
+    Gap,
     PrefillFit,
     Rates,
     choose,
@@ -23,7 +23,7 @@ KV_BYTES = 114_688
 
 def chosen(private: int, cached: int, rates: Rates) -> Action:
     """What the rule says of a model of `KV_BYTES`."""
-    return choose(private, cached, bytes_per_token=KV_BYTES, rates=rates)
+    return choose(Gap(private, cached, KV_BYTES), rates)
 
 
 def took(tokens: int, start: int, a: float, b: float) -> float:
@@ -99,23 +99,58 @@ def test_a_guess_predicts_until_the_first_pass() -> None:
     assert RATES.recompute_seconds(2000, 5000) == pytest.approx(2.0)
 
 
-def test_the_smaller_time_is_chosen() -> None:
-    """Fast tiers swap, slow ones recompute, and what others hold costs nothing to keep."""
-    disk = Rates(1e8, 1e8, 1000.0)
+@given(
+    st.integers(1, 3000),
+    st.integers(0, 9000),
+    st.floats(1e6, 1e10),
+    st.floats(10, 1e4),
+    st.integers(0, 10**8),
+    st.integers(0, 20),
+    st.integers(1, 33),
+)
+def test_doing_both_costs_no_more_than_either(
+    tokens: int, start: int, read: float, tokens_per_s: float, queued: int, others: int, block: int
+) -> None:
+    """The head is whole blocks or everything, and no other such head is predicted to cost less."""
+    rates = Rates(0.0, read, tokens_per_s)
+    for length in (128, 2048):
+        rates = rates.observe_prefill(length, took(length, 0, 1 / tokens_per_s, 1e-8))
+    gap = Gap(tokens, start, KV_BYTES, others, queued, block)
+    head = gap.head(rates)
+    assert head == tokens or (0 <= head < tokens and head % block == 0)
+    least = min(gap.cost(other, rates) for other in (*range(0, tokens, block), tokens))
+    assert gap.cost(head, rates) == pytest.approx(least)
+    assert gap.seconds(0, rates) == rates.read_seconds(tokens * KV_BYTES + queued)
+    assert gap.seconds(tokens, rates) == rates.recompute_seconds(tokens, start)
+
+
+def test_alone_both_ways_end_together() -> None:
+    """Where either takes as long as the other, both at once take half."""
+    rates = Rates(1e8, 1000.0 * KV_BYTES, 1000.0)
+    gap = Gap(1000, 0, KV_BYTES, block_tokens=10)
+    assert gap.head(rates) == 500
+    assert gap.seconds(500, rates) == pytest.approx(0.5)
+    busy = Gap(1000, 0, KV_BYTES, queued_bytes=500 * KV_BYTES, block_tokens=10)
+    assert busy.head(rates) == 750
+
+
+def test_the_more_others_run_the_more_is_read() -> None:
+    """Three others lose three seconds with each that is computed: a tier may be thrice as slow."""
+    for others, factor in ((3, 2.9), (3, 3.1), (8, 7.9)):
+        rates = Rates(1e8, 1000.0 * KV_BYTES / factor, 1000.0)
+        head = Gap(1000, 0, KV_BYTES, others, block_tokens=10).head(rates)
+        assert (head == 0) == (factor < others)
+
+
+def test_nothing_is_written_where_that_saves_little() -> None:
+    """Fast tiers and slow ones help; those that save less than `WORTH` do not, nor unknown ones."""
     assert chosen(1000, 0, RATES) is Action.SWAP
-    assert chosen(1000, 0, disk) is Action.RECOMPUTE
+    for share, action in ((1.5 * WORTH, Action.SWAP), (0.5 * WORTH, Action.RECOMPUTE)):
+        # Of n tokens, so many are read while the others are computed.
+        rates = Rates(1e8, share / (1 - share) * 1000 * KV_BYTES, 1000.0)
+        assert chosen(10_000, 0, rates) is action
     assert chosen(0, 1000, RATES) is Action.RECOMPUTE
-
-
-def test_long_sequences_are_swapped_where_short_ones_are_recomputed() -> None:
-    """Bytes grow with length, attention with its square: there is one crossover."""
-    rates = Rates(1.6e8, 4e8, 1000.0)
-    for tokens in (256, 1024, 4096):
-        rates = rates.observe_prefill(tokens, took(tokens, 0, 0.9e-3, 8e-8))
-    actions = [chosen(n, 0, rates) for n in (256, 512, 1024, 4096, 8192)]
-    assert actions[0] is Action.RECOMPUTE
-    assert actions[-1] is Action.SWAP
-    assert sum(left is not right for left, right in itertools.pairwise(actions)) == 1
+    assert Gap(100, 0, KV_BYTES).head(Rates(0.0, 0.0, 1000.0)) == 100
 
 
 def test_the_same_tokens_cost_more_behind_a_long_beginning() -> None:
@@ -130,6 +165,6 @@ def test_a_tier_is_as_fast_as_its_first_transfer_was() -> None:
     """No guess outlives a measurement: the first preemption on a slow disk is decided rightly."""
     unknown = Rates(0.0, 0.0, 500.0)
     assert chosen(1, 0, unknown) is Action.RECOMPUTE
-    slow = unknown.observe_write(10_000_000, 1.0).observe_read(10_000_000, 1.0)
-    assert slow.swap_seconds(10_000_000) == pytest.approx(2.0)
+    slow = unknown.observe_write(10_000_000, 1.0).observe_read(10_000_000, 20.0)
+    assert slow.swap_seconds(10_000_000) == pytest.approx(21.0)
     assert chosen(500, 0, slow) is Action.RECOMPUTE

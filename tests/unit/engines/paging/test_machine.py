@@ -1,7 +1,8 @@
 """Paged memory against a model: what a sequence reads through its table is always its own.
 
 Block contents are simulated: a block and a tier slot hold what was written there, as (salt, token)
-or nothing, and the copies that the memory asks for are carried out on them.
+or nothing, and the copies that the memory asks for are carried out on them. What is read from the
+tier comes some time later, block by block, or never; what is carried there may be refused.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from starai.engines.paging.memory import Copy, OutOfBlocks, PagedMemory
+from starai.engines.paging.memory import Copy, OutOfBlocks, PagedMemory, Return
 
 NUM_BLOCKS = 10
 TIER_BLOCKS = 5
@@ -48,10 +49,13 @@ class Told:
     swapped: bool = False
     dropped: bool = False
     adopted: bool = False
+    foreign: int = 0
     kv: list[Cell] = field(default_factory=list)
 
     def cell(self, position: int) -> Cell:
         """The KV that a pass writes at a position."""
+        if position < self.foreign:
+            return (self.salt, (position,))
         return (self.salt, tuple(self.ids[: position + 1]))
 
 
@@ -65,14 +69,22 @@ class Machine(RuleBasedStateMachine):
             NUM_BLOCKS, block_tokens=size, tier_blocks=TIER_BLOCKS, share_prefixes=share
         )
         self.pool: list[list[Cell]] = [[None] * size for _ in range(NUM_BLOCKS)]
-        self.tier: list[list[Cell]] = [[None] * size for _ in range(TIER_BLOCKS)]
+        self.tier: list[list[Cell] | None] = [[None] * size for _ in range(TIER_BLOCKS)]
         self.told: dict[bytes, Told] = {}
+        self.reads: list[tuple[bytes, Copy]] = []
+        self.refuses = 0
         self.count = 0
 
     # -- helpers
 
     def running(self) -> list[bytes]:
         return [k for k, t in self.told.items() if not t.swapped and not t.dropped]
+
+    def settled(self) -> list[bytes]:
+        return [k for k in self.running() if not self.memory.returning(k)]
+
+    def returning(self) -> list[bytes]:
+        return [k for k in self.running() if self.memory.returning(k)]
 
     def swapped(self) -> list[bytes]:
         return [k for k, t in self.told.items() if t.swapped]
@@ -98,6 +110,20 @@ class Machine(RuleBasedStateMachine):
         for copy in copies:
             target[copy.target] = list(source[copy.source])
 
+    def spill(self, copies: tuple[Copy, ...]) -> None:
+        """Carry to the tier, which takes only some of it while it refuses."""
+        refused, self.refuses = copies[: self.refuses], max(0, self.refuses - len(copies))
+        self.carry_out(copies[len(refused) :], self.pool, self.tier)
+        for copy in refused:
+            self.tier[copy.target] = None
+        self.memory.void(copy.target for copy in refused)
+
+    def catch_up(self, key: bytes) -> None:
+        """What came back counts as computed."""
+        told = self.told[key]
+        told.computed = self.memory.computed(key)
+        told.kv = [told.cell(position) for position in range(told.computed)]
+
     def books(self) -> object:
         """All that a failed operation must leave alone."""
         live = {k: self.memory._held[k] for k in self.told}
@@ -107,14 +133,14 @@ class Machine(RuleBasedStateMachine):
             list(self.memory._blocks.cached),
             list(self.memory._blocks.free),
             dict(self.memory._blocks.index),
-            list(self.memory._slots),
+            list(self.memory._swapping.free),
         )
 
     def attempt(self, act: Callable[[], tuple[Copy, ...]], room: bool) -> tuple[Copy, ...] | None:
         """Do it if there should be room; if not, it must refuse and leave everything alone."""
         if room:
             copies = act()
-            self.carry_out(self.memory.spills(), self.pool, self.tier)
+            self.spill(self.memory.spills())
             return copies
         before = self.books()
         with pytest.raises(OutOfBlocks):
@@ -170,14 +196,17 @@ class Machine(RuleBasedStateMachine):
     def advance(self, pick: int, more: list[int], part: int) -> None:
         key, told = self.choose(pick, self.running())
         told.ids += more
-        length = min(len(told.ids), told.computed + part)
+        length = self.memory.runnable(key, len(told.ids))
+        length = min(length, told.computed + part)
         assume(length > told.computed)
-        self.run(key, length)
+        assume(not (told.adopted and self.memory.returning(key)))
+        if self.run(key, length):
+            self.catch_up(key)
 
-    @precondition(lambda self: self.running())
+    @precondition(lambda self: self.settled())
     @rule(pick=PICKS, ahead=st.integers(0, 9))
     def reserve(self, pick: int, ahead: int) -> None:
-        key, told = self.choose(pick, self.running())
+        key, told = self.choose(pick, self.settled())
         length = told.computed + ahead
         room = self.memory.blocks_needed(key, length) <= self.memory.free_blocks
         copies = self.attempt(lambda: self.memory.reach(key, length), room)
@@ -195,6 +224,7 @@ class Machine(RuleBasedStateMachine):
             told.ids[: told.computed] + tail,
             told.computed,
             adopted=told.adopted,
+            foreign=told.foreign,
             kv=list(told.kv),
         )
 
@@ -203,37 +233,84 @@ class Machine(RuleBasedStateMachine):
     def truncate(self, pick: int, back: int, other: list[int]) -> None:
         key, told = self.choose(pick, self.kept())
         length = max(0, told.computed - back)
+        assume(not (told.adopted and self.memory.returning(key)))
         self.memory.truncate(key, length)
         told.computed, told.kv = length, told.kv[:length]
+        told.foreign = min(told.foreign, length)
         told.ids = told.ids[:length] + other
 
     @precondition(lambda self: self.running())
     @rule(pick=PICKS)
     def swap_out(self, pick: int) -> None:
         key, told = self.choose(pick, self.running())
-        used = -(-told.computed // self.size)
-        held = self.memory.table(key)[:used]
-        private = [b for b in held if self.memory._blocks.refs[b] == 1]
-        room = len(private) <= len(self.memory._slots)
+        held = self.memory._held[key]
+        extent = max(told.computed, held.back)
+        table = self.memory.table(key)[: -(-extent // self.size)]
+        refs = self.memory._blocks.refs
+        private = [b for i, b in enumerate(table) if refs[b] == 1 and i not in held.slots]
+        room = len(private) <= len(self.memory._swapping.free)
         copies = self.attempt(lambda: self.memory.swap_out(key), room)
         if copies is not None:
             named = [b for b in private if self.memory._blocks.links[b]]
             assert sorted([*named, *(copy.source for copy in copies)]) == sorted(private)
             assert set(named) <= set(self.memory._blocks.cached)
-            self.carry_out(copies, self.pool, self.tier)
+            self.spill(() if told.adopted else copies)
+            if told.adopted:  # nobody could compute it again
+                self.carry_out(copies, self.pool, self.tier)
             told.swapped = True
+            self.catch_up(key)
 
     @precondition(lambda self: self.swapped())
-    @rule(pick=PICKS)
-    def swap_in(self, pick: int) -> None:
+    @rule(pick=PICKS, blocks=st.integers(0, 9))
+    def swap_in(self, pick: int, blocks: int) -> None:
         key, told = self.choose(pick, self.swapped())
         before, need = self.memory.free_blocks, self.memory.blocks_to_swap_in(key)
-        copies = self.attempt(lambda: self.memory.swap_in(key), need <= before)
-        if copies is not None:
+        start, end = self.memory.gap(key)
+        assert start <= end <= told.computed
+        head = 0 if told.adopted else min(start + blocks * self.size, end)
+        back: list[Return] = []
+
+        def act() -> tuple[Copy, ...]:
+            back.append(self.memory.swap_in(key, head))
+            return ()
+
+        if self.attempt(act, need <= before) is not None:
             assert before - self.memory.free_blocks == need
-            assert len(copies) <= need
-            self.carry_out(copies, self.tier, self.pool)
+            assert len(back[0].reads) <= need
+            assert self.memory.returning(key) == (end > start)
+            self.reads += [(key, copy) for copy in back[0].reads]
             told.swapped = False
+            self.catch_up(key)
+            assert told.computed == (start if end > start else told.computed)
+
+    @precondition(lambda self: self.reads)
+    @rule(picks=st.lists(PICKS, min_size=1, max_size=9))
+    def arrive(self, picks: list[int]) -> None:
+        for pick in picks:
+            if self.reads:
+                key, copy = self.reads.pop(pick % len(self.reads))
+                found = self.tier[copy.source]
+                for one in self.memory.expected(key, [copy]):
+                    if found is None:  # it was refused in the same plan
+                        self.memory.astray(key, [one])
+                    else:
+                        self.pool[one.target] = list(found)
+                self.memory.arrived(key, [copy])
+                if key in self.told:
+                    self.catch_up(key)
+
+    @precondition(lambda self: self.reads)
+    @rule(pick=PICKS)
+    def go_astray(self, pick: int) -> None:
+        key, copy = self.reads[pick % len(self.reads)]
+        assume(key not in self.told or not self.told[key].adopted)
+        self.reads.remove((key, copy))
+        self.memory.astray(key, [copy])
+        assert self.memory.expected(key, [copy]) == []
+
+    @rule(blocks=st.integers(1, 4))
+    def refuse(self, blocks: int) -> None:
+        self.refuses = blocks
 
     @precondition(lambda self: self.told)
     @rule(pick=PICKS)
@@ -270,7 +347,12 @@ class Machine(RuleBasedStateMachine):
         for position, cell in enumerate(cells):
             self.pool[table[position // self.size]][position % self.size] = cell
         self.told[key] = Told(
-            b"elsewhere" + key, [0] * num_tokens, num_tokens, adopted=True, kv=cells
+            b"elsewhere" + key,
+            [0] * num_tokens,
+            num_tokens,
+            adopted=True,
+            foreign=num_tokens,
+            kv=cells,
         )
 
     @precondition(lambda self: self.told)

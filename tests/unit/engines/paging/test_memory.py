@@ -93,8 +93,93 @@ def test_swapping_returns_a_sequence_exactly() -> None:
     with pytest.raises(InternalFault):
         memory.reach(B, 10)
     back = memory.swap_in(B)
-    assert [c.source for c in back] == [c.target for c in out]
+    assert [c.source for c in back.reads] == [c.target for c in out]
     assert list(memory.table(B))[:2] == shared
+    assert memory.computed(B) == 8
+    memory.arrived(B, back.reads)
+    assert memory.computed(B) == 9
+    memory.check_integrity()
+
+
+def test_who_comes_back_is_read_in_part_and_computed_in_part() -> None:
+    """The head of what is missing may be computed, its tail arrives in any order; then it is there.
+
+    Nobody else finds a block before its content is there.
+    """
+    memory = PagedMemory(6, block_tokens=4, tier_blocks=6)
+    run(memory, A, IDS[:18])
+    memory.swap_out(A)
+    run(memory, B, [1] * 24)
+    memory.close(B)
+    assert memory.gap(A) == (0, 18)
+    back = memory.swap_in(A, compute_to=8)
+    assert (memory.computed(A), memory.extent(A)) == (0, 18)
+    assert len(back.reads) == 3
+    assert memory.runnable(A, 19) == 8
+    memory.arrived(A, back.reads[1:])
+    memory.note(A, IDS, 4)
+    memory.check_integrity()
+    assert (memory.computed(A), memory.runnable(A, 19)) == (4, 8)
+    assert memory.open(C, IDS) == 4
+    memory.close(C)
+    memory.note(A, IDS, 8)
+    assert memory.runnable(A, 19) == 8
+    memory.arrived(A, back.reads)
+    assert (memory.computed(A), memory.runnable(A, 19)) == (18, 19)
+    assert not memory.returning(A)
+    assert memory.open(C, IDS) == 16
+    assert memory.report().tier_used == 0
+    assert memory.report().head_tokens == 8
+    memory.check_integrity()
+
+
+def test_what_never_arrives_is_computed() -> None:
+    """A read that goes astray, or a slot that was not written, opens its tokens to computing."""
+    memory = PagedMemory(6, block_tokens=4, tier_blocks=6)
+    run(memory, A, IDS[:18])
+    refused = memory.swap_out(A)[0].target
+    run(memory, B, [1] * 24)
+    memory.void([refused])
+    memory.close(B)
+    back = memory.swap_in(A)
+    assert len(back.reads) == 4
+    assert memory.runnable(A, 19) == 0
+    memory.astray(A, back.reads[:1])
+    assert memory.runnable(A, 19) == 4
+    memory.arrived(A, back.reads)
+    memory.note(A, IDS, 4)
+    assert (memory.computed(A), memory.runnable(A, 19)) == (16, 19)
+    memory.note(A, IDS, 18)
+    assert not memory.returning(A)
+    memory.check_integrity()
+
+
+def test_who_gives_way_on_its_way_back_loses_nothing() -> None:
+    """What was not there yet stays in the tier; a read for the first return is not one of the next.
+
+    A fork shares what is there only, and closing gives everything back.
+    """
+    memory = PagedMemory(8, block_tokens=4, tier_blocks=6)
+    run(memory, A, IDS[:18])
+    memory.swap_out(A)
+    run(memory, B, [1] * 32)
+    memory.close(B)
+    back = memory.swap_in(A, compute_to=4)
+    memory.note(A, IDS, 2)
+    memory.fork(A, C)
+    assert memory.computed(C) == 2
+    assert len(memory.reach(C, 3)) == 1
+    memory.close(C)
+    assert memory.swap_out(A) == ()
+    assert memory.computed(A) == 18
+    assert memory.expected(A, back.reads) == []
+    memory.check_integrity()
+    assert len(memory.swap_in(A).reads) == 5
+    memory.close(A)
+    memory.arrived(A, back.reads)
+    memory.astray(A, back.reads)
+    assert memory.free_blocks == 8
+    assert memory.report().tier_used == 0
     memory.check_integrity()
 
 
@@ -207,7 +292,9 @@ def test_a_swapped_sequence_takes_from_the_cache_what_is_still_there() -> None:
     run(memory, A, IDS[:10])
     assert len(memory.swap_out(A)) == 1
     assert memory.blocks_to_swap_in(A) == 3
-    assert len(memory.swap_in(A)) == 1
+    back = memory.swap_in(A)
+    assert len(back.reads) == 1
+    memory.arrived(A, back.reads)
     assert memory.spills() == ()
     table = list(memory.table(A))
     memory.swap_out(A)
@@ -217,8 +304,9 @@ def test_a_swapped_sequence_takes_from_the_cache_what_is_still_there() -> None:
     assert memory.spills() == ()
     memory.close(B)
     back = memory.swap_in(A)
-    assert len(back) == 3
-    assert {copy.source for copy in back} > {copy.target for copy in spilled}
+    assert len(back.reads) == 3
+    memory.arrived(A, back.reads)
+    assert {copy.source for copy in back.reads} > {copy.target for copy in spilled}
     memory.close(A)
     # What came back from the tier can be found again.
     assert memory.open(C, IDS[:10]) == 8
@@ -232,7 +320,7 @@ def test_a_shared_block_neither_leaves_nor_comes_back() -> None:
     memory.open(B, IDS[:10])
     assert memory.blocks_to_swap_in(A) == 1
     free = memory.free_blocks
-    assert len(memory.swap_in(A)) == 1
+    assert len(memory.swap_in(A).reads) == 1
     assert memory.free_blocks == free - 1
     memory.check_integrity()
 
@@ -263,7 +351,7 @@ def test_what_is_overwritten_is_carried_away_first() -> None:
     memory.reach(B, 7)
     assert [copy.source for copy in memory.spills()] == [block]
     memory.check_integrity()
-    assert len(memory.swap_in(A)) == 1
+    assert len(memory.swap_in(A).reads) == 1
     memory.check_integrity()
 
 
@@ -361,7 +449,7 @@ def test_each_broken_book_is_noticed() -> None:
     broken(lambda m: m._blocks.refs.__setitem__(0, 2))
     broken(lambda m: m._blocks.free.pop())
     broken(lambda m: m._blocks.free.append(m._blocks.free[0]))
-    broken(lambda m: m._slots.pop())
+    broken(lambda m: m._swapping.free.pop())
     broken(lambda m: m._blocks.index.clear())
     broken(lambda m: m._held[A].table.pop())
     broken(lambda m: m._held[A].chain.pop())

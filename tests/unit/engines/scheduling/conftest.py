@@ -2,7 +2,8 @@
 
 The KV entry of a position is a hash of the one before it (read through the block table, wherever
 the plan's copies have brought it) and of its token; the next token is a hash of the last entry and
-of one earlier entry. So an answer equals the one computed alone only if every block that is read
+of one earlier entry. What is read from the tier may come late or never, and what is carried there
+may be refused. So an answer equals the one computed alone only if every block that is read
 has the right content.
 """
 
@@ -15,7 +16,7 @@ import pytest
 
 from starai.core.randomness import SeededRandomness
 from starai.engines.paging.cost import Action
-from starai.engines.paging.memory import PagedMemory
+from starai.engines.paging.memory import Copy, PagedMemory
 from starai.engines.scheduling.scheduler import Budget, Job, Limits, Plan, Scheduler, Work
 
 MASK = (1 << 61) - 1
@@ -56,15 +57,23 @@ class Alternating:
     def __init__(self) -> None:
         self.asked = 0
         self.always: Action | None = None
+        self.block_tokens = 1
 
-    def choose(self, private_tokens: int, cached_tokens: int) -> Action:
+    def choose(self, private_tokens: int, cached_tokens: int, others: int) -> Action:
         """See `Costs.choose`."""
         assert private_tokens >= 0
-        assert cached_tokens >= 0
+        assert min(cached_tokens, others) >= 0
         self.asked += 1
         if self.always is not None:
             return self.always
         return Action.SWAP if self.asked % 2 else Action.RECOMPUTE
+
+    def head(self, lost_tokens: int, start: int, others: int) -> int:
+        """See `Costs.head`."""
+        assert lost_tokens > 0
+        assert min(start, others) >= 0
+        blocks = -(-lost_tokens // self.block_tokens)
+        return min(self.asked % (blocks + 1) * self.block_tokens, lost_tokens)
 
 
 @dataclass
@@ -76,6 +85,8 @@ class Simulation:
     costs: Alternating = field(default_factory=Alternating)
     #: For a job, drafts behind its ids: its own continuation where the fraction is high.
     drafts: SeededRandomness | None = None
+    #: Of a tier that takes its time: each read comes in each step by this chance, or is given up.
+    slow: SeededRandomness | None = None
     now_s: float = 0.0
     finished: dict[bytes, list[int]] = field(default_factory=dict)
     expired: list[bytes] = field(default_factory=list)
@@ -93,6 +104,9 @@ class Simulation:
         self.prompts: dict[bytes, list[int]] = {}
         self.salts: dict[bytes, bytes] = {}
         self.decoding: set[bytes] = set()
+        self.reads: list[tuple[bytes, Copy]] = []
+        self.waited = 0
+        self.costs.block_tokens = size
 
     def add(self, job: Job) -> None:
         """Hand a job over; it is run until it is as long as its limit."""
@@ -113,6 +127,7 @@ class Simulation:
     def step(self, prompt_tokens: int = 64) -> Plan:
         """Plan, run, draw, and end what is complete."""
         busy = self.scheduler.has_work
+        self._arrive()
         draft = self._propose()
         budget = Budget(prompt_tokens, {key: len(ids) for key, ids in draft.items()})
         plan = self.scheduler.plan(self.now_s, budget)
@@ -122,7 +137,9 @@ class Simulation:
         self.expired += plan.expired
         self.preempted += plan.preempted
         self._check(plan, prompt_tokens, draft)
-        assert bool(plan.works or plan.expired) == busy
+        waits = any(self.memory.returning(key) for key in self.jobs if key in self.memory._held)
+        assert bool(plan.works or plan.expired or waits) == busy
+        self.waited += not plan.works
         self._execute(plan)
         ended = [work.key for work in plan.works if self._run(work, draft.get(work.key, ()))]
         self.scheduler.done(plan)
@@ -179,7 +196,7 @@ class Simulation:
         assert len(set(keys)) == len(keys)
         assert len(keys) <= self.scheduler.num_running <= self.limits.max_running
         assert not gave_way & set(keys)
-        assert not (gave_way and plan.swap_in and len(keys) > 1), "moves may overwrite each other"
+        assert not (gave_way and plan.returns and len(keys) > 1), "moves may overwrite each other"
         self.decoding -= gave_way
         assert self.decoding <= set(keys), "a decode was starved"
         for work in plan.works:
@@ -209,11 +226,32 @@ class Simulation:
             assert copy.source not in written, "copies cannot be made at once"
             written.add(copy.target)
         for copy in plan.swap_out:
-            self.tier[copy.target] = self.pool[copy.source].copy()
-        for copy in plan.swap_in:
-            self.pool[copy.target] = self.tier[copy.source].copy()
+            if self.slow and self.slow.fraction() < 0.1:
+                self.tier[copy.target] = []
+                self.memory.void([copy.target])
+            else:
+                self.tier[copy.target] = self.pool[copy.source].copy()
         for copy in plan.copies:
             self.pool[copy.target] = self.pool[copy.source].copy()
+        self.reads += [(back.key, copy) for back in plan.returns for copy in back.reads]
+        if self.slow is None:
+            self._arrive()
+
+    def _arrive(self) -> None:
+        """Some of what is being read comes, in any order; some of it never does."""
+        left = []
+        for key, copy in self.reads:
+            chance = self.slow.fraction() if self.slow else 1.0
+            if chance < 0.6:
+                left.append((key, copy))
+                continue
+            for one in self.memory.expected(key, [copy]):
+                if chance < 0.62 or not self.tier[one.source]:
+                    self.memory.astray(key, [one])
+                else:
+                    self.pool[one.target] = self.tier[one.source].copy()
+                    self.memory.arrived(key, [one])
+        self.reads = left
 
     def _run(self, work: Work, drafts: list[int] | tuple[()]) -> bool:
         """Run a work and draw, unless no answer is wanted; whether the job is complete."""

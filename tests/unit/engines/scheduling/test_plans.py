@@ -76,6 +76,7 @@ def happen(run: Simulation, number: int, event: tuple) -> None:
     tier_blocks=st.sampled_from([0, 4, 40]),
     max_running=st.integers(1, 9),
     drafts=st.booleans(),
+    slow=st.one_of(st.none(), st.integers(0, 99)),
 )
 def test_every_plan_holds_its_promises(
     simulate: type[Simulation],
@@ -84,11 +85,13 @@ def test_every_plan_holds_its_promises(
     tier_blocks: int,
     max_running: int,
     drafts: bool,
+    slow: int | None,
 ) -> None:
     """Any jobs, forks, cancels and budgets, in a memory of any size: all promises are kept."""
     memory = PagedMemory(num_blocks, block_tokens=BLOCK_TOKENS, tier_blocks=tier_blocks)
     run = simulate(memory, Limits(max_running, max_waiting=20))
     run.drafts = SeededRandomness(1) if drafts else None
+    run.slow = None if slow is None else SeededRandomness(slow)
     for number, event in enumerate(events):
         try:
             happen(run, number, event)

@@ -12,8 +12,11 @@ from starai.engines.scheduling.sequence import Phase, Running, Sequence
 class Swapping:
     """Always swaps."""
 
-    def choose(self, private_tokens: int, cached_tokens: int) -> Action:
+    def choose(self, private_tokens: int, cached_tokens: int, others: int) -> Action:
         return Action.SWAP
+
+    def head(self, lost_tokens: int, start: int, others: int) -> int:
+        return 0
 
 
 def test_the_least_deserving_is_unpinned_first_and_the_favoured_last() -> None:

@@ -56,6 +56,7 @@ def test_ten_thousand_sequences_end_as_if_alone(simulate: type[Simulation]) -> N
     systems = [chance.ids(16 + 3 * tenant) for tenant in range(5)]
     memory = PagedMemory(250, block_tokens=2, tier_blocks=80)
     run = simulate(memory, Limits(max_running=48, max_waiting=400))
+    run.slow = SeededRandomness(5)
     added = forked = cancelled = 0
     while added < NUM_JOBS or run.scheduler.has_work:
         while added < NUM_JOBS and run.scheduler.num_waiting < 60:
@@ -119,5 +120,8 @@ def test_planning_takes_no_time() -> None:
 class Swapping:
     """Always swaps."""
 
-    def choose(self, private_tokens: int, cached_tokens: int) -> Action:
+    def choose(self, private_tokens: int, cached_tokens: int, others: int) -> Action:
         return Action.SWAP
+
+    def head(self, lost_tokens: int, start: int, others: int) -> int:
+        return 0
