@@ -44,7 +44,8 @@ from starai.protocol.generation import Generation
 #: How long a worker may take to be ready: it reads every weight once, 40 GB from a slow disk in 7
 #: minutes, and the first one of all compiles kernels.
 START_S: Final = 600.0
-#: How long a worker may take to end by itself before it is killed: it may be inside a step.
+#: How long a worker may take to end by itself before it is killed: it may be inside a step. One
+#: that only loads is killed at once.
 _END_S: Final = 1.5
 #: A pipe that takes nothing for so long has a hung worker behind it: it reads in a thread.
 _SEND_S: Final = 10.0
@@ -179,6 +180,7 @@ async def engine_process(
         # Ctrl-C reaches the whole terminal group; the parent alone decides when a child ends.
         start_new_session=True,
     )
+    patience_s = 0.0
     try:
         assert process.stdin is not None  # noqa: S101 - asked for above
         assert process.stdout is not None  # noqa: S101
@@ -187,12 +189,14 @@ async def engine_process(
         async with task_group() as tasks:
             tasks.start_soon(link.write)
             try:
-                yield EngineWorker(process, await _opened(link, spec, start_timeout_s), link)
+                info = await _opened(link, spec, start_timeout_s)
+                patience_s = _END_S
+                yield EngineWorker(process, info, link)
             finally:
                 tasks.cancel_scope.cancel()
     finally:
         with anyio.CancelScope(shield=True):
-            await _end(process)
+            await _end(process, patience_s)
 
 
 async def _opened(link: _Link, spec: EngineSpec, timeout_s: float) -> EngineInfo:
@@ -210,11 +214,11 @@ async def _opened(link: _Link, spec: EngineSpec, timeout_s: float) -> EngineInfo
     raise EngineDied("the engine's worker broke the protocol of its pipe")
 
 
-async def _end(process: Process) -> None:
+async def _end(process: Process, patience_s: float) -> None:
     """Close stdin, which asks the worker to end; kill it when it does not."""
     if process.stdin is not None:
         await process.stdin.aclose()
-    with anyio.move_on_after(_END_S):
+    with anyio.move_on_after(patience_s):
         await process.wait()
     if process.returncode is None:
         process.kill()

@@ -91,7 +91,6 @@ def fitness(
         known = Fitness(device, measure(threads or num_threads(), clock), _gpu_rates(device))
         if keep:
             _keep(home, known)
-            _mark(home).unlink(missing_ok=True)
     return msgspec.structs.replace(known, device=device)
 
 
@@ -140,6 +139,7 @@ def _keep(home: Home, known: Fitness) -> None:
         home.path.mkdir(parents=True, exist_ok=True)
         beside.write_bytes(msgspec.json.encode(known))
         beside.replace(_path(home))
+        _mark(home).unlink(missing_ok=True)
 
 
 def _mark(home: Home) -> Path:
