@@ -44,6 +44,8 @@ class Cut:
         except RuntimeError:
             self._scope = anyio.CancelScope()
             self._scope.__enter__()
+        if self.made:  # before the work had its first turn
+            (self._task or self._scope).cancel()  # type: ignore[union-attr]
         return self
 
     def __exit__(

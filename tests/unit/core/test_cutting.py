@@ -36,6 +36,18 @@ async def test_what_is_cut_ends_and_what_comes_after_it_does_not():
     assert seen == ["cleared", "after"]
 
 
+async def test_work_that_is_cut_before_its_first_turn_ends_where_it_first_waits():
+    """A cut that comes before the work has begun is not forgotten."""
+    cut, seen = Cut(), []
+    cut.make()
+    with cut:
+        seen.append("begun")
+        await anyio.sleep(0)
+        seen.append("went on")
+    assert seen == ["begun"]
+    await anyio.sleep(0)
+
+
 async def test_work_that_is_not_cut_is_left_alone():
     """Its result and its errors come out as they are; a cut afterwards does nothing."""
     cut = Cut()

@@ -15,13 +15,14 @@ from __future__ import annotations
 import contextlib
 import hmac
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection
 
 import anyio
-from anyio.abc import TaskGroup
 
-from starai.core.concurrency import task_group
+from starai.core.crew import Crew, crew
+from starai.core.cutting import Cut
 from starai.core.errors import (
     MalformedFrame,
     Overloaded,
@@ -102,7 +103,10 @@ class ServedTask:
         self.close: Close | None = None
         #: Why the rest is refused, once it is.
         self.dismissed = ""
-        self.scope = anyio.CancelScope()
+        self.cut = Cut()
+        #: When the work has to be done, in seconds of the event loop; and whether it was not.
+        self.deadline_s = math.inf
+        self.is_late = False
         #: When something was sent last, in seconds of the event loop.
         self.sent_s = loop_time()
         #: Since when the close is awaited, and how many times it may still be asked for.
@@ -208,7 +212,7 @@ class Serving:
         self._sessions: OrderedDict[bytes, Session] = OrderedDict()
         self._seen = SeenOffers()
         self._tasks: dict[TaskKey, ServedTask] = {}
-        self._group: TaskGroup | None = None
+        self._crew: Crew | None = None
         self._bell = Bell()
 
     @property
@@ -227,11 +231,10 @@ class Serving:
         return len(self._tasks)
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        """Hear offers until cancelled; each task runs in this call's own task group."""
+        """Hear offers until cancelled; each task runs in this call's own crew."""
         subject = offer(self._role, self._identity.party)
-        async with task_group() as group:
-            self._group = group
-            group.start_soon(self._look_after)
+        async with crew() as self._crew:
+            self._crew.start(self._look_after)
             async with self._wire.subscribe(subject, self._on_delivery):
                 task_status.started()
                 await anyio.sleep_forever()
@@ -240,7 +243,7 @@ class Serving:
         """Stop all work for a caller that is gone."""
         for task in self._tasks.values():
             if task.header.caller == caller:
-                task.scope.cancel()
+                task.cut.make()
 
     def dismiss(self, code: str) -> None:
         """Stop all work and refuse the rest of each answer with a `RefusalCode`.
@@ -250,7 +253,7 @@ class Serving:
         for task in self._tasks.values():
             if not task.finished and task.close is None:
                 task.dismissed = code
-                task.scope.cancel()
+                task.cut.make()
 
     def _on_delivery(self, delivery: Delivery) -> None:
         try:
@@ -273,11 +276,11 @@ class Serving:
         if task.over_s is not None:
             self._settle(key, task)
         elif not task.finished:
-            task.scope.cancel()
+            task.cut.make()
 
     def _on_offer(self, message: Offer) -> None:
         header = message.header
-        if header.callee != self._identity.party or self._group is None:
+        if header.callee != self._identity.party or self._crew is None:
             return
         if header in self._seen:
             return
@@ -305,7 +308,7 @@ class Serving:
         key = (header.task_id, header.attempt)
         task = self._tasks[key] = ServedTask(header, generation, keys, self._wire)
         self._bell.ring()
-        self._group.start_soon(self._serve, key, task)
+        self._crew.start(self._serve, key, task)
 
     def _session(self, message: Offer) -> Session | None:
         now_ms = self._clock.now_ms()
@@ -338,13 +341,15 @@ class Serving:
     async def _serve(self, key: TaskKey, task: ServedTask) -> None:
         """Answer one task, until its deadline, or until nobody wants the rest."""
         left_s = (task.header.deadline_ms - self._clock.now_ms()) / 1000
-        task.scope.deadline = loop_time() + min(max(left_s, 0.0), REQUEST_DEADLINE_S)
+        task.deadline_s = loop_time() + min(left_s, REQUEST_DEADLINE_S)
+        task.is_late = left_s <= 0
         try:
-            with task.scope:
-                await self._work(task)
+            if not task.is_late:
+                with task.cut:
+                    await self._work(task)
             if task.dismissed:
                 task.refuse(task.dismissed)
-            elif task.scope.cancelled_caught and loop_time() >= task.scope.deadline:
+            elif task.is_late:
                 task.refuse(RefusalCode.DEADLINE)
             task.over_s = loop_time()
         finally:
@@ -386,13 +391,16 @@ class Serving:
     # -- what is due ------------------------------------------------------------------------
 
     async def _look_after(self) -> None:
-        """Give signs of life, and ask for closes: one timer for all tasks, not one for each."""
+        """See to deadlines, signs of life and closes: one timer for all tasks, not one for each."""
         while True:
             if not self._tasks:
                 await self._bell.wait()
             await anyio.sleep(LOOK_S)
             for key, task in [*self._tasks.items()]:
-                if task.over_s is None:
+                if task.over_s is None and loop_time() >= task.deadline_s:
+                    task.is_late = task.is_late or not task.cut.made
+                    task.cut.make()
+                elif task.over_s is None:
                     await self._show_life(task)
                 elif task.close is None:
                     self._ask_for_close(key, task, task.over_s)
