@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from starai import __version__
+from starai.core.collecting import lasting
 from starai.core.errors import StarAIError
 
 #: Command -> (module, attribute, one line of help). Groups bring their own commands.
@@ -48,7 +49,8 @@ class _Lazy(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, attribute = COMMANDS[cmd_name]
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        with lasting():
+            command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

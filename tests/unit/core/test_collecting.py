@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from starai.core.collecting import YOUNG_MAX, collect_rarely
+from starai.core.collecting import YOUNG_MAX, collect_rarely, lasting
 
 
 class Circle:
@@ -42,3 +42,16 @@ def test_what_was_there_before_is_never_looked_at() -> None:
     """What was imported is out of every later search."""
     collect_rarely()
     assert gc.get_freeze_count() > 10_000
+
+
+def test_what_is_made_to_last_is_not_searched_and_the_rest_is_again() -> None:
+    """A circle of the inside stays, one made afterwards goes, also when something was raised."""
+    with pytest.raises(ValueError, match="half"), lasting():
+        inside = weakref.ref(Circle())
+        assert not gc.isenabled()
+        raise ValueError("half way")
+    assert gc.isenabled()
+    outside = weakref.ref(Circle())
+    gc.collect()
+    assert inside() is not None
+    assert outside() is None
