@@ -22,7 +22,7 @@ from starai.ledger.shelves import (
     HoldChange,
     Shelf,
 )
-from starai.ledger.transfers import Transfer, transfer_id
+from starai.ledger.transfers import MOVES_MAX, Transfer, transfer_id
 
 
 class Books:
@@ -122,6 +122,8 @@ class Books:
 
     def _post(self, event: Event, planned: Plan) -> tuple[Transfer, ...]:
         after: dict[Account, Totals] = {}
+        if len(planned.moves) > MOVES_MAX:
+            raise InvalidRequest(f"an event moves money at most {MOVES_MAX} times")
         for move in planned.moves:
             self._move(move, after)
         event_id, at_ms = event.event_id, event.at_ms

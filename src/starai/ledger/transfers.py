@@ -7,7 +7,6 @@ bytes are what blocks commit to. Knows nothing of why money moves: `starai.ledge
 from __future__ import annotations
 
 import enum
-import hashlib
 import struct
 from functools import cache
 from typing import Final
@@ -17,7 +16,10 @@ import msgspec
 from starai.ledger.accounts import Account, Kind
 
 ID_BYTES: Final = 16
-_ID_DOMAIN: Final = b"starai/v1/transfer"
+#: Of a transfer's id, the bytes that say which of its event's it is.
+_PLACE_BYTES: Final = 2
+#: Transfers of one event.
+MOVES_MAX: Final = 1 << (8 * _PLACE_BYTES)
 _FIXED: Final = struct.Struct("<4sB3x16s16sQQ")
 _PART: Final = struct.Struct("<H")
 _MAGIC: Final = b"SAIT"
@@ -85,5 +87,9 @@ def _word(word: Code | Kind) -> bytes:
 
 
 def transfer_id(event_id: bytes, index: int) -> bytes:
-    """The id of an event's transfer number ``index``, from 0."""
-    return hashlib.sha256(_ID_DOMAIN + event_id + index.to_bytes(4, "big")).digest()[:ID_BYTES]
+    """The id of an event's transfer number ``index``, from 0 and below `MOVES_MAX`.
+
+    It is the event's without its first bytes, then the number: so all that an event moved lies
+    together in an index. Event ids, being hashes, differ in more than their first bytes.
+    """
+    return event_id[_PLACE_BYTES:] + index.to_bytes(_PLACE_BYTES, "big")

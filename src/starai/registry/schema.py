@@ -106,7 +106,6 @@ CREATE TABLE transfer (
   amount INTEGER NOT NULL CHECK (amount > 0), ref BLOB NOT NULL, reverses BLOB NOT NULL,
   at_ms INTEGER NOT NULL
 ) STRICT;
-CREATE INDEX transfer_by_event ON transfer (event_id);
 CREATE INDEX transfer_insured ON transfer (credit_owner) WHERE debit_kind = 'insurance';
 CREATE INDEX transfer_matured ON transfer (debit_owner) WHERE code = 'mature';
 CREATE INDEX transfer_claimed ON transfer (debit_owner) WHERE code = 'claimed';

@@ -156,7 +156,7 @@ class PaidNetwork:
             )
             for place, (one, leaf) in enumerate(zip(records, leaves, strict=True))
         ]
-        capture(self.connection, [Invoice(by.raw, owed, at_ms)])
+        capture(self.connection, [Invoice(by.raw, owed, at_ms, slot)])
 
     def _confirm(
         self, side: Side, by: Identity, leaves: list[bytes], root: bytes, charge: int, at_ms: int

@@ -6,7 +6,6 @@ drawn only on holds that are there, and what is held is the sum of what is open.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Set as AbstractSet
@@ -202,8 +201,7 @@ class Books:
         transfer_id, event_id, amount, _, code, debit, credit, *_ = transfer
         self._index = self._index + 1 if event_id == self._event else 0
         self._event = event_id
-        named = b"starai/v1/transfer" + event_id + self._index.to_bytes(4, "big")
-        if transfer_id != hashlib.sha256(named).digest()[:16]:
+        if transfer_id != event_id[2:] + self._index.to_bytes(4, "big")[-2:]:
             yield "has not the id of its event"
         if amount <= 0:
             yield "moves nothing"

@@ -89,11 +89,15 @@ class Paid(msgspec.Struct, frozen=True):
 
 
 class Invoice(NamedTuple):
-    """What a node (its raw key) is owed for records that became due together, at ``now_ms``."""
+    """What a node (its raw key) is owed for records of one ``block`` that became due together.
+
+    ``now_ms`` is when (Unix milliseconds).
+    """
 
     node: bytes
     records: Sequence[Owed]
     now_ms: int
+    block: int
 
 
 class _Bill:
@@ -116,7 +120,9 @@ class _Bill:
         # More than all money there is cannot be paid, so it need not be asked for.
         charge = min(self.charge, MONEY_MAX)
         return Captured(
-            event_id=event_id(b"captured", customer_owner(self.payer), root),
+            event_id=event_id(
+                b"captured", customer_owner(self.payer), root, slot=self.invoice.block
+            ),
             at_ms=self.invoice.now_ms,
             customer=self.owner or 0,
             payer=self.payer,

@@ -13,7 +13,7 @@ from starai.ledger.accounts import payable, pending, stake
 from starai.ledger.prices import node_share
 from starai.ledger.reconciling import Standing
 from starai.protocol.identity import KeyKind, PartyId, public_nkey, raw_public
-from starai.registry.money.shelf import StoredShelf
+from starai.registry.money.shelf import OF_EVENT, StoredShelf, of_event
 from starai.registry.schema import rows
 from starai.registry.storage import Connection
 
@@ -173,7 +173,11 @@ class _Record:
         self.mature_ms: int | None = None
         if self.event_id is not None:
             seq = next(
-                rows(connection, "SELECT max(seq) FROM transfer WHERE event_id = ?", self.event_id)
+                rows(
+                    connection,
+                    f"SELECT max(seq) FROM transfer {OF_EVENT}",  # noqa: S608 - a constant
+                    *of_event(self.event_id),
+                )
             )[0]
             self.mature_ms = _mature_ms(connection, seq, maturity_ms) if seq else None
 

@@ -13,7 +13,7 @@ from starai.ledger import state
 from starai.ledger.accounts import FEE, UNUSED, Account, Kind, Totals, held, pending
 from starai.ledger.events import Captured
 from starai.ledger.shelves import Changes, Hold
-from starai.ledger.transfers import Code, Transfer
+from starai.ledger.transfers import MOVES_MAX, Code, Transfer, transfer_id
 from starai.registry.schema import rows, rows_in
 from starai.registry.storage import Connection
 
@@ -48,8 +48,17 @@ ON CONFLICT (name) DO UPDATE SET state = excluded.state, debits = excluded.debit
 """
 
 
+#: Which transfers are an event's; the bindings are those of `of_event`. By their ids, so that
+#: events need no index of their own.
+OF_EVENT: Final = "WHERE id BETWEEN ? AND ? AND event_id = ?"
+
 _KINDS: Final = {kind.value: kind for kind in Kind}
 _CODES: Final = {code.value: code for code in Code}
+
+
+def of_event(event_id: bytes) -> tuple[bytes, bytes, bytes]:
+    """The bindings of `OF_EVENT`."""
+    return transfer_id(event_id, 0), transfer_id(event_id, MOVES_MAX - 1), event_id
 
 
 class StoredShelf:
@@ -66,8 +75,9 @@ class StoredShelf:
     def expect(self, captures: Sequence[Captured]) -> None:
         """Look up together what these will ask for one by one; nothing is written until then."""
         events = [one.event_id for one in captures]
-        sql = "SELECT event_id FROM transfer WHERE event_id IN ({})"
-        self._unmoved = set(events) - {one for (one,) in rows_in(self._connection, sql, events)}
+        sql = "SELECT event_id FROM transfer WHERE id IN ({})"
+        firsts = [transfer_id(one, 0) for one in events]
+        self._unmoved = set(events) - {one for (one,) in rows_in(self._connection, sql, firsts)}
         accounts = dict.fromkeys(map(held, {one.customer for one in captures}), UNUSED)
         accounts |= dict.fromkeys(map(pending, {one.node for one in captures}), UNUSED)
         accounts[FEE] = UNUSED
@@ -120,7 +130,7 @@ class StoredShelf:
         """What an event moved, in order."""
         if event_id in self._unmoved:
             return ()
-        found = rows(self._connection, f"{_TRANSFER} WHERE event_id = ? ORDER BY seq", event_id)
+        found = rows(self._connection, f"{_TRANSFER} {OF_EVENT} ORDER BY id", *of_event(event_id))
         return [_transfer(row) for row in found]
 
     def all_transfers(self) -> Iterator[Transfer]:

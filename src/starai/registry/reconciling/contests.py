@@ -20,15 +20,15 @@ from starai.ledger.prices import node_share
 from starai.ledger.reconciling import WAITING, Claim, Standing, due, judge
 from starai.protocol.records import TaskRecord
 from starai.registry.money.books import Invoice, Owed, apply_event, capture
-from starai.registry.money.shelf import StoredShelf
+from starai.registry.money.shelf import OF_EVENT, StoredShelf, of_event
 from starai.registry.schema import rows, rows_in
 from starai.registry.storage import Connection
 
 _LOG = logging.getLogger(__name__)
 
 _CLAIMS: Final = (
-    "SELECT task.seq, task.rec, task.leaf, task.state, task.event_id, said.at_ms, heard.at_ms,"
-    " dispute.verdict, dispute.event_id FROM task"
+    "SELECT task.seq, task.rec, task.leaf, task.block, task.state, task.event_id, said.at_ms,"
+    " heard.at_ms, dispute.verdict, dispute.event_id FROM task"
     " LEFT JOIN confirm AS said ON said.seq = task.node_confirm"
     " LEFT JOIN confirm AS heard ON heard.seq = task.dist_confirm"
     " LEFT JOIN dispute ON dispute.task_seq = task.seq"
@@ -43,6 +43,7 @@ class ClaimRow(NamedTuple):
 
     seq: int
     leaf: bytes
+    block: int
     claim: Claim
     state: int
     event_id: bytes | None
@@ -79,6 +80,7 @@ def claims_of(connection: Connection, task_id: bytes, attempt: int) -> list[Clai
         ClaimRow(
             seq,
             leaf,
+            block,
             Claim(
                 TaskRecord.parse(rec),
                 node_ms,
@@ -90,7 +92,7 @@ def claims_of(connection: Connection, task_id: bytes, attempt: int) -> list[Clai
             verdict,
             refund,
         )
-        for seq, rec, leaf, state, paid_by, node_ms, dist_ms, verdict, refund in rows(
+        for seq, rec, leaf, block, state, paid_by, node_ms, dist_ms, verdict, refund in rows(
             connection, _CLAIMS, task_id, attempt
         )
     ]
@@ -145,7 +147,7 @@ def pay_row(connection: Connection, row: ClaimRow, now_ms: int) -> bool:
     if row.refund is not None:
         return _undo_refund(connection, row, row.refund, now_ms)
     if row.event_id is None and row.owed.charge:
-        pay(connection, [Invoice(row.claim.record.node, [row.owed], now_ms)])
+        pay(connection, [Invoice(row.claim.record.node, [row.owed], now_ms, row.block)])
     return True
 
 
@@ -222,12 +224,13 @@ def _charged(connection: Connection, row: ClaimRow) -> tuple[int, int] | None:
 
     A payment covers all that one confirmation completed, so its records are of one slot.
     """
+    if row.event_id is None:
+        return None
     ((insured, moved),) = rows(
         connection,
-        "SELECT count(*) FILTER (WHERE debit_kind = ?), sum(amount) FROM transfer"
-        " WHERE event_id = ?",
+        f"SELECT count(*) FILTER (WHERE debit_kind = ?), sum(amount) FROM transfer {OF_EVENT}",  # noqa: S608 - a constant
         Kind.INSURANCE.value,
-        row.event_id,
+        *of_event(row.event_id),
     )
     total, mine = 0, None
     for seq, asked, prompt, answer, input_nano, output_nano, bps in rows(

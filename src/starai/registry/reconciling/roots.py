@@ -164,7 +164,7 @@ def _match(connection: Connection, matching: Sequence[_Matching]) -> list[Word]:
     ranges: list[tuple[int, int, int, int]] = []
     for word, (said, twin, agreeing, _) in zip(words, matching, strict=True):
         owed = [one.owed for one in agreeing if one.owed.charge and one.event_id is None]
-        invoices.append(Invoice(word.node, owed, said.now_ms))
+        invoices.append(Invoice(word.node, owed, said.now_ms, said.confirm.block))
         ranges.append((word.seq, twin.seqs.start, twin.seqs.stop - 1, twin.seq))
     pay(connection, invoices)
     connection.executemany(_AGREE, ranges)

@@ -239,7 +239,7 @@ def _agree(connection: Connection, found: Sequence[tuple[Word, _Sorted]]) -> Non
             for row, one in sorted_out.agreeing
             if one.record.charge_nano_usd and row.event_id is None
         ]
-        invoices.append(Invoice(word.node, owed, word.said.now_ms))
+        invoices.append(Invoice(word.node, owed, word.said.now_ms, word.said.confirm.block))
         agreed[word.side] += [(word.seq, row.seq) for row, _ in sorted_out.agreeing]
     pay(connection, invoices)
     for side, pairs in agreed.items():

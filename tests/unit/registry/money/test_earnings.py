@@ -61,7 +61,7 @@ class House:
             )
             if paid:
                 owed = Owed(number, bytes([number]) * 32, 1, 1, 1, 9, charge)
-                capture(connection, [Invoice(raw, [owed], self.registry._clock.now_ms())])
+                capture(connection, [Invoice(raw, [owed], self.registry._clock.now_ms(), 0)])
 
         await self.registry._store.write(write)
         return task_id.hex()

@@ -85,7 +85,7 @@ def owed(seq: int, **changes: object) -> Owed:
 
 def pay(connection: SqliteSession, records: list[Owed], now_ms: int) -> Paid:
     """Pay `NODE` for records."""
-    return capture(connection, [Invoice(NODE, records, now_ms)])
+    return capture(connection, [Invoice(NODE, records, now_ms, 1)])
 
 
 def deposit(session: SqliteSession, amount: int, customer: int = CUSTOMER) -> None:
@@ -290,6 +290,7 @@ def test_many_invoices_move_what_they_move_one_by_one(
                 for payer, price, charge in records
             ],
             10 + number,
+            1,
         )
         for number, records in enumerate(bills)
     ]
