@@ -31,9 +31,8 @@ class SystemClock:
         """Milliseconds since the Unix epoch."""
         return time.time_ns() // 1_000_000
 
-    def monotonic_s(self) -> float:
-        """Seconds since some fixed point."""
-        return time.monotonic()
+    #: Seconds since some fixed point. The function itself: a request asks a dozen times.
+    monotonic_s = staticmethod(time.monotonic)
 
 
 class AnyioClock:

@@ -213,6 +213,21 @@ class Pool:
         for lane in self._lanes:
             lane.changed[entry] = None
 
+    def reload(self, party: str, running: int, unseen: int, free_at_s: float) -> None:
+        """A candidate has more or less to do; nothing else about it changed."""
+        entry = self._entries.get(party)
+        if entry is None:
+            return
+        now = msgspec.structs.replace(
+            entry.candidate, running=running, unseen=unseen, free_at_s=free_at_s
+        )
+        if not entry.is_open or running >= now.slots:
+            self.put(now)  # it may be open now, or no longer
+            return
+        entry.candidate = now
+        for lane in self._lanes:
+            lane.changed[entry] = None
+
     def drop(self, party: str) -> None:
         """A candidate is gone."""
         entry = self._entries.pop(party, None)

@@ -56,8 +56,11 @@ class Pieces:
 
     def text_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that ``ids`` add to a text."""
-        text, size = self._text, len(self._text)
-        return b"".join([text[id_] for id_ in ids if 0 <= id_ < size])
+        text = self._text
+        known = [*ids]
+        if known and min(known) >= 0 and max(known) < len(text):
+            return b"".join(map(text.__getitem__, known))  # nearly always, and without a loop
+        return b"".join([text[id_] for id_ in known if 0 <= id_ < len(text)])
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``; equals a stream's pushes and its flush."""

@@ -161,6 +161,19 @@ class PoolAgainstScan(RuleBasedStateMachine):
         for one in candidates:
             self.put(one)
 
+    @rule(
+        party=st.sampled_from(PARTIES),
+        running=st.integers(0, 3),
+        unseen=st.integers(0, 3),
+        free_at_s=st.floats(0, 1e6),
+    )
+    def reload(self, party: str, running: int, unseen: int, free_at_s: float) -> None:
+        if party in self.table:
+            self.table[party] = replace(
+                self.table[party], running=running, unseen=unseen, free_at_s=free_at_s
+            )
+        self.pool.reload(party, running, unseen, free_at_s)
+
     @rule(party=st.sampled_from(PARTIES))
     def drop(self, party: str) -> None:
         self.table.pop(party, None)

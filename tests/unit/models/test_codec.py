@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from starai.core.errors import InvalidRequest, ModelFileRefused
 from starai.models.catalog import EMBEDDED_FOLDER, open_model
 from starai.models.codec import ROLES, open_codec
+from starai.models.pieces import Pieces
 
 BEGIN, END, USER, ASSISTANT, THINK = range(258, 263)
 STORIES = "models/stories260K"
@@ -262,3 +263,12 @@ def test_the_embedded_model_converses():
     ids = codec.render_chat(user("Hello, wörld 😀!"))
     assert "Hello, wörld 😀!" in codec.decode(ids)
     assert codec.decode(codec.encode("Hello 😀")) == "Hello 😀"
+
+
+@given(st.lists(st.integers(-3, 6), max_size=8))
+def test_ids_without_a_piece_add_nothing(ids: list[int]) -> None:
+    """Neither those beyond the vocabulary nor negative ones, wherever they stand."""
+    pieces = Pieces([b"a", b"b", b"c", b"<end>"], frozenset({3}), 4)
+    expected = "".join("abc"[one] for one in ids if 0 <= one < 3)
+    assert pieces.decode(ids) == expected
+    assert pieces.stream().push(iter(ids)) == expected

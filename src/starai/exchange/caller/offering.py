@@ -92,10 +92,14 @@ class Ask(msgspec.Struct, frozen=True):
 
 @dataclass
 class _Line:
-    """The session with a callee; ``opening`` rides along until one answer has been seen."""
+    """The session with a callee, and where it hears offers.
+
+    ``opening`` rides along until one answer has been seen.
+    """
 
     prekey_id: bytes
     session: Session
+    subject: str
     opening: SessionOpening | None
 
 
@@ -201,7 +205,7 @@ class Offering:
         return [one for one in self._streams.values() if one.header.callee == callee]
 
     def _prepare(self, ask: Ask, bell: Bell | None = None) -> tuple[AnswerStream, Offer]:
-        line = self._line(ask.callee, ask.prekey)
+        line = self._line(ask)
         plaintext = encode_request(ask.generation)
         header = TaskHeader(
             task_id=ask.task_id,
@@ -223,9 +227,10 @@ class Offering:
         keys = derive_keys(line.session.secret, header)
         message = Offer(header, seal_request(keys, plaintext), line.opening)
         left = header.max_tokens - tokens.count(ask.generation.accepted)
-        return AnswerStream(header, keys, offer(ask.role, ask.callee), left, bell), message
+        return AnswerStream(header, keys, line.subject, left, bell), message
 
-    def _line(self, callee: PartyId, prekey: Prekey) -> _Line:
+    def _line(self, ask: Ask) -> _Line:
+        callee, prekey = ask.callee, ask.prekey
         known = self._lines.get(callee)
         now_ms = self._clock.now_ms()
         if known and known.prekey_id == prekey.prekey_id and now_ms < known.session.expires_ms:
@@ -237,7 +242,8 @@ class Offering:
             )
         except SealBroken as error:
             raise AttemptFailed(FailureKind.MALFORMED) from error
-        line = self._lines[callee] = _Line(prekey.prekey_id, session, opening)
+        subject = offer(ask.role, callee)
+        line = self._lines[callee] = _Line(prekey.prekey_id, session, subject, opening)
         return line
 
     def _line_of(self, stream: AnswerStream) -> _Line | None:

@@ -281,17 +281,12 @@ class Roster:
 
     def _reload(self, known: _Party, model_root: bytes, now_s: float) -> None:
         """Its tasks alone are different."""
-        pool = self._pools[model_root]
-        before = pool.get(known.beat.party)
-        if before is not None:
-            pool.put(
-                msgspec.structs.replace(
-                    before,
-                    running=len(known.places) + known.others,
-                    unseen=known.unheard * self.num_peers,
-                    free_at_s=known.free_at_s if known.free_at_s > now_s else 0.0,
-                )
-            )
+        self._pools[model_root].reload(
+            known.beat.party,
+            len(known.places) + known.others,
+            known.unheard * self.num_peers,
+            known.free_at_s if known.free_at_s > now_s else 0.0,
+        )
 
     def _candidate(self, known: _Party, model: ServedModel, now_s: float) -> Candidate:
         beat, ladder = known.beat, self._ladder

@@ -304,9 +304,9 @@ def _ask(
     response_format: ResponseFormat | None = None,
 ) -> Ask:
     """The fields that every endpoint has, checked."""
-    for (name, (low, high)), value in zip(_RANGES.items(), _ranged(request), strict=True):
+    for name, value in zip(_RANGES, _ranged(request), strict=True):
         if value is not None:
-            check_range(name, value, low, high)
+            check_range(name, value, *_RANGES[name])
     n = request.n or 1
     if n * len(prompts) > CHOICES_MAX:
         raise wrong_value(
