@@ -61,8 +61,6 @@ class Crowd:
     gaps: Gaps = field(default_factory=Gaps)
     #: The largest share of a round's streams that one heir got, for each round.
     shares: list[float] = field(default_factory=list)
-    #: From the first stream that went on to the last, for each round, in ms.
-    spans_ms: list[float] = field(default_factory=list)
 
 
 def only(made: Network, one: PartyId, *, drains: bool) -> None:
@@ -120,8 +118,6 @@ def round_of(made: Network, crowd: Crowd, number: int, num_tokens: int, whole: l
     if lines:
         heirs = Counter(str(line["callee"]) for line in lines)
         crowd.shares.append(max(heirs.values()) / len(lines))
-        moments = [float(str(line["t"])) for line in lines]
-        crowd.spans_ms.append(1000 * (max(moments) - min(moments)))
     wait_until(lambda: node.program.starts > starts, "the node that was killed")
     time.sleep(4.0)  # until its old self is forgotten: the lease of a beat
 
@@ -131,14 +127,18 @@ def table(crowds: list[Crowd], step_ms: float) -> list[str]:
     lines = [
         (
             "| streams on it | went on | text equal | until offered anew: median, p95, longest "
-            f"| until the next token | without a step of {step_ms:g} ms | most to one heir |"
+            f"| until the next token | without a step of {step_ms:g} ms "
+            "| longest pause of a client | most to one heir |"
         ),
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for one in crowds:
         less = [max(0.0, gap - step_ms) for gap in one.gaps.whole_ms]
-        columns = [spread(values).partition(" | ")[2].replace(" | ", ", ")
-                   for values in (one.gaps.unasked_ms, one.gaps.whole_ms, less)]  # fmt: skip
+        pauses = [1000 * stream.longest_gap_s for stream in one.streams]
+        columns = [
+            spread(values).partition(" | ")[2].replace(" | ", ", ")
+            for values in (one.gaps.unasked_ms, one.gaps.whole_ms, less, pauses)
+        ]
         share = f"{statistics.median(one.shares):.0%}" if one.shares else "-"
         counts = f"{len(one.gaps.whole_ms)} | {one.equal} of {len(one.streams)}"
         lines.append(f"| {one.size} | {counts} | {' | '.join(columns)} | {share} |")
