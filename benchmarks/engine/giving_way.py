@@ -33,7 +33,7 @@ from starai.engines.scheduling.scheduler import Budget, Job, Limits, Plan, Sched
 #: a squared one, seconds a step for its weights and a decoding sequence.
 TOKEN_S, SQUARE_S, WEIGHTS_S, DECODE_S = 9.5e-4, 2.2e-7, 0.045, 0.004
 #: Megabytes a second that a tier takes and gives.
-SPEEDS = (8000, 1000, 300, 210, 150, 40)
+SPEEDS = (8000, 1000, 300, 210, 150, 40, 10)
 #: Requests, tokens of one, how many are wanted at once, and how many times as long their answers
 #: might have become where the engine is not told how long they will be.
 REQUESTS, LEAST, MOST = 200, 200, 2048

@@ -82,6 +82,7 @@ def test_ten_thousand_sequences_end_as_if_alone(simulate: type[Simulation]) -> N
     assert min(actions[Action.SWAP], actions[Action.RECOMPUTE]) > 50
     assert min(forked, cancelled, len(run.expired)) > 20
     assert memory.report().reuse > 0.2
+    assert memory.report().head_tokens > 50
 
 
 def test_planning_takes_no_time() -> None:
