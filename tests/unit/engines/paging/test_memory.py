@@ -154,6 +154,23 @@ def test_what_never_arrives_is_computed() -> None:
     memory.check_integrity()
 
 
+def test_what_went_astray_once_is_not_read_again() -> None:
+    """Who gives way before that was computed has it computed the next time."""
+    memory = PagedMemory(6, block_tokens=4, tier_blocks=6)
+    run(memory, A, IDS[:18])
+    memory.swap_out(A)
+    run(memory, B, [1] * 24)
+    memory.close(B)
+    back = memory.swap_in(A)
+    memory.astray(A, back.reads[1:2])
+    memory.swap_out(A)
+    again = memory.swap_in(A)
+    assert {copy.source for copy in again.reads} == {
+        copy.source for copy in (back.reads[0], *back.reads[2:])
+    }
+    memory.check_integrity()
+
+
 def test_who_gives_way_on_its_way_back_loses_nothing() -> None:
     """What was not there yet stays in the tier; a read for the first return is not one of the next.
 
