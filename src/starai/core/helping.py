@@ -51,22 +51,25 @@ class Helper:
         """What the helper answers; blocks the calling thread.
 
         Raises:
-            InternalFault: it died, took too long, was closed, or is not started any more.
+            InternalFault: it died, took too long, was closed, or cannot be started (any more).
         """
         with self._asking:
             process = self._process or self._start()
             self._asked_s = time.monotonic()
+            answer: bytes | None = None
             try:
                 assert process.stdin is not None  # noqa: S101 - asked for at its start
                 assert process.stdout is not None  # noqa: S101
                 _put(process.stdin, question)
                 answer = _take(process.stdout)
             except OSError:
-                answer = None
+                pass  # it is gone
             finally:
                 self._asked_s = None
+                # Whatever went wrong: what it may still say is no answer to the next question.
+                if answer is None:
+                    self._end()
             if answer is None:
-                self._end()
                 raise InternalFault("a helper process died or took too long")
             return answer
 
@@ -82,16 +85,20 @@ class Helper:
         if self._closed or self._starts == STARTS_MAX:
             raise InternalFault("no helper process is started any more")
         self._starts += 1
-        self._process = subprocess.Popen(  # noqa: S603 - our own program
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            # Ctrl-C reaches the whole terminal group; the parent alone decides when a child ends.
-            start_new_session=True,
-        )
         self._ended = threading.Event()
-        threading.Thread(target=self._watch, args=(self._process, self._ended), daemon=True).start()
-        return self._process
+        try:
+            process = self._process = subprocess.Popen(  # noqa: S603 - our own program
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                # Ctrl-C reaches the whole terminal group; the parent alone says when a child ends.
+                start_new_session=True,
+            )
+            threading.Thread(target=self._watch, args=(process, self._ended), daemon=True).start()
+        except (OSError, RuntimeError) as error:  # no room for one more file, process or thread
+            self._end()
+            raise InternalFault("no helper process can be started here") from error
+        return process
 
     def _watch(self, process: subprocess.Popen[bytes], ended: threading.Event) -> None:
         # One lasting thread that looks now and then: a timer for each question costs as much as it.

@@ -62,13 +62,14 @@ from starai.registry.money.allotments import Allotments
 from starai.registry.money.customers import Customers
 from starai.registry.money.prices import PriceList
 from starai.registry.money.queries import MoneyQueries
+from starai.registry.money.shelf import refuse_old_ids
 from starai.registry.parties import Parties
 from starai.registry.queries import Queries
 from starai.registry.reconciling.confirmations import Confirmations
 from starai.registry.reconciling.disputes import Disputes
 from starai.registry.reconciling.queries import DisputeQueries
 from starai.registry.schema import bind_network
-from starai.registry.storage import Store
+from starai.registry.storage import Connection, Store
 
 _LOG = logging.getLogger(__name__)
 
@@ -188,11 +189,16 @@ class Registry:
         """Read what must be in memory; `run` does it too, so call it to use the parts before.
 
         Raises:
-            ConfigurationRefused: the store belongs to another network, or closed days for another
-                vault.
+            ConfigurationRefused: the store belongs to another network, closed days for another
+                vault, or is an older StarAI's.
         """
         network, block_ms = self._config.network, self._config.block_ms
-        await self._store.write(lambda connection: bind_network(connection, network, block_ms))
+
+        def begin(connection: Connection) -> None:
+            bind_network(connection, network, block_ms)
+            refuse_old_ids(connection)
+
+        await self._store.write(begin)
         await self.parties.load()
         if self.days is not None:
             await self.days.open()

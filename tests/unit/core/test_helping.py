@@ -125,3 +125,30 @@ def test_it_ends_with_its_asker(helper: Helper) -> None:
     assert process.stdin is not None
     process.stdin.close()
     assert process.wait(5) == 0
+
+
+def test_one_that_cannot_be_started_fails_as_one_that_died(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where there is no room for one more process its asker hears what it hears of a death."""
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    with closing(Helper("turning", answer_s=5.0)) as helper:
+        with pytest.raises(InternalFault, match="can be started"):
+            helper.ask(b"")
+        assert helper.pid is None
+
+
+def test_what_was_not_waited_for_answers_no_later_question(
+    helper: Helper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody who is torn away from an answer leaves none behind for who asks next."""
+
+    def torn(_: object) -> None:
+        raise MemoryError
+
+    helper.ask(b"")
+    with monkeypatch.context() as context:
+        context.setattr("starai.core.helping._take", torn)
+        with pytest.raises(MemoryError):
+            helper.ask(b"first")
+    assert helper.ask(b"next!") == b"!txen"

@@ -110,6 +110,20 @@ def test_what_a_slow_disk_cannot_take_is_refused():
     assert taken(shelf) == {(b"a", 0): 7}
 
 
+def test_a_row_that_was_taken_holds_no_memory_of_those_refused():
+    """What waits takes the room of its own rows, whatever they came with."""
+    disk = Disk()
+    shelf = shelf_on(disk)
+    disk.go.clear()
+    slots = list(range(SLOTS))
+    assert len(shelf.put(slots, torch.cat([row(slot) for slot in slots]))) == SLOTS - MOST_ROWS
+    held = [one.untyped_storage() for one in shelf._writes.values()]
+    held_bytes = {storage.data_ptr(): storage.nbytes() for storage in held}
+    assert sum(held_bytes.values()) == MOST_ROWS * ROW_BYTES
+    disk.go.set()
+    settled(shelf)
+
+
 def test_what_is_read_and_not_taken_is_bounded_too():
     """The thread pauses until somebody takes what it read."""
     shelf = shelf_on(Disk())

@@ -242,11 +242,13 @@ class Behind:
         """See `Shelf.put`: it refuses what does not fit into the memory set aside."""
         refused = []
         with self._change:
+            # A row that stays without the others would hold the memory of all.
+            fit = len(self._writes) + len(slots) <= self._most_rows
             for slot, row in zip(slots, rows, strict=True):
                 # What the slot had is of no use any more. The newest is written last.
                 self._writes.pop(slot, None)
                 if len(self._writes) < self._most_rows:
-                    self._writes[slot] = row
+                    self._writes[slot] = row if fit else row.clone()
                     self._lost.discard(slot)
                 else:
                     self._lost.add(slot)

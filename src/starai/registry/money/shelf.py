@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from starai.core.errors import StoreFailed
+from starai.core.errors import ConfigurationRefused, StoreFailed
 from starai.ledger import state
 from starai.ledger.accounts import FEE, UNUSED, Account, Kind, Totals, held, pending
 from starai.ledger.events import Captured
@@ -59,6 +59,20 @@ _CODES: Final = {code.value: code for code in Code}
 def of_event(event_id: bytes) -> tuple[bytes, bytes, bytes]:
     """The bindings of `OF_EVENT`."""
     return transfer_id(event_id, 0), transfer_id(event_id, MOVES_MAX - 1), event_id
+
+
+def refuse_old_ids(connection: Connection) -> None:
+    """Look at the oldest transfer: are ids made as they are now? What was paid must be found again.
+
+    Raises:
+        ConfigurationRefused: they are made otherwise, as before November 2026.
+    """
+    for first, event_id in rows(connection, "SELECT id, event_id FROM transfer WHERE seq = 1"):
+        if first != transfer_id(event_id, 0):
+            raise ConfigurationRefused(
+                "the registry's books were begun by an older StarAI, which named transfers"
+                " otherwise: settle its last day with that one, and begin in another home"
+            )
 
 
 class StoredShelf:

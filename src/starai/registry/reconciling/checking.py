@@ -116,7 +116,8 @@ class _Asked:
     def __init__(self, confirm: Confirm) -> None:
         self.confirm = confirm
         self.checked: Sequence[CheckedRecord] = ()
-        self.failure: Exception | None = None
+        # Until it is seen to hold: what was left out, whatever the reason, does not.
+        self.failure: Exception | None = InternalFault("a confirmation was not checked")
 
 
 #: Has a job done off the event loop, each in its turn; `Store.beside`.
@@ -139,6 +140,7 @@ class Checks:
 
         Raises:
             ConfigurationRefused, MalformedFrame, SealBroken: see `check_confirm`.
+            InternalFault: it could not be checked.
             StoreFailed: see `Store.beside`.
         """
         asked = _Asked(confirm)
@@ -167,6 +169,7 @@ class Checks:
                     if holds
                     else check_confirm(asked.confirm, self._network, self._block_ms)
                 )
+                asked.failure = None
             except Exception as error:  # noqa: BLE001 - raised again in whoever asked
                 asked.failure = error
 

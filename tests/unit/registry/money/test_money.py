@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.stateful import run_state_machine_as_test
 from tests.unit.ledger.books_machine import BooksMachine
 
-from starai.core.errors import BalanceTooLow, Conflict
+from starai.core.errors import BalanceTooLow, ConfigurationRefused, Conflict
 from starai.ledger import Deposited, HoldPlaced, HoldReleased, state
 from starai.ledger.accounts import FEE, MONEY_MAX, POOL, available, held, pending
 from starai.ledger.prices import PRICE_NANO_MAX
@@ -24,7 +24,7 @@ from starai.registry.money.books import (
     total_debits,
     verify_books,
 )
-from starai.registry.money.shelf import StoredShelf
+from starai.registry.money.shelf import StoredShelf, refuse_old_ids
 from starai.registry.storage.sqlite import SqliteSession, connect, migrate
 from starai.testing.money import CUSTOMER as INSURER, insure
 
@@ -413,3 +413,13 @@ def test_any_order_of_events_in_the_database() -> None:
     run_state_machine_as_test(
         StoredBooksMachine, settings=settings(max_examples=15, stateful_step_count=25)
     )
+
+
+def test_books_of_an_older_version_are_refused(connection: SqliteSession) -> None:
+    """Where transfers are named otherwise, what was paid would not be found and paid again."""
+    refuse_old_ids(connection)
+    deposit(connection, 100)
+    refuse_old_ids(connection)
+    connection.execute("UPDATE transfer SET id = randomblob(16)")
+    with pytest.raises(ConfigurationRefused, match="older StarAI"):
+        refuse_old_ids(connection)

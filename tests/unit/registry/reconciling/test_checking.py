@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
+from contextlib import closing
 
 import anyio
 import msgspec
 import pytest
 
-from starai.core.errors import SealBroken, StarAIError
+from starai.core.errors import InternalFault, SealBroken, StarAIError
 from starai.core.threads import WorkThread
 from starai.protocol.registry import Confirm, Side
 from starai.registry.reconciling.checking import (
@@ -128,3 +129,24 @@ async def test_a_forged_one_among_many_is_refused(checks: Checks) -> None:
     found = await _outcomes(checks, said)
     assert [number for number, one in enumerate(found) if one == SealBroken.code] == [7]
     assert [len(one) for one in found if isinstance(one, list)] == [1] * (len(said) - 1)
+
+
+async def test_a_second_process_that_cannot_start_costs_nothing_but_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A machine that has no room for one more process checks all confirmations in this one."""
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    thread, said = WorkThread(), _confirms(4 * TOGETHER_MIN)
+    with closing(thread), closing(Checks(NETWORK, BLOCK_MS, thread.run)) as checks:
+        assert await _outcomes(checks, said) == _expected(said)
+
+
+async def test_what_was_not_checked_does_not_hold() -> None:
+    """Were a confirmation ever passed over, it would be refused, not taken for one by its root."""
+
+    async def pass_over(_: object) -> None:
+        pass
+
+    with closing(Checks(NETWORK, BLOCK_MS, pass_over)) as checks:
+        with pytest.raises(InternalFault):
+            await checks.check(_confirms(2)[1])
