@@ -147,6 +147,5 @@ async def test_what_was_not_checked_does_not_hold() -> None:
     async def pass_over(_: object) -> None:
         pass
 
-    with closing(Checks(NETWORK, BLOCK_MS, pass_over)) as checks:
-        with pytest.raises(InternalFault):
-            await checks.check(_confirms(2)[1])
+    with closing(Checks(NETWORK, BLOCK_MS, pass_over)) as checks, pytest.raises(InternalFault):
+        await checks.check(_confirms(2)[1])
