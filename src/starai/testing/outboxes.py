@@ -24,8 +24,9 @@ class MemoryOutbox:
         Raises:
             Overloaded: it is full.
         """
+        number = self.keep(topic, item)
         await checkpoint()
-        return self.keep(topic, item)
+        return number
 
     def keep(self, topic: str, item: bytes) -> int:
         """Keep ``item`` under ``topic``.

@@ -137,8 +137,9 @@ class Outbox:
     async def append(self, topic: str, item: bytes, *, flushed: bool = True) -> int:
         """Keep ``item``; its id, once it is on disk, or at least written if not ``flushed``.
 
-        Cancelling the wait does not take the item back. Should the disk not take what was written,
-        this outbox's context ends with `StoreFailed`.
+        Cancelling the wait does not take the item back; what is not ``flushed`` is kept before
+        there is any. Should the disk not take what was written, this outbox's context ends with
+        `StoreFailed`.
 
         Raises:
             Overloaded: the outbox is full: its receiver has been away for too long.
@@ -146,7 +147,11 @@ class Outbox:
             StoreFailed: the disk did not take it, or has failed before.
         """
         self._check_room(item)
-        batch = await self._open_batch()
+        if flushed:
+            batch = await self._open_batch()
+        else:  # in it before anything waits: whoever is cancelled loses nothing
+            self._check_sound()
+            batch = self._batch
         id_ = self._add(batch, topic, item)
         await self._committed(batch, flushed=flushed)
         return id_

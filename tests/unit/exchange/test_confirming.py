@@ -127,6 +127,23 @@ async def test_a_record_is_confirmed_promptly(network: MemoryNetwork, tmp_path: 
         assert confirmer.state.confirmed == 1
 
 
+async def test_a_record_whose_maker_is_cut_off_is_confirmed_as_soon(
+    network: MemoryNetwork, tmp_path: Path
+) -> None:
+    """It was kept, so the registry hears of it, though no other record comes."""
+    async with (
+        running_registry(network, tmp_path / "r.db") as store,
+        running(make(network, MemoryOutbox(), flush_after_s=0.2)) as confirmer,
+    ):
+        await anyio.sleep(5)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await confirmer.record(record(1))
+        assert scope.cancelled_caught
+        await anyio.sleep(0.3)
+        assert (await totals(store))["waiting"] == 1
+
+
 async def test_a_block_shares_one_signature(network: MemoryNetwork) -> None:
     """With a long ``flush_after_s`` a node sends one part a block, soon after the block's end."""
     async with (

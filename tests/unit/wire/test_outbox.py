@@ -84,6 +84,18 @@ async def test_what_nobody_waits_for_is_kept_too(tmp_path: Path) -> None:
         assert [id_ for id_, _ in await outbox.pending("t", 10)] == [first, second, last]
 
 
+async def test_none_is_lost_because_who_said_it_was_cancelled(tmp_path: Path) -> None:
+    """What need not be flushed is kept before its wait, however full the next commit is."""
+    async with Outbox(tmp_path / "o.db") as outbox:
+        for _ in range(module._BATCH_MAX):
+            outbox.keep("t", b"others'")
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await outbox.append("t", b"mine", flushed=False)
+        assert scope.cancelled_caught
+        assert (await outbox.pending("t", 2 * module._BATCH_MAX))[-1][1] == b"mine"
+
+
 async def test_none_is_lost_because_the_disk_is_slow(tmp_path: Path) -> None:
     """More than one commit holds can come while the disk is at work: all of it is kept."""
     async with Outbox(tmp_path / "o.db") as outbox:

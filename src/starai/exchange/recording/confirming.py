@@ -150,8 +150,10 @@ class Confirmer:
             Overloaded: the outbox is full: the registry has been away for too long.
             StoreFailed: the disk failed.
         """
-        await self.outbox.append(self._topic, record.canonical() + note, flushed=False)
-        self._news.set()
+        try:
+            await self.outbox.append(self._topic, record.canonical() + note, flushed=False)
+        finally:
+            self._news.set()  # whoever is cancelled here has left it in the outbox all the same
 
     def record_soon(self, record: TaskRecord) -> None:
         """`record` without waiting: some milliseconds pass before a crash cannot lose it.
