@@ -9,6 +9,8 @@ import anyio
 import msgspec
 import pytest
 
+from starai.core.errors import Unavailable
+from starai.core.limits import ATTEMPTS_MAX
 from starai.exchange.base import AttemptFailed, FailureKind, Settled, task_record
 from starai.exchange.callee.serving import Refused, ServedTask, Serving
 from starai.exchange.caller import offering as offering_module
@@ -17,7 +19,7 @@ from starai.exchange.caller.carrying import Carrier
 from starai.exchange.caller.hedging import SAMPLES_MIN, Hedging
 from starai.exchange.caller.journey import Journey, attempts_within
 from starai.exchange.caller.offering import Offering
-from starai.exchange.caller.pacing import Paces
+from starai.exchange.caller.pacing import FIRST_UNKNOWN_S, Paces
 from starai.exchange.standing.ladder import Fault
 from starai.protocol import tokens
 from starai.protocol.frames import encode, peek
@@ -593,7 +595,52 @@ async def test_whoever_goes_on_is_asked_before_the_end_of_the_last_is_on_record(
 async def test_a_reader_that_leaves_while_nobody_is_free_leaves_a_record() -> None:
     """What was accepted before is owed, though nobody ever went on."""
     async with scene(fails_after(10)) as made:
-        made.busy.clear()
+
+        async def leave_nobody() -> None:
+            await anyio.sleep(0.1)
+            made.busy.add(made.targets[0].callee)
+
+        made.group.start_soon(leave_nobody)
         with anyio.move_on_after(2.0):
             await made.read()
-        assert await made.books_agree() >= 1
+        assert len(made.chosen) == 1
+        assert await made.books_agree() == 1
+
+
+@pytest.mark.timeout(20)  # or it would look for ever: time stands still meanwhile
+async def test_the_last_try_is_waited_for_without_looking_all_the_time() -> None:
+    """After five failures slow may be all that there is: its stall is one, and nobody gives up."""
+
+    async def fails(task: ServedTask) -> None:
+        raise Refused(RefusalCode.ENGINE_FAILED)
+
+    async def thinks(task: ServedTask) -> None:
+        await anyio.sleep(FIRST_UNKNOWN_S + 5)
+        await answer_all(task)
+
+    async with scene(*(fails,) * (ATTEMPTS_MAX - 1), thinks) as made:
+        assert await made.read() == WHOLE
+        assert made.kinds == [FailureKind.REFUSED] * (ATTEMPTS_MAX - 1) + [None]
+
+
+async def test_a_second_callee_is_not_asked_under_a_number_of_the_next_distributor() -> None:
+    """The numbers of attempts are a gateway's to give out: beyond its own there are others'."""
+    numbers: list[int] = []
+
+    async def is_mute(task: ServedTask) -> None:
+        numbers.append(task.header.attempt)
+        if len(numbers) == 1:
+            raise Refused(RefusalCode.UNKNOWN_SESSION)  # it is asked again
+        await anyio.sleep(1000)
+
+    async def gives_one(task: ServedTask) -> None:
+        numbers.append(task.header.attempt)
+        position = tokens.count(task.generation.accepted)
+        await send_from(task, position, position + 1)
+        raise Refused(RefusalCode.ENGINE_FAILED)
+
+    async with scene(is_mute, gives_one, gives_one) as made:
+        with pytest.raises(Unavailable):
+            await made.read_beside(0, attempt=1)
+        assert sorted(numbers) == list(range(attempts_within(1), attempts_within(2)))
+        assert made.in_use == []

@@ -106,8 +106,10 @@ class Attempt:
             return None
         if self.stream.draining:
             return Due.RELIEVED
-        if self._pace is not None and now_s >= self._pace.due_s and not patient:
-            return Due.STALLED
+        if self._pace is not None and now_s >= self._pace.due_s:
+            if not patient:
+                return Due.STALLED
+            self.look_later(now_s)  # or it would be due again at once
         return None
 
     def quiet_s(self, kind: FailureKind, now_s: float) -> float:

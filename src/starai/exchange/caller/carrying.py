@@ -229,7 +229,7 @@ class Carried:
     async def _hedge(self, now_s: float) -> None:
         """Ask a second callee for the next token, if there is a place to spare."""
         hedging, self._hedge_s = self._by.hedging, None
-        if hedging is None or len(self._attempts) != 1:
+        if hedging is None or len(self._attempts) != 1 or self._number >= ATTEMPT_NUMBERS:
             return
         first = self._attempts[0]
         if self._is_urgent:  # it has one for itself, when its callee serves nobody
@@ -305,7 +305,8 @@ class Carried:
     async def _settle(self) -> None:
         """Put on record what has ended, and close it.
 
-        Also when the reader is cancelled meanwhile: the callee will put it on record too.
+        Also when the reader is cancelled meanwhile: the callee will put it on record too. The
+        shield is none against a `Cut`: whoever keeps the record has it before it first waits.
         """
         by = self._by
         while self._ended:
