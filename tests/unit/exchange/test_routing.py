@@ -727,3 +727,19 @@ async def test_a_last_resort_is_asked_at_once_only_for_what_is_urgent() -> None:
         found = made.routing.choose_now(journey(), [first.callee], even_resting=True)
         assert found is not None
         assert found.callee == silent.party
+
+
+async def test_a_last_resort_that_is_full_is_waited_for() -> None:
+    """Its model is served, if not well: nobody is told otherwise while it may get a place there."""
+    async with scene() as made:
+        node = await made.add()
+        node.scope.cancel()
+        made.routing.ended(await made.choose(), journey(), AttemptFailed(FailureKind.SILENT))
+        held = await made.choose(accepted=tokens.pack([1]))
+
+        async def free() -> None:
+            await anyio.sleep(1.0)
+            made.routing.ended(held, journey(), None)
+
+        made.tasks.start_soon(free)
+        assert (await made.choose(node, accepted=tokens.pack([1]))).callee == node.party

@@ -32,7 +32,7 @@ from starai.exchange.routes.roster import Roster
 from starai.exchange.standing.ladder import Fault, Ladder, Rung
 from starai.exchange.standing.presence import Presence
 from starai.matching import Demand, FairQueue, PrefixIndex, Ticket, block_hashes
-from starai.matching.filtering import Reason, reasons
+from starai.matching.filtering import Reason, closed, reasons
 from starai.matching.queueing import cost
 from starai.protocol import tokens
 from starai.protocol.identity import PartyId
@@ -300,7 +300,11 @@ class Routing:
         """Who has waited too long is told why."""
         pool = self.roster.pool(task.journey.model_root)
         waited_s = self._clock.monotonic_s() - task.since_s
-        is_served = pool is not None and pool.num_sound + pool.num_resting > 0
+        is_served = pool is not None and (
+            pool.num_sound + pool.num_resting > 0
+            # Those that rest and are full are neither.
+            or any(closed(one) is Reason.RESTING for one in pool)
+        )
         if not is_served and self._role is Role.NODE and (task.failed or waited_s >= NOBODY_S):
             raise ModelNotFound("no node here serves that model")
         if not is_served and waited_s >= WAIT_FOR_NODE_S:
