@@ -65,9 +65,10 @@ def refuse_old_ids(connection: Connection) -> None:
     """Look at the oldest transfer: are ids made as they are now? What was paid must be found again.
 
     Raises:
-        ConfigurationRefused: they are made otherwise, as before November 2026.
+        ConfigurationRefused: they are made otherwise, as before 21 November 2026.
     """
-    for first, event_id in rows(connection, "SELECT id, event_id FROM transfer WHERE seq = 1"):
+    sql = "SELECT id, event_id FROM transfer ORDER BY seq LIMIT 1"
+    for first, event_id in rows(connection, sql):
         if first != transfer_id(event_id, 0):
             raise ConfigurationRefused(
                 "the registry's books were begun by an older StarAI, which named transfers"

@@ -420,6 +420,7 @@ def test_books_of_an_older_version_are_refused(connection: SqliteSession) -> Non
     refuse_old_ids(connection)
     deposit(connection, 100)
     refuse_old_ids(connection)
-    connection.execute("UPDATE transfer SET id = randomblob(16)")
+    # A numbering may begin elsewhere: PostgreSQL skips the numbers of what was undone.
+    connection.execute("UPDATE transfer SET id = randomblob(16), seq = seq + 7")
     with pytest.raises(ConfigurationRefused, match="older StarAI"):
         refuse_old_ids(connection)
