@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import anyio
+
 from starai.core.clock import Clock
 from starai.core.errors import Conflict, PartyRefused
 from starai.protocol.identity import PartyId
@@ -18,6 +20,10 @@ from starai.registry.reconciling.tasks import apply
 from starai.registry.reconciling.words import Outcome, Said
 from starai.registry.storage import Store
 
+#: Confirmations of more bytes than this (some sixty records) take turns: a parsed record holds six
+#: times its bytes, and a thousand full ones would hold gigabytes.
+LARGE_BYTES: Final = 16_384
+LARGE_MAX: Final = 64
 _ROLE_OF: Final = {Side.NODE: Role.NODE, Side.DISTRIBUTOR: Role.DISTRIBUTOR}
 
 
@@ -32,6 +38,7 @@ class Confirmations:
         self._parties = parties
         self._clock = clock
         self._checks = Checks(network, block_ms, store.beside)
+        self._large = anyio.Semaphore(LARGE_MAX)
 
     async def handle(self, sender: PartyId, confirm: Confirm) -> tuple[Acknowledged, Outcome]:
         """Check, keep and match one confirmation of ``sender``.
@@ -49,6 +56,12 @@ class Confirmations:
         if confirm.signer != sender:
             raise PartyRefused("a confirmation is sent by its signer")
         self._parties.require(sender, _ROLE_OF[confirm.side])
+        if len(confirm.records) <= LARGE_BYTES:
+            return await self._keep(confirm)
+        async with self._large:
+            return await self._keep(confirm)
+
+    async def _keep(self, confirm: Confirm) -> tuple[Acknowledged, Outcome]:
         checked = await self._checks.check(confirm)
         unknown = bool(checked) and not self._is_known(confirm)
         said = Said(confirm, checked, self._clock.now_ms(), unknown)

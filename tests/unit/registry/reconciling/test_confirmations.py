@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
 from hypothesis import given, strategies as st
@@ -22,16 +23,18 @@ from starai.core.limits import ATTEMPT_RECORDS_MAX, CONFIRM_RECORDS_MAX
 from starai.ledger.accounts import available, pending
 from starai.ledger.reconciling import Standing
 from starai.protocol.frames import decode, encode
+from starai.protocol.records import RECORD_BYTES
 from starai.protocol.registry import RECORDS_WANTED, Acknowledged, Confirm, Side
 from starai.protocol.subjects import Role
 from starai.registry.integrity import check_integrity
 from starai.registry.money.books import verify_books
 from starai.registry.parties import Parties
+from starai.registry.reconciling import confirmations as module
 from starai.registry.reconciling.checking import check_confirm
-from starai.registry.reconciling.confirmations import Confirmations
+from starai.registry.reconciling.confirmations import LARGE_BYTES, Confirmations
 from starai.registry.reconciling.disputes import LAST_HEARD
 from starai.registry.reconciling.tasks import apply
-from starai.registry.reconciling.words import Outcome, Said
+from starai.registry.reconciling.words import CheckedRecord, Outcome, Said
 from starai.registry.storage import Connection, Store, open_store
 from starai.registry.storage.sqlite import connect, migrate
 from starai.testing.money import (
@@ -72,6 +75,48 @@ async def store(database: Path | str):
 @pytest.fixture
 def confirmations(store: Store) -> Confirmations:
     return Confirmations(store, Parties(store, FIXED), NETWORK, BLOCK_MS, SystemClock())
+
+
+@pytest.mark.anyio
+async def test_few_large_ones_are_in_work_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crowd of large ones takes turns, small ones pass, and who leaves gives its turn back."""
+    monkeypatch.setattr(module, "LARGE_MAX", 1)
+    large = 1 + LARGE_BYTES // RECORD_BYTES
+    lots = [
+        confirm(Side.DISTRIBUTOR, [record(lot * 1000 + n) for n in range(1, large + 1)])
+        for lot in range(4)
+    ]
+    async with open_store(tmp_path / "registry.db") as store:
+        heard = Confirmations(store, Parties(store, FIXED), NETWORK, BLOCK_MS, SystemClock())
+        begun: list[int] = []
+        check = heard._checks.check
+
+        async def checking(said: Confirm) -> Sequence[CheckedRecord]:
+            begun.append(said.count)
+            assert heard._large.value == 0 or said.count == 1
+            return await check(said)
+
+        monkeypatch.setattr(heard._checks, "check", checking)
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+                for said in lots[:3]:
+                    tasks.start_soon(heard.handle, said.signer, said)
+                while not begun:
+                    await anyio.lowlevel.checkpoint()
+                assert len(begun) == 1
+                tasks.cancel_scope.cancel()
+            begun.clear()
+            async with anyio.create_task_group() as tasks:
+                for said in (*lots, confirm(Side.DISTRIBUTOR, [record(9_999)])):
+                    tasks.start_soon(heard.handle, said.signer, said)
+                while len(begun) < 2:
+                    await anyio.lowlevel.checkpoint()
+                assert sorted(begun) == [1, large]
+        assert sorted(begun) == [1, *[large] * 4]
+        assert heard._large.value == 1
+        heard.close()
 
 
 def _states(connection: Connection) -> dict[tuple[int, int, int], str]:
